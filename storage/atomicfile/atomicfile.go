@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package atomicfile is the one way diskhook writes and deletes files whose
+// content is a promise: receipts, status files, the XML handed back to VDSM.
+//
+// A reader sees the old content or the new, never a part. When Write returns
+// nil the new content and its name have reached the disk: the file is flushed
+// before the rename and its directory after it. On failure the old file is as
+// it was.
+package atomicfile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/google/renameio/v2"
+)
+
+// Write replaces path by data with the given mode (the umask is not applied).
+// The directory must exist; see MkdirAll.
+func Write(path string, data []byte, mode os.FileMode) error {
+	if err := renameio.WriteFile(path, data, mode, renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path))); err != nil {
+		return fmt.Errorf("%s: write: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// WriteJSON writes v as one indented JSON document with a final newline.
+func WriteJSON(path string, v any, mode os.FileMode) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("%s: encode: %w", path, err)
+	}
+	return Write(path, append(data, '\n'), mode)
+}
+
+// WriteVolatile is Write without the flushes, for files on tmpfs that nobody
+// needs after a reboot (progress, job files).
+func WriteVolatile(path string, data []byte, mode os.FileMode) error {
+	tmp, err := renameio.TempFile(filepath.Dir(path), path)
+	if err != nil {
+		return fmt.Errorf("%s: write: %w", path, err)
+	}
+	defer func() { _ = tmp.Cleanup() }()
+	if err := errors.Join(tmp.Chmod(mode), writeAll(tmp.File, data)); err != nil {
+		return fmt.Errorf("%s: write: %w", path, err)
+	}
+	if err := errors.Join(tmp.Close(), os.Rename(tmp.Name(), path)); err != nil {
+		return fmt.Errorf("%s: write: %w", path, err)
+	}
+	return nil
+}
+
+func writeAll(f *os.File, data []byte) error {
+	_, err := f.Write(data)
+	return err
+}
+
+// Remove deletes path durably. A file that is not there is no error.
+func Remove(path string) error {
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("%s: remove: %w", path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// MkdirAll makes dir and its parents with the given mode, durably, and gives
+// dir itself that mode whatever the umask is. A dir that exists is left alone.
+func MkdirAll(dir string, mode os.FileMode) error {
+	if st, err := os.Stat(dir); err == nil {
+		if !st.IsDir() {
+			return fmt.Errorf("%s: not a directory", dir)
+		}
+		return nil
+	}
+	if err := MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := os.Chmod(dir, mode); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+// Sync flushes the entries of directory dir, after a rename or link in it.
+func Sync(dir string) error { return syncDir(dir) }
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("%s: open to flush: %w", dir, err)
+	}
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("%s: flush: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+)
+
+func TestErrorCarriesArgvCodeAndStderr(t *testing.T) {
+	_, err := command.System{}.Run(t.Context(), command.Cmd{Name: "sh", Args: []string{"-c", "echo one; echo two >&2; exit 5"}})
+	var failed *command.Error
+	if !errors.As(err, &failed) {
+		t.Fatalf("got %v", err)
+	}
+	if failed.Code != 5 || failed.Stderr != "two" || failed.Argv[2] != "echo one; echo two >&2; exit 5" {
+		t.Errorf("got %+v", failed)
+	}
+	if want := "sh -c exited 5: two"; err.Error() != want {
+		t.Errorf("text %q, want %q", err, want)
+	}
+}
+
+func TestEnvironmentIsScrubbed(t *testing.T) {
+	t.Setenv("LD_PRELOAD", "/nonexistent/evil.so")
+	t.Setenv("LVM_SYSTEM_DIR", "/nonexistent")
+	res, err := command.System{}.Run(t.Context(), command.Cmd{Name: "env", Env: []string{"A=b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "LC_ALL=C\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nLVM_SUPPRESS_FD_WARNINGS=1\nA=b\n"
+	if string(res.Stdout) != want {
+		t.Errorf("environment %q, want %q", res.Stdout, want)
+	}
+}
+
+func TestTimeoutKillsTheWholeGroup(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	began := time.Now()
+	_, err := command.System{}.Run(t.Context(), command.Cmd{
+		Name: "sh", Args: []string{"-c", "(sleep 1.5; touch " + mark + ") & sleep 30"}, Timeout: 100 * time.Millisecond,
+	})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("took %v", took)
+	}
+	time.Sleep(2 * time.Second)
+	if _, err := os.Stat(mark); err == nil {
+		t.Error("a grandchild lived on and wrote")
+	}
+}
+
+func TestMissingProgramIsAPrecondition(t *testing.T) {
+	_, err := command.System{}.Run(t.Context(), command.Cmd{Name: "no-such-program"})
+	if !errors.Is(err, failure.Precondition) || failure.HintOf(err) == "" {
+		t.Errorf("got %v, hint %q", err, failure.HintOf(err))
+	}
+}
+
+func TestLimitsReachTheProgram(t *testing.T) {
+	res, err := command.System{}.Run(t.Context(), command.Cmd{
+		Name: "sh", Args: []string{"-c", "ulimit -v; ulimit -t"},
+		Limits: command.Limits{AddressSpace: 1 << 30, CPU: 30 * time.Second},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(res.Stdout), "1048576\n30\n"; got != want {
+		t.Errorf("limits %q, want %q", got, want)
+	}
+}
+
+// A lock handed to a child lives as long as the child, whoever started it.
+func TestInheritedLockOutlivesTheParent(t *testing.T) {
+	dir := t.TempDir()
+	held, err := lock.Try(dir, "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := command.System{}.Run(context.Background(), command.Cmd{Name: "sleep", Args: []string{"1"}, Files: []*os.File{held.File()}})
+		done <- err
+	}()
+	time.Sleep(300 * time.Millisecond)
+	held.Release()
+	if is, err := lock.Held(dir, "disk"); err != nil || !is {
+		t.Errorf("held = %v, %v while the child runs", is, err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if is, err := lock.Held(dir, "disk"); err != nil || is {
+		t.Errorf("held = %v, %v after the child ended", is, err)
+	}
+}
+
+func TestQuote(t *testing.T) {
+	got := command.Quote([]string{"lvm", "lvs", "-o", "lv_name", `a'b`, "", "x y"})
+	if want := `lvm lvs -o lv_name 'a'\''b' '' 'x y'`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestDetachReturnsAtOnceAndSharesNoPipe(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	began := time.Now()
+	// The child holds no pipe of ours; System.Run on a shell that detaches would hang otherwise.
+	if err := command.Detach(t.Context(), command.System{}, command.Detached{
+		Unit: "diskhook-test-" + filepath.Base(t.TempDir()), Argv: []string{"/bin/sh", "-c", "sleep 0.5; echo done >" + mark},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > 400*time.Millisecond {
+		t.Errorf("took %v", took)
+	}
+	for range 100 {
+		if b, _ := os.ReadFile(mark); strings.TrimSpace(string(b)) == "done" {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("the detached process never ran")
+}

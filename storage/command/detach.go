@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+)
+
+// Detached describes a process that outlives its starter: a copy that goes on
+// while the hook that asked for it has long vetoed.
+type Detached struct {
+	// Unit is the transient systemd unit's name without suffix; it doubles as
+	// a guard, since systemd refuses a second unit of the same name.
+	Unit        string
+	Description string
+	Argv        []string // absolute program first
+	// Properties are systemd unit properties, "IOWeight=50".
+	Properties []string
+	// Log receives stdout and stderr where no systemd journals them; "" drops them.
+	Log string
+}
+
+// Detach starts d under systemd-run where systemd runs and we are root, else
+// in a session of its own with closed stdio. It does not wait. The new
+// process shares no descriptor with us: libvirt and VDSM read a hook's pipes
+// to their end and would wait for it.
+func Detach(ctx context.Context, run Runner, d Detached) error {
+	if _, err := os.Stat("/run/systemd/system"); err == nil && os.Geteuid() == 0 && testDirs() == nil {
+		args := []string{"--quiet", "--collect", "--no-block", "--unit=" + d.Unit, "--description=" + d.Description}
+		for _, p := range d.Properties {
+			args = append(args, "--property="+p)
+		}
+		for _, kv := range testEnv() {
+			args = append(args, "--setenv="+kv)
+		}
+		_, err := run.Run(ctx, Cmd{Name: "systemd-run", Args: append(append(args, "--"), d.Argv...)})
+		return err
+	}
+	return detachSession(d)
+}
+
+func detachSession(d Detached) error {
+	proc := exec.Command(d.Argv[0], d.Argv[1:]...)
+	proc.Env = append(baseEnv(), testEnv()...)
+	proc.Dir = "/"
+	proc.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if d.Log != "" {
+		log, err := os.OpenFile(d.Log, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		if err != nil {
+			return fmt.Errorf("%s: log: %w", d.Unit, err)
+		}
+		defer log.Close()
+		proc.Stdout, proc.Stderr = log, log
+	}
+	if err := proc.Start(); err != nil {
+		return fmt.Errorf("%s: start: %w", d.Unit, err)
+	}
+	// Reaped if it ends before we do, so that a long-lived starter keeps no zombie.
+	go func() { _ = proc.Wait() }()
+	return nil
+}

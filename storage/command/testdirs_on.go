@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package command
+
+import (
+	"os"
+	"strings"
+)
+
+// testDirs lets a test put programs that pose as lvm or qemu-img first.
+func testDirs() []string {
+	if dirs := os.Getenv("DISKHOOK_TOOLS"); dirs != "" {
+		return strings.Split(dirs, ":")
+	}
+	return nil
+}
+
+// testEnv is what such programs need to see of the test's environment.
+func testEnv() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		if strings.HasPrefix(kv, "DISKHOOK_") || strings.HasPrefix(kv, "WORK=") || strings.HasPrefix(kv, "LVM_SYSTEM_DIR=") {
+			env = append(env, kv)
+		}
+	}
+	return env
+}

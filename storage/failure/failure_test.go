@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package failure_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"testing"
+
+	"diskhook/storage/failure"
+)
+
+func TestKindSurvivesWrapping(t *testing.T) {
+	inner := failure.New(failure.NoSpace, "vg ovirt-local: %w", fs.ErrInvalid)
+	err := fmt.Errorf("disk vda: %w", failure.Hint(inner, "extend the volume group"))
+	for _, target := range []error{failure.NoSpace, fs.ErrInvalid} {
+		if !errors.Is(err, target) {
+			t.Errorf("errors.Is(%v, %v) = false", err, target)
+		}
+	}
+	if errors.Is(err, failure.NotFound) {
+		t.Error("the error is of a kind nobody gave it")
+	}
+	if got := failure.KindOf(err); got != failure.NoSpace {
+		t.Errorf("KindOf = %v", got)
+	}
+	if got, want := err.Error(), "disk vda: vg ovirt-local: invalid argument"; got != want {
+		t.Errorf("text %q, want %q", got, want)
+	}
+}
+
+func TestLine(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want string
+	}{
+		"plain":            {errors.New("lv a/b: gone"), "lv a/b: gone"},
+		"hint":             {failure.Hint(errors.New("lv a/b: gone"), "run x"), "lv a/b: gone; run x"},
+		"outer hint wins":  {failure.Hint(failure.Hint(errors.New("e"), "inner"), "outer"), "e; outer"},
+		"forged line":      {errors.New("domain a\ndiskhook: all is well: gone"), "domain a diskhook: all is well: gone"},
+		"terminal escapes": {errors.New("domain \x1b[2Jx\r: gone"), "domain [2Jx : gone"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := failure.Line(tc.err); got != tc.want {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestNilStaysNil(t *testing.T) {
+	if failure.Wrap(failure.NoSpace, nil) != nil || failure.Hint(nil, "x") != nil {
+		t.Error("nil became an error")
+	}
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package xmlrewrite
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+type tokenKind uint8
+
+const (
+	startToken tokenKind = iota
+	endToken
+	textToken
+	cdataToken
+	commentToken
+	instToken
+)
+
+// token is one piece of markup with its place: src[start:end] is exactly how
+// it was written. An empty element <x/> gives a start token and an end token
+// of no width.
+type token struct {
+	kind       tokenKind
+	start, end int
+	depth      int        // open elements around this one
+	name       xml.Name   // elements: prefix and local name as written; instructions: target in Local
+	uri        string     // elements: namespace, "" for none, unbound for an undeclared prefix
+	attrs      []xml.Attr // start tokens; names as written, values as libxml2 reads them
+	data       []byte     // other tokens; valid until the next token
+	scope      []binding  // start tokens: namespaces around the element; valid until the next token
+}
+
+// binding gives a prefix ("" is the default namespace) its namespace.
+type binding struct{ prefix, uri string }
+
+// unbound stands for the namespace of a prefix that nobody declared. libvirt
+// warns of those and goes on, and so do we; it equals no real namespace.
+const unbound = "?"
+
+// context is what a fragment inherits from the document around it.
+type context struct {
+	depth int
+	scope []binding
+}
+
+// tokens reads src strictly: whatever libxml2 would refuse ends the sequence
+// with an error, and so does what only an attacker writes (see the sentinels).
+// encoding/xml does the reading; this adds the rules that it leaves out.
+func tokens(src []byte, in context) iter.Seq2[token, error] {
+	return func(yield func(token, error) bool) {
+		s := scanner{src: src, depth: in.depth, scope: append([]binding(nil), in.scope...)}
+		if err := s.checkCharacters(); err != nil {
+			yield(token{}, err)
+			return
+		}
+		dec := xml.NewDecoder(bytes.NewReader(src))
+		dec.CharsetReader = func(string, io.Reader) (io.Reader, error) { return nil, errEncoding }
+		for {
+			start := int(dec.InputOffset())
+			raw, err := dec.RawToken()
+			if err == io.EOF {
+				if err := s.checkEnd(); err != nil {
+					yield(token{}, err)
+				}
+				return
+			}
+			var tok token
+			if err == nil {
+				tok, err = s.token(raw, start, int(dec.InputOffset()))
+			} else {
+				err = s.syntax(int(dec.InputOffset()), err)
+			}
+			if !yield(tok, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+type scanner struct {
+	src   []byte
+	depth int
+	open  []openElement // the elements around the current position, outermost first
+	scope []binding
+	ended bool // the root element was closed
+}
+
+type openElement struct {
+	name     xml.Name
+	uri      string
+	bindings int // length of scope outside the element
+}
+
+func (s *scanner) token(raw xml.Token, start, end int) (token, error) {
+	tok := token{start: start, end: end, depth: s.depth}
+	written := s.src[start:end]
+	switch raw := raw.(type) {
+	case xml.StartElement:
+		tok.kind, tok.name, tok.attrs = startToken, raw.Name, raw.Attr
+		return tok, s.startElement(&tok, written)
+	case xml.EndElement:
+		tok.kind, tok.name = endToken, raw.Name
+		return tok, s.endElement(&tok)
+	case xml.CharData:
+		tok.kind, tok.data = textToken, raw
+		if bytes.HasPrefix(written, []byte("<![CDATA[")) {
+			tok.kind = cdataToken
+		} else if hasSurrogateReference(written) {
+			return tok, s.errorf(ErrMalformed, start, "a character reference names no character")
+		}
+		if len(s.open) == 0 && len(bytes.Trim(written, " \t\r\n")) > 0 {
+			return tok, s.errorf(ErrMalformed, start, "text outside the root element")
+		}
+	case xml.Comment:
+		tok.kind, tok.data = commentToken, raw
+	case xml.ProcInst:
+		tok.kind, tok.name.Local, tok.data = instToken, raw.Target, raw.Inst
+		if strings.EqualFold(raw.Target, "xml") {
+			return tok, s.checkDeclaration(start, written)
+		}
+	case xml.Directive:
+		return tok, s.errorf(ErrDTD, start, "")
+	}
+	return tok, nil
+}
+
+func (s *scanner) startElement(tok *token, written []byte) error {
+	if s.ended {
+		return s.errorf(ErrMalformed, tok.start, "a second root element")
+	}
+	if s.depth >= MaxDepth {
+		return s.errorf(ErrTooDeep, tok.start, fmt.Sprintf("more than %d levels", MaxDepth))
+	}
+	i := 0
+	for at := range attrSpans(written) {
+		if at.lead == at.name {
+			return s.errorf(ErrMalformed, tok.start, "no white space between attributes")
+		}
+		value := written[at.value:at.end]
+		if hasSurrogateReference(value) {
+			return s.errorf(ErrMalformed, tok.start, "a character reference names no character")
+		}
+		if bytes.ContainsAny(value, "\t\r\n") {
+			tok.attrs[i].Value = normalizeAttr(written[at.value-1 : at.end+1])
+		}
+		i++
+	}
+	outer := len(s.scope)
+	for _, a := range tok.attrs {
+		switch {
+		case a.Name.Space == "xmlns":
+			s.scope = append(s.scope, binding{a.Name.Local, a.Value})
+		case a.Name.Space == "" && a.Name.Local == "xmlns":
+			s.scope = append(s.scope, binding{"", a.Value})
+		}
+	}
+	if len(s.scope) > maxNamespaces {
+		return s.errorf(ErrMalformed, tok.start, fmt.Sprintf("more than %d namespaces in scope", maxNamespaces))
+	}
+	if name, twice := s.duplicate(tok.attrs); twice {
+		return s.errorf(ErrDuplicateAttribute, tok.start, clip(name))
+	}
+	tok.uri, tok.scope = s.resolve(tok.name.Space), s.scope[:outer]
+	s.open = append(s.open, openElement{tok.name, tok.uri, outer})
+	s.depth++
+	return nil
+}
+
+func (s *scanner) endElement(tok *token) error {
+	if len(s.open) == 0 {
+		return s.errorf(ErrMalformed, tok.start, "an end tag without its start tag: "+clip(tok.name.Local))
+	}
+	last := s.open[len(s.open)-1]
+	if last.name != tok.name {
+		return s.errorf(ErrMalformed, tok.start, fmt.Sprintf("element %s closed by %s", clip(last.name.Local), clip(tok.name.Local)))
+	}
+	s.open = s.open[:len(s.open)-1]
+	s.scope = s.scope[:last.bindings]
+	s.depth--
+	tok.uri, tok.depth = last.uri, s.depth
+	s.ended = len(s.open) == 0
+	return nil
+}
+
+// resolve finds the namespace of a prefix; the innermost declaration wins.
+func (s *scanner) resolve(prefix string) string {
+	for i := len(s.scope) - 1; i >= 0; i-- {
+		if s.scope[i].prefix == prefix {
+			if s.scope[i].uri == "" && prefix != "" {
+				return unbound
+			}
+			return s.scope[i].uri
+		}
+	}
+	switch prefix {
+	case "":
+		return ""
+	case "xml":
+		return "http://www.w3.org/XML/1998/namespace"
+	}
+	return unbound
+}
+
+// duplicate finds an attribute that is given twice: the same local name in the
+// same namespace, however the prefixes are spelled.
+func (s *scanner) duplicate(attrs []xml.Attr) (string, bool) {
+	if len(attrs) <= 8 { // nearly always, and then a map costs more than it saves
+		for i, a := range attrs {
+			for _, b := range attrs[:i] {
+				if a.Name.Local == b.Name.Local && s.expand(a.Name) == s.expand(b.Name) {
+					return a.Name.Local, true
+				}
+			}
+		}
+		return "", false
+	}
+	seen := make(map[xml.Name]bool, len(attrs))
+	for _, a := range attrs {
+		name := s.expand(a.Name)
+		if seen[name] {
+			return a.Name.Local, true
+		}
+		seen[name] = true
+	}
+	return "", false
+}
+
+// expand replaces the prefix of an attribute's name by its namespace. The
+// space keeps namespaces apart from prefixes that stay because nobody declared
+// them. An attribute without a prefix is in no namespace.
+func (s *scanner) expand(name xml.Name) xml.Name {
+	if name.Space != "" && name.Space != "xmlns" {
+		if uri := s.resolve(name.Space); uri != unbound {
+			name.Space = " " + uri
+		}
+	}
+	return name
+}
+
+func (s *scanner) checkEnd() error {
+	switch {
+	case len(s.open) > 0:
+		return s.errorf(ErrMalformed, len(s.src), "the text ends inside element "+clip(s.open[len(s.open)-1].name.Local))
+	case !s.ended:
+		return s.errorf(ErrMalformed, len(s.src), "no element")
+	}
+	return nil
+}
+
+// checkCharacters refuses what is not UTF-8 and the characters that XML 1.0
+// forbids everywhere, comments included.
+func (s *scanner) checkCharacters() error {
+	for i := 0; i < len(s.src); {
+		c := s.src[i]
+		if c < utf8.RuneSelf {
+			if c < ' ' && c != '\t' && c != '\n' && c != '\r' {
+				return s.errorf(ErrMalformed, i, fmt.Sprintf("character U+%04X is not allowed", c))
+			}
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRune(s.src[i:])
+		if r == utf8.RuneError && n == 1 {
+			return s.errorf(ErrMalformed, i, "not UTF-8")
+		}
+		if r == 0xFFFE || r == 0xFFFF {
+			return s.errorf(ErrMalformed, i, fmt.Sprintf("character U+%04X is not allowed", r))
+		}
+		i += n
+	}
+	return nil
+}
+
+// checkDeclaration accepts <?xml version="1.0" encoding="UTF-8" standalone="…"?>
+// at the very start, the last two optional, in this order (XML 1.0, 2.8).
+func (s *scanner) checkDeclaration(start int, written []byte) error {
+	bad := s.errorf(ErrMalformed, start, "bad XML declaration")
+	if start != 0 {
+		return s.errorf(ErrMalformed, start, "an XML declaration inside the document")
+	}
+	order, rest := []string{"version", "encoding", "standalone"}, written
+	for at := range attrSpans(written) {
+		i := slices.Index(order, strings.TrimRight(string(written[at.name:at.equals]), blank))
+		if i < 0 || at.lead == at.name || i > 0 && order[0] == "version" {
+			return bad
+		}
+		value := string(written[at.value:at.end])
+		switch order[i] {
+		case "version":
+			if value != "1.0" {
+				return bad
+			}
+		case "encoding":
+			if !strings.EqualFold(value, "UTF-8") {
+				return s.errorf(ErrMalformed, start, errEncoding.Error())
+			}
+		case "standalone":
+			if value != "yes" && value != "no" {
+				return bad
+			}
+		}
+		order, rest = order[i+1:], written[at.end+1:]
+	}
+	if len(order) == 3 || string(bytes.TrimLeft(rest, blank)) != "?>" {
+		return bad
+	}
+	return nil
+}
+
+var errEncoding = errors.New("declared encoding is not UTF-8")
+
+func (s *scanner) syntax(offset int, err error) error {
+	var syntax *xml.SyntaxError
+	switch {
+	case errors.Is(err, errEncoding):
+		return s.errorf(ErrMalformed, offset, errEncoding.Error())
+	case errors.As(err, &syntax):
+		return s.errorf(ErrMalformed, offset, clip(syntax.Msg))
+	}
+	return s.errorf(ErrMalformed, offset, clip(err.Error()))
+}
+
+func (s *scanner) errorf(kind error, offset int, detail string) error {
+	line := 1 + bytes.Count(s.src[:min(offset, len(s.src))], []byte("\n"))
+	if detail == "" {
+		return fmt.Errorf("%w: line %d", kind, line)
+	}
+	return fmt.Errorf("%w: line %d: %s", kind, line, detail)
+}
+
+// clip keeps what a stranger wrote from filling or breaking the line.
+func clip(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == 0x85 || r == 0x2028 || r == 0x2029 {
+			return ' '
+		}
+		return r
+	}, s)
+	if r := []rune(s[:min(len(s), 400)]); len(r) > 80 {
+		return string(r[:80]) + "…"
+	}
+	return s
+}

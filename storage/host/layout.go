@@ -50,9 +50,6 @@ func (l Layout) Status() string { return l.at("/run/diskhook/status") }
 // Locks holds the lock files.
 func (l Layout) Locks() string { return l.at("/run/diskhook/lock") }
 
-// Dev is where LVM puts device nodes.
-func (l Layout) Dev() string { return "/dev" }
-
 // MachineID is this machine's id (machine-id(5)), which receipts and metadata
 // carry so that a definition moved to another host is noticed.
 func (l Layout) MachineID() (string, error) {

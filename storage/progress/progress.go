@@ -64,7 +64,7 @@ func (s Status) Percent() int {
 	if s.Total <= 0 {
 		return 0
 	}
-	return int(min(100, s.Done/(max(1, s.Total/100))))
+	return int(min(100, 100*float64(s.Done)/float64(s.Total)))
 }
 
 // Read returns the status at path. fs.ErrNotExist: there is none.

@@ -18,7 +18,8 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 FUZZTIME    ?= 30s
 
 # libvirt_dlopen finds libvirt at run time: no headers to build with, no .so to start with.
-TAGS        := libvirt_dlopen
+TAGS        ?= libvirt_dlopen
+out         ?= bin
 programs    := $(libexecdir)/diskhook
 LDFLAGS      = -s -w -X main.version=$(VERSION)
 BUILD        = $(GO) build -trimpath -buildvcs=false
@@ -46,15 +47,15 @@ demo: ## a disk copied, reused and recovered, on this machine and without a trac
 	@contrib/demo/demo
 
 .PHONY: build
-build: bin/diskhook bin/qemu-hook bin/diskhook-helper bin/diskhook-domain ## the four programs, in bin/
+build: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-domain) ## the four programs, in bin/
 
 # `go build` knows best what is up to date.
-.PHONY: bin/diskhook bin/qemu-hook bin/diskhook-helper bin/diskhook-domain
-bin/diskhook: LDFLAGS += -X main.domainProgram=$(programs)/diskhook-domain -X main.helperProgram=$(programs)/diskhook-helper
-bin/qemu-hook: LDFLAGS += -X main.program=$(bindir)/diskhook
-bin/diskhook bin/qemu-hook bin/diskhook-helper:
-	CGO_ENABLED=0 $(BUILD) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
-bin/diskhook-domain:
+.PHONY: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-domain)
+$(out)/diskhook: LDFLAGS += -X main.domainProgram=$(programs)/diskhook-domain -X main.helperProgram=$(programs)/diskhook-helper
+$(out)/qemu-hook: LDFLAGS += -X main.program=$(bindir)/diskhook
+$(out)/diskhook $(out)/qemu-hook $(out)/diskhook-helper:
+	CGO_ENABLED=0 $(BUILD) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
+$(out)/diskhook-domain:
 	CGO_ENABLED=1 $(BUILD) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
 ##@ Test
@@ -146,4 +147,4 @@ bin/tools/nfpm-%:
 	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$*
 	mv bin/tools/nfpm $@
 
-export PREFIX bindir libexecdir sysconfdir datadir mandir systemdir vdsmdir DESTDIR VERSION
+export PREFIX bindir libexecdir sysconfdir datadir mandir systemdir vdsmdir DESTDIR VERSION out

@@ -17,11 +17,12 @@ const (
 	MaxSize       = 16 << 20 // bytes
 	MaxDepth      = 256      // nested elements, as in libxml2
 	maxNamespaces = 64       // declarations in scope at one element
+	maxPieces     = 1 << 18  // disks, other children of <domain>, and the text between
 )
 
 // Why a document or an edit was refused; find them with errors.Is.
 var (
-	ErrTooLarge           = errors.New("XML larger than 16 MiB")
+	ErrTooLarge           = errors.New("XML too large")
 	ErrTooDeep            = errors.New("XML nested too deeply")
 	ErrDTD                = errors.New("XML with a document type declaration")
 	ErrDuplicateAttribute = errors.New("XML with a duplicate attribute")
@@ -67,7 +68,7 @@ type piece struct {
 // ErrTooDeep, ErrDTD, ErrDuplicateAttribute and ErrMalformed, each one line.
 func Parse(b []byte) (*Document, error) {
 	if len(b) > MaxSize {
-		return nil, ErrTooLarge
+		return nil, fmt.Errorf("%w: more than %d MiB", ErrTooLarge, MaxSize>>20)
 	}
 	d := &Document{size: len(b), quote: '\''}
 	b, hasMark := bytes.CutPrefix(bytes.Clone(b), []byte("\uFEFF"))
@@ -80,6 +81,9 @@ func Parse(b []byte) (*Document, error) {
 			return nil, err
 		}
 		c.take(tok)
+		if len(d.pieces) > maxPieces {
+			return nil, fmt.Errorf("%w: more than %d disks and other elements", ErrTooLarge, maxPieces)
+		}
 	}
 	c.cut(len(b), piece{kind: c.lastKind})
 	return d, nil
@@ -92,6 +96,7 @@ type cutter struct {
 	last      int    // where the piece being collected starts
 	open      *piece // the element being collected, nil between pieces
 	openDepth int
+	scope     []binding // of the last piece: neighbours share one
 	inDevices bool
 	lastKind  pieceKind
 }
@@ -145,7 +150,10 @@ func (c *cutter) start(tok token) {
 
 func (c *cutter) begin(tok token, p piece) {
 	c.cut(tok.start, piece{})
-	p.in = context{tok.depth, slices.Clone(tok.scope)}
+	if !slices.Equal(c.scope, tok.scope) {
+		c.scope = slices.Clone(tok.scope)
+	}
+	p.in = context{tok.depth, c.scope}
 	c.open, c.openDepth = &p, tok.depth
 }
 

@@ -56,13 +56,21 @@ func (w *writer) element(e *etree.Element, o origin, known bool) {
 		for _, a := range e.Attr {
 			w.attr(a, nil, attrSpan{})
 		}
-		w.text(map[bool]string{true: "/>", false: ">"}[empty])
+		if empty {
+			w.text("/>")
+			return
+		}
+		w.text(">")
 	case slices.EqualFunc(e.Attr, o.attr, sameAttr):
 		w.out = append(w.out, o.src[o.start:o.opened]...)
 	default:
 		w.startTag(e, o)
 	}
 	if empty && wasEmpty {
+		return
+	}
+	if empty && o.opened < o.closing { // it lost its content; <x></x> stays
+		w.out = append(w.out[:len(w.out)-1], "/>"...)
 		return
 	}
 	if known && wasEmpty {

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package transfer is the one copy engine: it brings the content of a backing
+// chain onto a raw block device or file.
+//
+// Copy makes one promise, on which the end of every UPDATING mark rests: when
+// it returns nil, the target reads as the source does, reads zero from there
+// to Target.Size, and all of that has reached the disk. Nothing beyond
+// Target.Size is touched, and the source is never written.
+//
+// Zeros are where copies go wrong. What was in a thick volume before shows
+// through every hole that a copy skips; zeros written to a thin volume
+// allocate it. So Target.Zeroed is a promise of the caller, true only for a
+// new file or a new thin volume without origin in a pool that zeroes. Then
+// holes are skipped, in a single pass. The promise is checked where that is
+// cheap: a file with data in it is not taken as zero, and a tail that does
+// not read zero fails the copy. In all other cases zeros are written.
+//
+// It fails with failure.NoSpace when the target is full, failure.Conflict when
+// a running QEMU has the source locked for writing, and with the context's
+// error when that ends, which kills the writer. After a failure the target
+// holds anything.
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/blockdev"
+	"diskhook/storage/command"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/progress"
+	"diskhook/storage/qemuimg"
+)
+
+// Engine copies with the programs that Run runs. Log may be nil.
+type Engine struct {
+	Run command.Runner
+	Log *slog.Logger
+}
+
+// Source is a chain that imagecheck has accepted.
+type Source struct {
+	Layers []imagecheck.Layer // top first
+	Size   int64              // its virtual size in bytes, a multiple of 512
+
+	// Files, one per layer, are the descriptors through which the headers were
+	// inspected (imagecheck.Opened); nil opens the paths anew.
+	Files []*os.File
+}
+
+// Target is where the copy goes, in raw format.
+type Target struct {
+	Path string // absolute
+
+	// Block says that it is a block device, which must exist. A file that does
+	// not exist is made, sparse, mode 0600, owned by Options.User.
+	Block bool
+
+	// Zeroed promises that the first Size bytes read zero now.
+	Zeroed bool
+
+	// Size in bytes, at least the source's. What lies beyond is not ours.
+	Size int64
+}
+
+// Options is how to copy.
+type Options struct {
+	Rate     int64               // bytes per second, 0 is unlimited
+	Locks    []*os.File          // inherited by the writer, so that they outlive us with it
+	Progress progress.Func       // bytes of Source.Size; may be nil
+	User     *command.Credential // reads the source and writes the target; nil is our own
+
+	// Verify compares source and target at the end, which reads both once more.
+	Verify bool
+}
+
+// Copy copies source to target as the package comment says.
+func (e *Engine) Copy(ctx context.Context, source Source, target Target, o Options) (err error) {
+	if err := check(source, target); err != nil {
+		return err
+	}
+	f, made, err := e.open(&target, o.User)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	defer func() {
+		if made && err != nil {
+			_ = os.Remove(target.Path)
+		}
+	}()
+	if err := e.convert(ctx, source, target, o); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("transfer.converted"); err != nil {
+		return err
+	}
+	if err := tail(ctx, f, source, target); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("transfer.zeroed"); err != nil {
+		return err
+	}
+	if err := flush(ctx, f, made); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("transfer.flushed"); err != nil {
+		return err
+	}
+	if o.Verify {
+		return e.Verify(ctx, source, target, o.User)
+	}
+	return nil
+}
+
+func check(source Source, target Target) error {
+	switch {
+	case len(source.Layers) == 0:
+		return failure.New(failure.Usage, "%s: nothing to copy from", target.Path)
+	case source.Size <= 0 || source.Size%512 != 0:
+		return failure.New(failure.Usage, "%s: a size of %d bytes is no number of sectors", source.Layers[0].Path, source.Size)
+	case target.Size < source.Size:
+		return failure.New(failure.Precondition, "%s: %d bytes are too small for the %d of %s", target.Path, target.Size, source.Size, source.Layers[0].Path)
+	case !filepath.IsAbs(target.Path):
+		return failure.New(failure.Usage, "%q: not an absolute path", target.Path)
+	}
+	return nil
+}
+
+// open opens the target before anything is written to it: the kernel reports
+// a failed write-back to every descriptor that was open at that time, so the
+// flush at the end also fails for what qemu-img wrote.
+func (e *Engine) open(target *Target, user *command.Credential) (f *os.File, made bool, err error) {
+	flags := os.O_RDWR
+	if !target.Block {
+		flags |= unix.O_NOFOLLOW
+		if f, made, err = create(*target, user); made || err != nil {
+			target.Zeroed = true
+			return f, made, err
+		}
+	}
+	// A device that is not there must not become a file in /dev; O_NONBLOCK:
+	// a FIFO put there must not hold us.
+	f, err = os.OpenFile(target.Path, flags|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, false, err
+	}
+	if err := e.inspect(f, target); err != nil {
+		_ = f.Close()
+		return nil, false, err
+	}
+	return f, false, nil
+}
+
+// create makes a file target unless it exists.
+func create(target Target, user *command.Credential) (_ *os.File, made bool, err error) {
+	f, err := os.OpenFile(target.Path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if os.IsExist(err) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	err = f.Truncate(target.Size)
+	if err == nil && user != nil && int(user.UID) != os.Geteuid() {
+		err = f.Chown(int(user.UID), int(user.GID))
+	}
+	if err != nil {
+		_ = f.Close()
+		_ = os.Remove(target.Path)
+		return nil, false, fmt.Errorf("%s: make: %w", target.Path, noSpace(err))
+	}
+	return f, true, nil
+}
+
+// inspect holds the target against what is said of it.
+func (e *Engine) inspect(f *os.File, target *Target) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	kind := st.Mode().Type()
+	switch {
+	case target.Block && (kind&os.ModeDevice == 0 || kind&os.ModeCharDevice != 0):
+		return failure.New(failure.Precondition, "%s: not a block device", target.Path)
+	case !target.Block && kind != 0:
+		return failure.New(failure.Precondition, "%s: not a regular file", target.Path)
+	}
+	size, err := blockdev.Size(f)
+	if err != nil {
+		return err
+	}
+	if size < target.Size {
+		return failure.New(failure.Precondition, "%s: has %d bytes, %d are needed", target.Path, size, target.Size)
+	}
+	if target.Zeroed && !target.Block && hasData(f, target.Size) {
+		e.note(target.Path + ": has data in it, so zeros are written")
+		target.Zeroed = false
+	}
+	return nil
+}
+
+// hasData says whether a file has anything but holes and unwritten extents in
+// its first size bytes. A file system that cannot tell says yes.
+func hasData(f *os.File, size int64) bool {
+	at, err := f.Seek(0, unix.SEEK_DATA)
+	return err == nil && at < size
+}
+
+func (e *Engine) convert(ctx context.Context, source Source, target Target, o Options) error {
+	q := qemuimg.QemuImg{Run: e.Run, User: o.User}
+	return q.Convert(ctx, qemuimg.ConvertOptions{
+		Source: source.Layers, SourceFiles: source.Files,
+		Target: target.Path, TargetFormat: imagecheck.Raw,
+		TargetExists: true, TargetSize: source.Size, TargetIsZero: target.Zeroed,
+		Rate: o.Rate, Locks: o.Locks, Progress: o.Progress, Total: source.Size,
+		Note: e.note,
+	})
+}
+
+// tail makes [source.Size, target.Size) read zero. A guest must not find there
+// what the device held before. In a target that was promised to be zero it is
+// read instead, since writing zeros would allocate it: were there anything
+// else, the promise was wrong, and so would be every hole of the copy.
+func tail(ctx context.Context, f *os.File, source Source, target Target) error {
+	if !target.Zeroed {
+		return blockdev.ZeroRange(ctx, f, source.Size, target.Size-source.Size)
+	}
+	at, err := firstData(ctx, f, source.Size, target.Size)
+	if err != nil {
+		return fmt.Errorf("%s: read its end: %w", target.Path, err)
+	}
+	if at >= 0 {
+		err := failure.New(failure.Precondition, "%s: was taken as reading zero, but has data at byte %d", target.Path, at)
+		return failure.Hint(err, "if it is a thin volume, let its pool zero new blocks: `lvchange --zero y VG/POOL`")
+	}
+	return nil
+}
+
+// flush brings everything to the disk. It may hang as long as the disk does.
+func flush(ctx context.Context, f *os.File, made bool) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	if err := blockdev.Flush(f); err != nil {
+		return noSpace(err)
+	}
+	if made {
+		return atomicfile.Sync(filepath.Dir(f.Name()))
+	}
+	return nil
+}
+
+// Verify compares source and target and fails when they differ; a target that
+// is larger has to read zero there.
+func (e *Engine) Verify(ctx context.Context, source Source, target Target, user *command.Credential) error {
+	q := qemuimg.QemuImg{Run: e.Run, User: user}
+	equal, err := q.Compare(ctx, source.Layers, []imagecheck.Layer{{Path: target.Path, Format: imagecheck.Raw}})
+	if err != nil {
+		return err
+	}
+	if !equal {
+		err := failure.New(failure.Problems, "%s: differs from %s", target.Path, source.Layers[0].Path)
+		return failure.Hint(err, "check the disks below it (`journalctl -k`), then copy again")
+	}
+	return nil
+}
+
+func (e *Engine) note(text string) {
+	if e.Log != nil {
+		e.Log.Info("copy", "note", text)
+	}
+}

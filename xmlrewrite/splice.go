@@ -162,6 +162,7 @@ func (d *Document) edit(i int, change func(*edit, *etree.Element) error) error {
 	p := d.pieces[i]
 	ed := &edit{d, origins{}}
 	e := readTree(p.raw, p.in, ed.known)
+	uri, local := e.NamespaceURI(), e.Tag
 	if err := change(ed, e); err != nil {
 		return err
 	}
@@ -174,6 +175,9 @@ func (d *Document) edit(i int, change func(*edit, *etree.Element) error) error {
 		if err != nil {
 			return fmt.Errorf("after the change: %w", err)
 		}
+	}
+	if e.Tag != local || e.NamespaceURI() != uri {
+		return fmt.Errorf("after the change: %w: <%s> became another element", ErrUnsupported, clip(local))
 	}
 	if p.kind == diskPiece {
 		p.target = attr(child(e, "target"), "dev")

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"diskhook/storage/failure"
+)
+
+// byKind groups the disks; each group keeps their order.
+func byKind(bound []Bound) ([]Kind, map[string][]Bound) {
+	groups := map[string][]Bound{}
+	for _, b := range bound {
+		groups[b.Binding.Kind] = append(groups[b.Binding.Kind], b)
+	}
+	var kinds []Kind
+	for _, k := range Kinds() {
+		if len(groups[k.Name()]) > 0 {
+			kinds = append(kinds, k)
+		}
+	}
+	return kinds, groups
+}
+
+// Fulfil makes all disks ready, kinds side by side. If one kind fails, what
+// the others did is undone.
+func (h *Host) Fulfil(ctx context.Context, d Domain, bound []Bound, deadline time.Duration) ([]Placement, error) {
+	kinds, groups := byKind(bound)
+	placed := make([][]Placement, len(kinds))
+	failed := make([]error, len(kinds))
+	var work errgroup.Group
+	for i, k := range kinds {
+		work.Go(func() error {
+			placed[i], failed[i] = k.Fulfil(ctx, h, d, groups[k.Name()], deadline)
+			return nil
+		})
+	}
+	_ = work.Wait()
+	if err := errors.Join(failed...); err != nil {
+		for i, k := range kinds {
+			if failed[i] != nil {
+				continue // it has undone its own
+			}
+			if undo := k.Release(context.WithoutCancel(ctx), h, d, groups[k.Name()], ""); undo != nil {
+				h.Log.Warn("undo", "domain", d.UUID, "kind", k.Name(), "err", undo)
+			}
+		}
+		return nil, err
+	}
+	var all []Placement
+	for _, p := range placed {
+		all = append(all, p...)
+	}
+	return all, nil
+}
+
+// Release undoes a fulfil of all kinds; every one is tried.
+func (h *Host) Release(ctx context.Context, d Domain, bound []Bound, reason string) error {
+	kinds, groups := byKind(bound)
+	var failed []error
+	for _, k := range kinds {
+		if err := k.Release(ctx, h, d, groups[k.Name()], reason); err != nil {
+			failed = append(failed, fmt.Errorf("%s: release: %w", d, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// Own gives the nodes of the disks to a numeric owner.
+func (h *Host) Own(ctx context.Context, d Domain, bound []Bound, uid, gid int) error {
+	kinds, groups := byKind(bound)
+	for _, k := range kinds {
+		if err := k.Own(ctx, h, d, groups[k.Name()], uid, gid); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Migratable refuses live migration of a domain with a disk whose kind does.
+func Migratable(d Domain, bound []Bound) error {
+	for _, b := range bound {
+		k, err := kindOf(b.Binding.Kind)
+		if err == nil && k.Migrate() == Allow {
+			continue
+		}
+		return unmovable(d, b)
+	}
+	return nil
+}
+
+func unmovable(d Domain, b Bound) error {
+	err := failure.New(failure.Precondition, "%s: disk %s is bound to %s and cannot be migrated: its data is on the host it runs on", d, b.Disk.Target, b.Binding.Kind)
+	return failure.Hint(err, "shut the domain down and run `diskhook local export %s %s FILE`", d.NameArg(), b.Disk.Target)
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"context"
+	"log/slog"
+
+	"diskhook/storage/host"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
+)
+
+// Host is what bindings work with on this machine. It may be used from any
+// goroutine.
+type Host struct {
+	Layout host.Layout
+	Config host.Config
+	Log    *slog.Logger
+	Local  Local
+	// Notify, if set, is told how a copy goes on while a start waits for it.
+	Notify func(localdisk.Disk, progress.Status)
+}
+
+// Local is what bindings need of local copies. Root uses localdisk itself
+// (Direct); the user vdsm goes through diskhook-helper.
+type Local interface {
+	Observe(context.Context, []localdisk.Disk) ([]localdisk.Observed, error)
+	Commands(context.Context, localdisk.Observed, localdisk.Decision) []string
+	Fulfil(context.Context, []localdisk.Disk, localdisk.Waiting) ([]localdisk.Placement, error)
+	Release(ctx context.Context, domain string, disks []localdisk.Disk, reason string) error
+	SetOwner(ctx context.Context, p localdisk.Placement, uid, gid int) error
+	// MarkSaved records that the domain has saved memory, ClearSaved that it
+	// has none any more.
+	MarkSaved(ctx context.Context, domain string) error
+	ClearSaved(ctx context.Context, domain string) error
+}
+
+// Direct is Local for a caller that may do everything itself.
+func Direct(s *localdisk.Service) Local { return direct{s} }
+
+type direct struct{ *localdisk.Service }
+
+func (d direct) MarkSaved(_ context.Context, domain string) error {
+	return localdisk.MarkSaved(d.Layout, domain)
+}
+
+func (d direct) ClearSaved(_ context.Context, domain string) error {
+	return localdisk.ClearSaved(d.Layout, domain)
+}

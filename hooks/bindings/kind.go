@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/xmlrewrite"
+)
+
+// Kind is one kind of storage that disks can be bound to. Its methods get all
+// disks of one domain that are bound to it, at least one.
+type Kind interface {
+	// Name is how bindings and metadata call the kind.
+	Name() string
+	// Migrate says whether a domain with such a disk may be migrated live.
+	Migrate() Migration
+	// Check refuses a value or option that the kind does not know.
+	Check(Binding) error
+
+	// Plan looks at the storage once and returns what a fulfil would do. It
+	// changes nothing.
+	Plan(context.Context, *Host, Domain, []Bound) ([]Step, error)
+	// Fulfil makes the disks ready, all or none of them, and may wait for the
+	// deadline (0: as long as it takes).
+	Fulfil(context.Context, *Host, Domain, []Bound, time.Duration) ([]Placement, error)
+	// Own gives the nodes of the disks to a numeric owner.
+	Own(ctx context.Context, h *Host, d Domain, disks []Bound, uid, gid int) error
+	// Release undoes a fulfil once the domain has gone. It may be called at
+	// any time, more than once, and without a fulfil before it.
+	Release(ctx context.Context, h *Host, d Domain, disks []Bound, reason string) error
+
+	// Rewrite is how a domain is made to use the disk: the change of the disk
+	// itself, and the entry for the metadata.
+	Rewrite(*Host, Domain, Bound) (xmlrewrite.Rewriter, xmlrewrite.BoundDisk, error)
+}
+
+// Migration says what a kind means for live migration.
+type Migration string
+
+// What a kind may say.
+const (
+	Allow  Migration = "allow"
+	Refuse Migration = "refuse"
+)
+
+// Step is what a plan does with one disk.
+type Step struct {
+	Target   string   `json:"target"`
+	Kind     string   `json:"kind"`
+	What     string   `json:"what"`
+	Commands []string `json:"commands"` // exact command lines and file writes
+	Err      error    `json:"-"`        // why it will be refused; nil: it will not
+}
+
+// Placement is where a fulfilled disk is.
+type Placement struct {
+	Target string
+	Path   string // what the domain's XML must name
+	Block  bool   // a block device, else a file
+}
+
+// Kinds is the table of the kinds.
+func Kinds() []Kind { return []Kind{local{}} }
+
+// announced are kinds that the grammar and the metadata know already.
+var announced = []string{"volume", "quorum", "image", "thin"}
+
+func kindNames() []string {
+	var names []string
+	for _, k := range Kinds() {
+		names = append(names, k.Name())
+	}
+	return names
+}
+
+func kindOf(name string) (Kind, error) {
+	for _, k := range Kinds() {
+		if k.Name() == name {
+			return k, nil
+		}
+	}
+	if slices.Contains(announced, name) {
+		err := failure.New(failure.Precondition, "kind %s: this diskhook does not have it", name)
+		return nil, failure.Hint(err, "remove the binding, or install a diskhook that has it (kinds here: %s)", strings.Join(kindNames(), ", "))
+	}
+	err := failure.New(failure.Usage, "kind %q: there is no such kind", clip(name))
+	return nil, failure.Hint(err, "use one of %s", strings.Join(kindNames(), ", "))
+}

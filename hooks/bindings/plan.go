@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"diskhook/storage/failure"
+	"diskhook/xmlrewrite"
+)
+
+// Start reads a domain that is about to start and settles what its disks are
+// bound to. Everything that forbids the start before storage is asked is an
+// error. written are the bindings of properties.
+func (h *Host) Start(ctx context.Context, doc *xmlrewrite.Document, written []Binding) (Domain, []Bound, error) {
+	d, err := ReadDomain(doc)
+	if err != nil {
+		return d, nil, err
+	}
+	bound, err := h.Settle(ctx, d, written)
+	return d, bound, err
+}
+
+// Settle is Start for a domain that was read already.
+func (h *Host) Settle(ctx context.Context, d Domain, written []Binding) ([]Bound, error) {
+	if err := SameDomain(d); err != nil {
+		return nil, err
+	}
+	bound, skipped, err := Resolve(d, written)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range skipped {
+		h.Log.Info("disk is not bound", "domain", d.UUID, "disk", s.Target, "why", s.Why)
+	}
+	if err := h.Undrifted(ctx, d, bound); err != nil {
+		return nil, err
+	}
+	return bound, h.Forsaken(d, bound)
+}
+
+// Plan is what an operation would do, as `hook simulate` and --dry-run print it.
+type Plan struct {
+	Domain  string    `json:"domain"`
+	Op      string    `json:"op"`
+	Steps   []Step    `json:"steps"`
+	Skipped []Skipped `json:"skipped"`
+	Note    string    `json:"note"` // what the operation does beyond the steps
+	Veto    error     `json:"-"`    // why the operation would be refused; nil: it would not
+	Diff    string    `json:"diff"` // how the XML would change
+}
+
+// operations are those that Simulate knows, and what they do.
+var operations = map[string]string{
+	"prepare":                  "make the disks ready, or refuse the start",
+	"start":                    "give the disks' nodes to QEMU's user where libvirt was told not to",
+	"release":                  "deactivate the copies and remove their links",
+	"restore":                  "pass the XML as it is, if the bindings hold",
+	"migrate":                  "pass the XML as it is, or refuse the migration",
+	"reconnect":                "make missing links of a running domain again",
+	"after_disk_prepare":       "make the disk ready, or refuse the start",
+	"before_vm_start":          "make the disks ready, or refuse the start",
+	"before_vm_migrate_source": "refuse the migration if a disk cannot be migrated",
+	"after_vm_destroy":         "deactivate the copies",
+}
+
+// Simulate works out what the operation op of libvirt or hook point of VDSM
+// would do with the domain, given the properties' bindings as written. It
+// changes nothing. That the operation would be refused is told in the plan;
+// the error is for XML that cannot be read and for an unknown operation.
+func Simulate(ctx context.Context, h *Host, op string, xml []byte, written []Binding) (*Plan, error) {
+	note, known := operations[op]
+	if !known {
+		err := failure.New(failure.Usage, "operation %q: diskhook does nothing at it", clip(op))
+		return nil, failure.Hint(err, "use --op prepare, start, release, restore, migrate, reconnect, or a hook point of VDSM")
+	}
+	doc, err := xmlrewrite.Parse(xml)
+	if err != nil {
+		return nil, failure.Wrap(failure.Usage, fmt.Errorf("domain XML: %w", err))
+	}
+	d, err := ReadDomain(doc)
+	plan := &Plan{Domain: d.Name, Op: op, Note: note, Veto: err}
+	if err != nil {
+		return plan, nil
+	}
+	_, plan.Skipped, _ = Resolve(d, written)
+	bound, err := h.Settle(ctx, d, written)
+	switch {
+	case err != nil:
+		plan.Veto = err
+		return plan, nil
+	case len(bound) == 0:
+		plan.Note = "nothing: no disk is bound"
+		return plan, nil
+	case strings.Contains(op, "migrate"):
+		plan.Veto = Migratable(d, bound)
+		return plan, nil
+	}
+	return plan, plan.observe(ctx, h, doc, d, bound)
+}
+
+// observe asks the storage and fills in the steps and the change of the XML.
+func (p *Plan) observe(ctx context.Context, h *Host, doc *xmlrewrite.Document, d Domain, bound []Bound) error {
+	if steps, err := h.Plan(ctx, d, bound); err != nil {
+		p.Veto = err
+	} else {
+		p.Steps = steps
+	}
+	for _, s := range p.Steps {
+		p.Veto = errors.Join(p.Veto, s.Err)
+	}
+	if !d.OVirt {
+		return nil
+	}
+	after, err := xmlrewrite.Apply(doc, h.expected(bound)...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	p.Diff = xmlrewrite.Diff(doc.Bytes(), after.Bytes(), "before", "after")
+	return nil
+}
+
+// Plan looks at the storage once per kind and returns what a fulfil would do.
+func (h *Host) Plan(ctx context.Context, d Domain, bound []Bound) ([]Step, error) {
+	kinds, groups := byKind(bound)
+	var steps []Step
+	for _, k := range kinds {
+		s, err := k.Plan(ctx, h, d, groups[k.Name()])
+		if err != nil {
+			return nil, err
+		}
+		steps = append(steps, s...)
+	}
+	return steps, nil
+}
+
+// String is the plan as text.
+func (p *Plan) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "domain %s: %s: %s\n", failure.OneLine(p.Domain), p.Op, p.Note)
+	for _, s := range p.Skipped {
+		fmt.Fprintf(&b, "  disk %s: not bound: %s\n", failure.OneLine(s.Target), s.Why)
+	}
+	for _, s := range p.Steps {
+		fmt.Fprintf(&b, "  %s\n", failure.OneLine(s.What))
+		for _, line := range s.Commands {
+			fmt.Fprintf(&b, "    %s\n", line)
+		}
+	}
+	if p.Veto != nil {
+		fmt.Fprintf(&b, "  refused: %s\n", failure.Line(p.Veto))
+	}
+	b.WriteString(p.Diff)
+	return b.String()
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"cmp"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/xmlrewrite"
+)
+
+// Bound is a disk with the binding that counts for it.
+type Bound struct {
+	Disk    Disk
+	Binding Binding
+	// Recorded is the disk's entry in the metadata; nil if it has none.
+	Recorded *xmlrewrite.BoundDisk
+}
+
+// Skipped is a disk that a binding for all disks passed over.
+type Skipped struct{ Target, Why string }
+
+// Resolve settles which disks of d are bound to what. written are the bindings
+// of flags, properties and rules; those of the metadata come with d. A disk
+// that is named but cannot be bound, a name that no disk has, and a property
+// that contradicts the metadata are errors.
+func Resolve(d Domain, written []Binding) ([]Bound, []Skipped, error) {
+	if err := allMeant(d, written); err != nil {
+		return nil, nil, err
+	}
+	var bound []Bound
+	var skipped []Skipped
+	for _, disk := range d.Disks {
+		recorded, _ := d.Metadata.Disk(disk.Target)
+		candidates := candidatesFor(disk, written)
+		if recorded != nil {
+			b, err := fromMetadata(d, recorded)
+			if err != nil {
+				return nil, nil, err
+			}
+			candidates = append(candidates, b)
+		}
+		b, found, err := settle(d, disk, candidates)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case !found:
+		case disk.Unfit == "" || recorded != nil:
+			bound = append(bound, Bound{disk, b, recorded})
+		case b.Named():
+			err := failure.New(failure.Usage, "%s: disk %s: the %s binds it to %s, but %s", d, disk.Target, b.From, b.Kind, disk.Unfit)
+			return nil, nil, failure.Hint(err, "take %s out of the %s", b.Select, b.From)
+		default:
+			skipped = append(skipped, Skipped{disk.Target, disk.Unfit})
+		}
+	}
+	return bound, skipped, nil
+}
+
+// allMeant refuses a name that no disk has: a typing error would otherwise
+// leave a disk where it must not be.
+func allMeant(d Domain, written []Binding) error {
+	if d.Partial {
+		return nil
+	}
+	for _, b := range written {
+		if !b.Named() || slices.ContainsFunc(d.Disks, func(disk Disk) bool { return disk.is(b.Select) }) {
+			continue
+		}
+		err := failure.New(failure.NotFound, "%s: the %s binds the disk %s, but no disk has this target or serial", d, b.From, b.Select)
+		return failure.Hint(err, "take it out of the %s, or name one of the domain's disks", b.From)
+	}
+	return nil
+}
+
+func candidatesFor(disk Disk, written []Binding) []Binding {
+	var fitting []Binding
+	for _, b := range written {
+		if !b.Named() || disk.is(b.Select) {
+			fitting = append(fitting, b)
+		}
+	}
+	return fitting
+}
+
+// settle picks the binding that counts: by spelling, and within one, that
+// which names the disk. Those of equal rank, and property and metadata, must
+// not contradict each other; what one leaves open the next fills in.
+func settle(d Domain, disk Disk, candidates []Binding) (Binding, bool, error) {
+	if len(candidates) == 0 {
+		return Binding{}, false, nil
+	}
+	slices.SortStableFunc(candidates, func(a, b Binding) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(rank(a), rank(b)))
+	})
+	first := candidates[0]
+	for _, b := range candidates[1:] {
+		sameRank := b.From == first.From && rank(b) == rank(first)
+		mustAgree := sameRank || first.From == Property && b.From == Metadata
+		if !mustAgree {
+			continue
+		}
+		if what := first.contradicts(b); what != "" {
+			err := failure.New(failure.Conflict, "%s: disk %s: %s (%s) and %s (%s) disagree on %s", d, disk.Target, first, first.From, b, b.From, what)
+			return Binding{}, false, failure.Hint(err, "%s", agree(d, b))
+		}
+		first = first.withDefaults(b)
+	}
+	return first, true, nil
+}
+
+func agree(d Domain, b Binding) string {
+	if b.From == Metadata {
+		return fmt.Sprintf("correct the property, or run `diskhook domain unbind %s`", d.NameArg())
+	}
+	return "keep one of the two"
+}
+
+func rank(b Binding) int {
+	if b.Named() {
+		return 0
+	}
+	return 1
+}
+
+// withDefaults takes from o what b leaves open.
+func (b Binding) withDefaults(o Binding) Binding {
+	b.Value = cmp.Or(b.Value, o.Value)
+	options := map[string]string{}
+	for _, from := range []Binding{o, b} {
+		for name, v := range from.Options {
+			options[name] = v
+		}
+	}
+	b.Options = options
+	return b
+}
+
+// fromMetadata is the binding that an entry of the metadata spells.
+func fromMetadata(d Domain, r *xmlrewrite.BoundDisk) (Binding, error) {
+	fail := func(what string) error {
+		err := failure.New(failure.Precondition, "%s: disk %s: its metadata %s", d, failure.OneLine(clip(r.Target)), what)
+		return failure.Hint(err, "install the diskhook that wrote it, or run `diskhook domain unbind %s`", d.NameArg())
+	}
+	if len(r.Unknown) > 0 {
+		return Binding{}, fail("has " + failure.OneLine(clip(r.Unknown[0])) + ", which a newer diskhook wrote")
+	}
+	if r.Local == nil || r.OriginImage != nil || r.OriginThin != nil {
+		return Binding{}, fail("bind it to a kind of storage that this diskhook does not have")
+	}
+	b := Binding{Select: r.Target, Kind: "local", Value: r.Local.Backend, From: Metadata, Options: map[string]string{}}
+	for name, value := range map[string]string{"fill": r.Local.Fill, "on-stop": r.Local.OnStop, "host": r.Local.Host, "copy": r.Local.Copy} {
+		if value != "" {
+			b.Options[name] = value
+		}
+	}
+	if err := b.check(); err != nil {
+		return b, fmt.Errorf("%s: disk %s: metadata: %w", d, failure.OneLine(clip(r.Target)), err)
+	}
+	return b, nil
+}
+
+// FromRules returns the bindings that the configuration's rules have for d,
+// one per disk: the first rule that fits. Only rewrite and apply ask for it.
+func FromRules(rules []host.Rule, d Domain) ([]Binding, error) {
+	var all []Binding
+	for _, disk := range d.Disks {
+		for i, r := range rules {
+			if !fits(r.Name, d.Name) || !fits(r.Target, disk.Target) || !fits(r.Path, disk.Path) || disk.Unfit != "" {
+				continue
+			}
+			bindings, err := Parse(fmt.Sprintf("rule %d", i+1), r.Binding, Rule)
+			if err != nil {
+				return nil, err
+			}
+			if len(bindings) != 1 || bindings[0].Named() {
+				err := failure.New(failure.Usage, "rule %d: %q: a rule has one binding, without a disk", i+1, clip(r.Binding))
+				return nil, failure.Hint(err, "write it like local=lvmthin,on-stop=keep")
+			}
+			bindings[0].Select = disk.Target
+			all = append(all, bindings[0])
+			break
+		}
+	}
+	return all, nil
+}
+
+func fits(glob, s string) bool {
+	ok, err := filepath.Match(glob, s)
+	return glob == "" || ok && err == nil
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"fmt"
+	"slices"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/xmlrewrite"
+)
+
+// Rewritten is a domain before and after its disks were bound.
+type Rewritten struct {
+	Before, After *xmlrewrite.Document
+	Domain        Domain // as it was before
+	Bound         []Bound
+	Skipped       []Skipped
+}
+
+// Diff is the change as a unified diff; "" if there is none.
+func (r Rewritten) Diff() string {
+	return xmlrewrite.Diff(r.Before.Bytes(), r.After.Bytes(), "before", "after")
+}
+
+// Rewrite binds disks of a domain for good: it points them at the paths that a
+// fulfil makes and records in the metadata what they were. written are the
+// bindings of flags and rules. Disks that are bound already stay as they are;
+// to bind one otherwise is a failure.Conflict.
+func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, error) {
+	r := Rewritten{Before: doc}
+	var err error
+	if r.Domain, err = ReadDomain(doc); err != nil {
+		return r, err
+	}
+	if err := SameDomain(r.Domain); err != nil {
+		return r, err
+	}
+	if !isWord(r.Domain.UUID) {
+		err := failure.New(failure.Usage, "%s: it has no uuid", r.Domain)
+		return r, failure.Hint(err, "define it first, or add <uuid>")
+	}
+	if r.Bound, r.Skipped, err = Resolve(r.Domain, written); err != nil {
+		return r, err
+	}
+	var changes []xmlrewrite.Rewriter
+	entries := r.Domain.entries()
+	for _, b := range r.Bound {
+		if b.Recorded != nil {
+			if err := stays(r.Domain, b); err != nil {
+				return r, err
+			}
+			continue
+		}
+		change, entry, err := h.bind(doc, r.Domain, b)
+		if err != nil {
+			return r, err
+		}
+		changes, entries = append(changes, change), append(entries, entry)
+	}
+	r.After = doc
+	if len(changes) > 0 {
+		r.After, err = xmlrewrite.Apply(doc, append(changes, xmlrewrite.SetMetadata{Disks: entries})...)
+	}
+	if err != nil {
+		return r, fmt.Errorf("%s: %w", r.Domain, failure.Wrap(failure.Precondition, err))
+	}
+	return r, nil
+}
+
+func (h *Host) bind(doc *xmlrewrite.Document, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewrite.BoundDisk, error) {
+	var entry xmlrewrite.BoundDisk
+	if h.IsLocal(b.Disk.Path) {
+		err := failure.New(failure.Precondition, "%s: disk %s: %s lies where local copies are kept, and is never a source", d, b.Disk.Target, b.Disk.Path)
+		return nil, entry, failure.Hint(err, "give the disk its own source with `virsh edit %s` first", d.NameArg())
+	}
+	kind, err := kindOf(b.Binding.Kind)
+	if err != nil {
+		return nil, entry, err
+	}
+	change, entry, err := kind.Rewrite(h, d, b)
+	if err != nil {
+		return nil, entry, err
+	}
+	entry.Origin, err = doc.Origin(b.Disk.Target)
+	return change, entry, err
+}
+
+// stays refuses to bind a bound disk to something else: its data is there.
+func stays(d Domain, b Bound) error {
+	recorded, err := fromMetadata(d, b.Recorded)
+	if err != nil {
+		return err
+	}
+	what := b.Binding.contradicts(recorded)
+	if b.Binding.From >= Metadata || what == "" {
+		return nil
+	}
+	err = failure.New(failure.Conflict, "%s: disk %s is bound to %s already, %s differs", d, b.Disk.Target, recorded, what)
+	return failure.Hint(err, "run `diskhook domain revert %s` first", d.NameArg())
+}
+
+func (d Domain) entries() []xmlrewrite.BoundDisk {
+	if d.Metadata == nil {
+		return nil
+	}
+	return slices.Clone(d.Metadata.Disks)
+}
+
+// Refresh accepts that disks have drifted: each bound disk is pointed at its
+// own path again. A source that the operator gave it meanwhile becomes what
+// the disk goes back to when it is reverted; the guest goes on with its copy.
+// copies gives the UUID of each disk's copy by target, as the receipts say.
+func (h *Host) Refresh(doc *xmlrewrite.Document, copies map[string]string) (*xmlrewrite.Document, error) {
+	return h.reRecord(doc, func(d Domain, disk Disk, entry *xmlrewrite.BoundDisk) error {
+		if disk.Path == localdisk.StablePath(h.Layout, d.UUID, entry.Target) {
+			entry.Local.Copy = copies[entry.Target]
+			return nil
+		}
+		origin, err := doc.Origin(entry.Target)
+		if err != nil {
+			return err
+		}
+		if !h.IsLocal(disk.Path) {
+			entry.Origin = origin
+		}
+		entry.Local.Copy = copies[entry.Target]
+		return nil
+	})
+}
+
+// Rebind makes the bindings of a cloned definition its own: paths of its own,
+// and no copy yet.
+func (h *Host) Rebind(doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
+	machine, err := h.Layout.MachineID()
+	if err != nil {
+		return nil, err
+	}
+	return h.reRecord(doc, func(_ Domain, _ Disk, entry *xmlrewrite.BoundDisk) error {
+		entry.Local.Copy, entry.Local.Host = "", machine
+		return nil
+	})
+}
+
+// reRecord lets change edit each entry of the metadata, and points the disks
+// at the paths that belong to this domain.
+func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Domain, Disk, *xmlrewrite.BoundDisk) error) (*xmlrewrite.Document, error) {
+	d, err := ReadDomain(doc)
+	if err != nil {
+		return nil, err
+	}
+	var entries []xmlrewrite.BoundDisk
+	var changes []xmlrewrite.Rewriter
+	for _, entry := range d.entries() {
+		if _, err := fromMetadata(d, &entry); err != nil {
+			return nil, err
+		}
+		disk, there := d.Disk(entry.Target)
+		if !there {
+			continue // the disk was taken out of the domain
+		}
+		copied := *entry.Local
+		entry.Local = &copied
+		if err := change(d, disk, &entry); err != nil {
+			return nil, fmt.Errorf("%s: disk %s: %w", d, entry.Target, err)
+		}
+		entry.Source = localdisk.StablePath(h.Layout, d.UUID, entry.Target)
+		entry.Serial = disk.Serial
+		if disk.Path != entry.Source {
+			changes = append(changes, xmlrewrite.LocalDisk{Target: entry.Target, Path: entry.Source, Block: entry.Local.Backend != "dir"})
+		}
+		entries = append(entries, entry)
+	}
+	after, err := xmlrewrite.Apply(doc, append(changes, xmlrewrite.SetMetadata{Disks: entries})...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
+	}
+	return after, nil
+}
+
+// Unbind gives every bound disk its origin back and takes our metadata out.
+// What lies in copies is not looked at: the caller has asked first.
+func Unbind(doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
+	d, err := ReadDomain(doc)
+	if err != nil {
+		return nil, err
+	}
+	var changes []xmlrewrite.Rewriter
+	for _, entry := range d.entries() {
+		if _, there := d.Disk(entry.Target); there {
+			changes = append(changes, xmlrewrite.RestoreOrigin{Target: entry.Target})
+		}
+	}
+	after, err := xmlrewrite.Apply(doc, append(changes, xmlrewrite.RemoveMetadata{})...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
+	}
+	return after, nil
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vdsm
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/atomicfile"
+)
+
+// beforeVMMigrateSource refuses on the host where the VM runs: on the other
+// side VDSM asks nobody.
+func beforeVMMigrateSource(_ context.Context, v *vm) error {
+	_, _, d, err := v.readDomain()
+	if err != nil {
+		return err
+	}
+	bound, _, err := bindings.Resolve(d, v.written)
+	if err != nil {
+		return err
+	}
+	if err := bindings.Migratable(d, bound); err != nil {
+		return err
+	}
+	return v.Forsaken(d, bound)
+}
+
+// afterVMDestroy comes after every end of a VM. Its failure stops nothing.
+func afterVMDestroy(ctx context.Context, v *vm) error {
+	d, bound, err := v.gone()
+	if err != nil {
+		return err
+	}
+	// VDSM does not tell why the VM ended. A saved one has its mark, which
+	// localdisk heeds.
+	return v.Release(ctx, d, bound, "destroyed")
+}
+
+func afterVMHibernate(ctx context.Context, v *vm) error {
+	_, bound, err := v.gone()
+	if err == nil && len(bound) == 0 {
+		return nil
+	}
+	// A VM whose disks cannot be told may have bound ones: it is marked.
+	return errors.Join(err, v.Local.MarkSaved(ctx, v.id))
+}
+
+func afterVMDehibernate(ctx context.Context, v *vm) error {
+	return v.Local.ClearSaved(ctx, v.id)
+}
+
+// gone reads a VM that does not run any more, as far as it can be read: a
+// property may name a disk that it has no longer.
+func (v *vm) gone() (bindings.Domain, []bindings.Bound, error) {
+	_, _, d, err := v.readDomain()
+	if err != nil {
+		return d, nil, err
+	}
+	d.Partial = true
+	bound, _, err := bindings.Resolve(d, v.written)
+	return d, bound, err
+}
+
+// beforeVDSMStart runs as root before VDSM does, for the host and not for a
+// VM. It does what tmpfiles.d has done on an installed host, and nothing slow.
+func beforeVDSMStart(h *bindings.Host, log *slog.Logger) {
+	for _, dir := range []string{h.Layout.Run(), h.Layout.Links(), h.Layout.Status(), h.Layout.Locks()} {
+		if err := atomicfile.MkdirAll(dir, 0o755); err != nil {
+			log.Warn("make directory", "err", err)
+		}
+	}
+	links, _ := filepath.Glob(filepath.Join(h.Layout.Links(), "*", "*"))
+	for _, link := range links {
+		if st, err := os.Lstat(link); err != nil || st.Mode()&fs.ModeSymlink == 0 {
+			continue
+		}
+		if _, err := os.Stat(link); errors.Is(err, fs.ErrNotExist) {
+			log.Info("stale link", "path", link, "removed", os.Remove(link) == nil)
+			_ = os.Remove(filepath.Dir(link)) // if it was the last
+		}
+	}
+}

@@ -57,7 +57,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	}
 	want = append(want,
 		"-r--r----- /etc/sudoers.d/50_vdsm_hook_diskhook",
-		"-rw-r--r-- /usr/lib/udev/rules.d/12-diskhook-local.rules",
+		"-rw-r--r-- /usr/lib/udev/rules.d/61-diskhook-local.rules",
 		"-rw-r--r-- /usr/lib/tmpfiles.d/diskhook-vdsm.conf",
 	)
 	equal(t, want, listing(t, dest))
@@ -109,7 +109,7 @@ func TestPrefix(t *testing.T) {
 		"/etc/libvirt/hooks/qemu.d/50-diskhook":         "/opt/diskhook/bin/diskhook",
 		"/opt/diskhook/bin/diskhook":                    "/opt/diskhook/libexec/diskhook/diskhook-domain",
 		"/etc/sudoers.d/50_vdsm_hook_diskhook":          "NOPASSWD: /opt/diskhook/libexec/diskhook/diskhook-helper",
-		"/usr/lib/udev/rules.d/12-diskhook-local.rules": "ovirt-local",
+		"/usr/lib/udev/rules.d/61-diskhook-local.rules": "ovirt-local",
 	} {
 		content := read(t, dest+path)
 		if !bytes.Contains(content, []byte(mention)) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -17,13 +18,47 @@ import (
 // next layer as its backing file (and its format, if it names one), the last
 // layer names none, and a raw layer is the last.
 func (c Checker) Chain(ctx context.Context, layers []Layer) (Info, error) {
-	return abandon(ctx, func(at func(string)) (Info, error) {
+	opened, err := c.Open(ctx, layers)
+	if err != nil {
+		return Info{}, err
+	}
+	opened.Close()
+	return opened.Info, nil
+}
+
+// Opened is a chain that was accepted and is still held open. A program that
+// inherits Files and reads /proc/self/fd/N reads what was inspected, whatever
+// became of the names since.
+type Opened struct {
+	Info
+	Files []*os.File // one per layer, for reading
+}
+
+// Close closes the files.
+func (o *Opened) Close() {
+	for _, f := range o.Files {
+		_ = f.Close()
+	}
+}
+
+// Open is Chain for those who go on to read; they call Close.
+func (c Checker) Open(ctx context.Context, layers []Layer) (*Opened, error) {
+	return abandon(ctx, func(at func(string)) (*Opened, error) {
 		images, err := c.openAll(layers, at)
-		defer closeAll(images)
 		if err != nil {
-			return Info{}, err
+			closeAll(images)
+			return nil, err
 		}
-		return c.inspect(images, layers, at)
+		info, err := c.inspect(images, layers, at)
+		if err != nil {
+			closeAll(images)
+			return nil, err
+		}
+		opened := &Opened{Info: info}
+		for _, img := range images {
+			opened.Files = append(opened.Files, img.file)
+		}
+		return opened, nil
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -84,6 +85,19 @@ func (q *QemuImg) Convert(ctx context.Context, o ConvertOptions) error {
 	}
 	_, err = q.Run.Run(ctx, cmd)
 	return classify(o.Target, "copy from "+o.Source[0].Path, err)
+}
+
+// Explain is the command that Convert would run for an existing target with
+// the newest qemu-img, quoted for a shell. Only the source's nodes are looked
+// at. block says whether the target, which need not exist yet, is a device.
+func Explain(ctx context.Context, o ConvertOptions, block bool) (string, error) {
+	chain, err := places(ctx, o.Source, nil, 0)
+	if err != nil {
+		return "", err
+	}
+	target := place{Layer: imagecheck.Layer{Path: o.Target, Format: o.TargetFormat}, block: block, direct: true}
+	args, err := convertArgs(o, Version{Major: math.MaxInt}, chain, target)
+	return command.Cmd{Name: program, Args: args}.String(), err
 }
 
 // target looks at where the copy goes.

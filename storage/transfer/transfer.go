@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -218,13 +219,17 @@ func hasData(f *os.File, size int64) bool {
 
 func (e *Engine) convert(ctx context.Context, source Source, target Target, o Options) error {
 	q := qemuimg.QemuImg{Run: e.Run, User: o.User}
-	return q.Convert(ctx, qemuimg.ConvertOptions{
+	c := convertOptions(source, target)
+	c.Rate, c.Locks, c.Progress, c.Total, c.Note = o.Rate, o.Locks, o.Progress, source.Size, e.note
+	return q.Convert(ctx, c)
+}
+
+func convertOptions(source Source, target Target) qemuimg.ConvertOptions {
+	return qemuimg.ConvertOptions{
 		Source: source.Layers, SourceFiles: source.Files,
 		Target: target.Path, TargetFormat: imagecheck.Raw,
 		TargetExists: true, TargetSize: source.Size, TargetIsZero: target.Zeroed,
-		Rate: o.Rate, Locks: o.Locks, Progress: o.Progress, Total: source.Size,
-		Note: e.note,
-	})
+	}
 }
 
 // tail makes [source.Size, target.Size) read zero. A guest must not find there
@@ -259,6 +264,25 @@ func flush(ctx context.Context, f *os.File, made bool) error {
 	}
 	return nil
 }
+
+// Explain lists what Copy would do, for dry runs: the command, then what is
+// done without one. The target need not exist. Nothing is changed.
+func (e *Engine) Explain(source Source, target Target) []string {
+	ctx, cancel := context.WithTimeout(context.Background(), explainTimeout)
+	defer cancel()
+	line, err := qemuimg.Explain(ctx, convertOptions(source, target), target.Block)
+	if err != nil {
+		return []string{"# refused: " + failure.Line(err)}
+	}
+	lines := []string{line}
+	if rest := target.Size - source.Size; rest > 0 && !target.Zeroed {
+		lines = append(lines, fmt.Sprintf("# zero %d bytes at %d of %s", rest, source.Size, target.Path))
+	}
+	return append(lines, "# flush "+target.Path)
+}
+
+// explainTimeout bounds the look at sources on storage that may hang.
+const explainTimeout = 10 * time.Second
 
 // Verify compares source and target and fails when they differ; a target that
 // is larger has to read zero there.

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/xml"
 	"iter"
-	"strconv"
 	"strings"
 )
 
@@ -67,24 +66,4 @@ func normalizeAttr(quoted []byte) string {
 		return start.Attr[0].Value
 	}
 	return flat
-}
-
-// hasSurrogateReference finds references such as &#xD800;, which encoding/xml
-// reads as U+FFFD and libxml2 refuses.
-func hasSurrogateReference(text []byte) bool {
-	for {
-		_, rest, found := bytes.Cut(text, []byte("&#"))
-		if !found {
-			return false
-		}
-		digits, _, _ := bytes.Cut(rest, []byte(";"))
-		base, number := 10, string(digits)
-		if strings.HasPrefix(number, "x") {
-			base, number = 16, number[1:]
-		}
-		if n, err := strconv.ParseUint(number, base, 32); err == nil && n >= 0xD800 && n <= 0xDFFF {
-			return true
-		}
-		text = rest
-	}
 }

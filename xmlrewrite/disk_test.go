@@ -87,6 +87,7 @@ with space'/><source file='/second'/>
   <backingStore type='file'><format type='raw'/><source file='/base'><encryption/></source>
     <backingStore><source file='/never'/></backingStore></backingStore>
 </disk>
+<disk><target/><target dev='vdd'/></disk>
 <disk xmlns='urn:other'><source file='/x'/><target dev='vdb'/></disk>
 </devices><disk><target dev='vdc'/></disk></domain>`))
 	want := []*Disk{{
@@ -96,9 +97,12 @@ with space'/><source file='/second'/>
 		Source:     Source{Type: "file", File: "/first\nline with space"},
 		Chain:      []Layer{{Type: "file", Format: "raw", Source: Source{Type: "file", File: "/base", HasEncryption: true}}},
 		Terminated: true,
-	}}
+	}, {Device: "disk", Type: "file", Source: Source{Type: "file"}}}
 	if diff := cmp.Diff(want, doc.Disks()); diff != "" {
 		t.Error(diff)
+	}
+	if d, ok := doc.Disk("vdd"); ok {
+		t.Errorf("found by its second target: %+v", d)
 	}
 }
 

@@ -3,7 +3,6 @@
 package xmlrewrite
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -58,111 +57,9 @@ const (
 type piece struct {
 	kind       pieceKind
 	raw        []byte
-	uri, local string  // childPiece: its name
-	target     string  // diskPiece: target/@dev
-	in         context // what surrounds the element
-}
-
-// Parse reads any well-formed document: a domain, a disk of its own, or
-// something else, which then has no disks. The errors are ErrTooLarge,
-// ErrTooDeep, ErrDTD, ErrDuplicateAttribute and ErrMalformed, each one line.
-func Parse(b []byte) (*Document, error) {
-	if len(b) > MaxSize {
-		return nil, fmt.Errorf("%w: more than %d MiB", ErrTooLarge, MaxSize>>20)
-	}
-	d := &Document{size: len(b), quote: '\''}
-	b, hasMark := bytes.CutPrefix(bytes.Clone(b), []byte("\uFEFF"))
-	if hasMark {
-		d.pieces = append(d.pieces, piece{raw: []byte("\uFEFF")})
-	}
-	c := cutter{doc: d, src: b}
-	for tok, err := range tokens(b, context{}) {
-		if err != nil {
-			return nil, err
-		}
-		c.take(tok)
-		if len(d.pieces) > maxPieces {
-			return nil, fmt.Errorf("%w: more than %d disks and other elements", ErrTooLarge, maxPieces)
-		}
-	}
-	c.cut(len(b), piece{kind: c.lastKind})
-	return d, nil
-}
-
-// cutter divides the source into pieces while its tokens go by.
-type cutter struct {
-	doc       *Document
-	src       []byte
-	last      int    // where the piece being collected starts
-	open      *piece // the element being collected, nil between pieces
-	openDepth int
-	scope     []binding // of the last piece: neighbours share one
-	inDevices bool
-	lastKind  pieceKind
-}
-
-func (c *cutter) take(tok token) {
-	switch tok.kind {
-	case startToken:
-		c.start(tok)
-	case endToken:
-		switch {
-		case c.open != nil && tok.depth == c.openDepth:
-			c.cut(tok.end, *c.open)
-			c.open = nil
-		case c.inDevices && tok.depth == 1:
-			c.inDevices = false
-		case c.doc.root == "domain" && tok.depth == 0:
-			c.cut(tok.start, piece{})
-			c.lastKind = endPiece
-		}
-	}
-}
-
-func (c *cutter) start(tok token) {
-	if tok.depth == 0 {
-		if tok.uri == "" {
-			c.doc.root = tok.name.Local
-		}
-		for at := range attrSpans(c.src[tok.start:tok.end]) {
-			c.doc.quote = c.src[tok.start+at.value-1]
-			break
-		}
-	}
-	domain := c.doc.root == "domain"
-	switch {
-	case c.open != nil:
-		if c.open.kind == diskPiece && c.open.target == "" && tok.depth == c.openDepth+1 && tok.uri == "" && tok.name.Local == "target" {
-			for _, a := range tok.attrs {
-				if a.Name.Space == "" && a.Name.Local == "dev" {
-					c.open.target = a.Value
-				}
-			}
-		}
-	case domain && tok.depth == 1 && tok.uri == "" && tok.name.Local == "devices":
-		c.inDevices = true
-	case domain && tok.depth == 1:
-		c.begin(tok, piece{kind: childPiece, uri: tok.uri, local: tok.name.Local})
-	case tok.uri == "" && tok.name.Local == "disk" && (tok.depth == 0 || c.inDevices && tok.depth == 2):
-		c.begin(tok, piece{kind: diskPiece})
-	}
-}
-
-func (c *cutter) begin(tok token, p piece) {
-	c.cut(tok.start, piece{})
-	if !slices.Equal(c.scope, tok.scope) {
-		c.scope = slices.Clone(tok.scope)
-	}
-	p.in = context{tok.depth, c.scope}
-	c.open, c.openDepth = &p, tok.depth
-}
-
-func (c *cutter) cut(end int, p piece) {
-	if end > c.last {
-		p.raw = c.src[c.last:end:end]
-		c.doc.pieces = append(c.doc.pieces, p)
-		c.last = end
-	}
+	uri, local string       // childPiece: its name
+	target     string       // diskPiece: target/@dev
+	in         surroundings // what surrounds the element
 }
 
 // Bytes returns the text. Of a document that was not edited it is what Parse

@@ -45,7 +45,7 @@ func (d *Document) EditChild(prefix, uri, local string, change func(*etree.Eleme
 		raw = fmt.Sprintf("<%[1]s:%[2]s xmlns:%[1]s=%[3]c%[4]s%[3]c/>", prefix, local, d.quote, attrEscapes.Replace(uri))
 	}
 	with := d.Clone()
-	i, err := with.appendChild(piece{kind: childPiece, raw: []byte(raw), uri: uri, local: local, in: context{depth: 1}})
+	i, err := with.appendChild(piece{kind: childPiece, raw: []byte(raw), uri: uri, local: local, in: surroundings{depth: 1}})
 	if err != nil {
 		return err
 	}
@@ -122,12 +122,12 @@ func (d *Document) indent(depth int) string {
 
 // parse turns new text into a node that will be written exactly so.
 func (ed *edit) parse(raw []byte) (*etree.Element, error) {
-	for _, err := range tokens(raw, context{}) {
+	for _, err := range tokens(raw, surroundings{}) {
 		if err != nil {
 			return nil, err
 		}
 	}
-	e := readTree(raw, context{}, ed.known)
+	e := readTree(raw, surroundings{}, ed.known)
 	e.Parent().RemoveChild(e)
 	return e, nil
 }

@@ -111,7 +111,7 @@ func (d *Document) metadataPiece() int {
 	if first >= 0 {
 		return first
 	}
-	return d.insertChildAfter(after, piece{kind: childPiece, raw: []byte("<metadata/>"), local: "metadata", in: context{depth: 1}})
+	return d.insertChildAfter(after, piece{kind: childPiece, raw: []byte("<metadata/>"), local: "metadata", in: surroundings{depth: 1}})
 }
 
 // write renders the element; the strings are what goes before a line of each
@@ -145,7 +145,7 @@ func (w *writer) open(name string, fields []field, end string) {
 	w.text("<dh:", name)
 	for _, f := range fields {
 		if *f.at != "" {
-			w.attr(etree.Attr{Key: f.name, Value: *f.at}, nil, attrSpan{})
+			w.attr(f.name, *f.at)
 		}
 	}
 	w.text(end)

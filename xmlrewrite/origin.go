@@ -25,7 +25,7 @@ func (d *Document) Origin(target string) ([]byte, error) {
 	w.text("<disk")
 	for _, key := range []string{"type", "device"} {
 		if value := attr(e, key); value != "" {
-			w.attr(etree.Attr{Key: key, Value: value}, nil, attrSpan{})
+			w.attr(key, value)
 		}
 	}
 	w.text(">")

@@ -9,9 +9,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 type tokenKind uint8
@@ -46,8 +44,8 @@ type binding struct{ prefix, uri string }
 // warns of those and goes on, and so do we; it equals no real namespace.
 const unbound = "?"
 
-// context is what a fragment inherits from the document around it.
-type context struct {
+// surroundings are what a fragment inherits from the document around it.
+type surroundings struct {
 	depth int
 	scope []binding
 }
@@ -55,7 +53,7 @@ type context struct {
 // tokens reads src strictly: whatever libxml2 would refuse ends the sequence
 // with an error, and so does what only an attacker writes (see the sentinels).
 // encoding/xml does the reading; this adds the rules that it leaves out.
-func tokens(src []byte, in context) iter.Seq2[token, error] {
+func tokens(src []byte, in surroundings) iter.Seq2[token, error] {
 	return func(yield func(token, error) bool) {
 		s := scanner{src: src, depth: in.depth, scope: append([]binding(nil), in.scope...)}
 		if err := s.checkCharacters(); err != nil {
@@ -191,127 +189,12 @@ func (s *scanner) endElement(tok *token) error {
 	return nil
 }
 
-// resolve finds the namespace of a prefix; the innermost declaration wins.
-func (s *scanner) resolve(prefix string) string {
-	for i := len(s.scope) - 1; i >= 0; i-- {
-		if s.scope[i].prefix == prefix {
-			if s.scope[i].uri == "" && prefix != "" {
-				return unbound
-			}
-			return s.scope[i].uri
-		}
-	}
-	switch prefix {
-	case "":
-		return ""
-	case "xml":
-		return "http://www.w3.org/XML/1998/namespace"
-	}
-	return unbound
-}
-
-// duplicate finds an attribute that is given twice: the same local name in the
-// same namespace, however the prefixes are spelled.
-func (s *scanner) duplicate(attrs []xml.Attr) (string, bool) {
-	if len(attrs) <= 8 { // nearly always, and then a map costs more than it saves
-		for i, a := range attrs {
-			for _, b := range attrs[:i] {
-				if a.Name.Local == b.Name.Local && s.expand(a.Name) == s.expand(b.Name) {
-					return a.Name.Local, true
-				}
-			}
-		}
-		return "", false
-	}
-	seen := make(map[xml.Name]bool, len(attrs))
-	for _, a := range attrs {
-		name := s.expand(a.Name)
-		if seen[name] {
-			return a.Name.Local, true
-		}
-		seen[name] = true
-	}
-	return "", false
-}
-
-// expand replaces the prefix of an attribute's name by its namespace. The
-// space keeps namespaces apart from prefixes that stay because nobody declared
-// them. An attribute without a prefix is in no namespace.
-func (s *scanner) expand(name xml.Name) xml.Name {
-	if name.Space != "" && name.Space != "xmlns" {
-		if uri := s.resolve(name.Space); uri != unbound {
-			name.Space = " " + uri
-		}
-	}
-	return name
-}
-
 func (s *scanner) checkEnd() error {
 	switch {
 	case len(s.open) > 0:
 		return s.errorf(ErrMalformed, len(s.src), "the text ends inside element "+clip(s.open[len(s.open)-1].name.Local))
 	case !s.ended:
 		return s.errorf(ErrMalformed, len(s.src), "no element")
-	}
-	return nil
-}
-
-// checkCharacters refuses what is not UTF-8 and the characters that XML 1.0
-// forbids everywhere, comments included.
-func (s *scanner) checkCharacters() error {
-	for i := 0; i < len(s.src); {
-		c := s.src[i]
-		if c < utf8.RuneSelf {
-			if c < ' ' && c != '\t' && c != '\n' && c != '\r' {
-				return s.errorf(ErrMalformed, i, fmt.Sprintf("character U+%04X is not allowed", c))
-			}
-			i++
-			continue
-		}
-		r, n := utf8.DecodeRune(s.src[i:])
-		if r == utf8.RuneError && n == 1 {
-			return s.errorf(ErrMalformed, i, "not UTF-8")
-		}
-		if r == 0xFFFE || r == 0xFFFF {
-			return s.errorf(ErrMalformed, i, fmt.Sprintf("character U+%04X is not allowed", r))
-		}
-		i += n
-	}
-	return nil
-}
-
-// checkDeclaration accepts <?xml version="1.0" encoding="UTF-8" standalone="…"?>
-// at the very start, the last two optional, in this order (XML 1.0, 2.8).
-func (s *scanner) checkDeclaration(start int, written []byte) error {
-	bad := s.errorf(ErrMalformed, start, "bad XML declaration")
-	if start != 0 {
-		return s.errorf(ErrMalformed, start, "an XML declaration inside the document")
-	}
-	order, rest := []string{"version", "encoding", "standalone"}, written
-	for at := range attrSpans(written) {
-		i := slices.Index(order, strings.TrimRight(string(written[at.name:at.equals]), blank))
-		if i < 0 || at.lead == at.name || i > 0 && order[0] == "version" {
-			return bad
-		}
-		value := string(written[at.value:at.end])
-		switch order[i] {
-		case "version":
-			if value != "1.0" {
-				return bad
-			}
-		case "encoding":
-			if !strings.EqualFold(value, "UTF-8") {
-				return s.errorf(ErrMalformed, start, errEncoding.Error())
-			}
-		case "standalone":
-			if value != "yes" && value != "no" {
-				return bad
-			}
-		}
-		order, rest = order[i+1:], written[at.end+1:]
-	}
-	if len(order) == 3 || string(bytes.TrimLeft(rest, blank)) != "?>" {
-		return bad
 	}
 	return nil
 }

@@ -54,7 +54,7 @@ func (w *writer) element(e *etree.Element, o origin, known bool) {
 	case !known:
 		w.text("<", e.FullTag())
 		for _, a := range e.Attr {
-			w.attr(a, nil, attrSpan{})
+			w.attr(a.FullKey(), a.Value)
 		}
 		if empty {
 			w.text("/>")
@@ -90,45 +90,36 @@ func (w *writer) element(e *etree.Element, o origin, known bool) {
 // their spelling, a new value takes the old one's quotes.
 func (w *writer) startTag(e *etree.Element, o origin) {
 	tag := o.src[o.start:o.opened]
+	rest := 1 + len(o.tag) // what follows the last attribute
 	type written struct {
-		span  attrSpan
-		value string
+		attrSpan
+		text string
 	}
-	old := make(map[string]written, len(o.attr))
-	name, rest, i := len(tag), 0, 0
+	old, i := make(map[string]written, len(o.attr)), 0
 	for at := range attrSpans(tag) {
 		old[o.attr[i].FullKey()] = written{at, o.attr[i].Value}
-		name, rest, i = min(name, at.lead), at.end+1, i+1
+		rest = at.end + 1
+		i++
 	}
-	if i == 0 {
-		name = 1 + len(o.tag)
-		rest = name
-	}
-	w.out = append(w.out, tag[:name]...)
+	w.out = append(w.out, tag[:1+len(o.tag)]...)
 	for _, a := range e.Attr {
-		switch was, ok := old[a.FullKey()]; {
-		case !ok:
-			w.attr(a, nil, attrSpan{})
-		case was.value == a.Value:
-			w.out = append(w.out, tag[was.span.lead:was.span.end+1]...)
+		at, found := old[a.FullKey()]
+		switch {
+		case !found:
+			w.attr(a.FullKey(), a.Value)
+		case at.text == a.Value:
+			w.out = append(w.out, tag[at.lead:at.end+1]...)
 		default:
-			w.attr(a, tag, was.span)
+			w.out = append(w.out, tag[at.lead:at.value]...)
+			w.text(attrEscapes.Replace(a.Value), string(tag[at.end]))
 		}
 	}
 	w.out = append(w.out, tag[rest:]...)
 }
 
-// attr writes an attribute, in the place of the old one at span of tag if tag
-// is not nil.
-func (w *writer) attr(a etree.Attr, tag []byte, at attrSpan) {
-	value := attrEscapes.Replace(a.Value)
-	if tag != nil {
-		w.out = append(w.out, tag[at.lead:at.value]...)
-		w.text(value)
-		w.out = append(w.out, tag[at.value-1])
-		return
-	}
-	w.text(" ", a.FullKey(), "=", string(w.quote), value, string(w.quote))
+// attr writes a new attribute.
+func (w *writer) attr(name, value string) {
+	w.text(" ", name, "=", string(w.quote), attrEscapes.Replace(value), string(w.quote))
 }
 
 func (w *writer) text(parts ...string) {

@@ -28,7 +28,7 @@ type origin struct {
 // readTree turns a fragment that tokens accepted into a tree. Its parent is an
 // element made up to hold the namespaces in scope, so that NamespaceURI works.
 // If known is not nil, it learns where each node came from.
-func readTree(src []byte, in context, known origins) *etree.Element {
+func readTree(src []byte, in surroundings, known origins) *etree.Element {
 	parent := etree.NewElement("scope")
 	for _, b := range in.scope {
 		if b.prefix == "" {

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command diskhook-helper does for VDSM's hooks what needs root: fixed verbs
+// on local copies of oVirt's disks, with configuration that only root can
+// write. It is run by sudo(8) and speaks the protocol of package privileged.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"diskhook/hooks/privileged"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+// Set by the linker.
+var (
+	program = "/usr/bin/diskhook" // what copies are filled by
+	version = "unknown"
+)
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == "--version" {
+		fmt.Println("diskhook-helper", version)
+		return
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	service, err := newService(log)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "diskhook-helper: "+failure.Line(err))
+		os.Exit(1)
+	}
+	server := privileged.Server{Service: service}
+	if !server.Serve(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr) {
+		os.Exit(1)
+	}
+}
+
+func newService(log *slog.Logger) (*localdisk.Service, error) {
+	layout := layout()
+	config, err := privileged.LoadConfig(layout, uint32(os.Geteuid()))
+	switch {
+	case failure.KindOf(err) == failure.Usage:
+		log.Warn("configuration", "err", err)
+	case err != nil:
+		return nil, err
+	}
+	if os.Geteuid() != 0 && layout.Root == "" {
+		err := failure.New(failure.Precondition, "it must run as root")
+		return nil, failure.Hint(err, "VDSM's hooks run it by `sudo -n %s`", privileged.Helper)
+	}
+	reader, owner, err := identities(layout)
+	if err != nil {
+		return nil, err
+	}
+	return &localdisk.Service{
+		Layout: layout, Config: config, Run: command.System{Log: log}, Log: log,
+		Program: programPath(), User: reader, Owner: owner,
+	}, nil
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package privileged
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
+)
+
+// Server does what verbs ask for, as root. Service.Owner must be set: it is
+// the only owner that is ever given.
+type Server struct {
+	Service *localdisk.Service
+}
+
+type verb func(*Server, context.Context, io.Reader, io.Writer) (any, error)
+
+// verbs is all that a caller can have done.
+var verbs = map[string]verb{
+	"local observe":     (*Server).observe,
+	"local fulfil":      (*Server).fulfil,
+	"local release":     (*Server).release,
+	"local owner":       (*Server).owner,
+	"local mark-saved":  (*Server).markSaved,
+	"local clear-saved": (*Server).clearSaved,
+}
+
+// Serve answers one call: args is the verb, in the request, out the response,
+// log where progress goes. It reports whether the verb succeeded; if it did
+// not, the response says why.
+func (s *Server) Serve(ctx context.Context, args []string, in io.Reader, out, log io.Writer) bool {
+	result, err := s.serve(ctx, args, in, log)
+	var r response
+	if err == nil {
+		r.Result, err = json.Marshal(result)
+	}
+	if err != nil {
+		r = response{Error: toWire(err)}
+	}
+	if json.NewEncoder(out).Encode(r) != nil {
+		return false // nobody listens
+	}
+	return err == nil
+}
+
+func (s *Server) serve(ctx context.Context, args []string, in io.Reader, log io.Writer) (any, error) {
+	do, known := verbs[strings.Join(args, " ")]
+	if !known || len(args) != 2 {
+		err := failure.New(failure.Usage, "diskhook-helper: no such verb")
+		return nil, failure.Hint(err, "this program is for VDSM's hooks; use `diskhook`")
+	}
+	return do(s, ctx, in, log)
+}
+
+func (s *Server) observe(ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
+	var r observeRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	if err := s.checkDisks(r.Disks); err != nil {
+		return nil, err
+	}
+	return s.Service.Observe(ctx, r.Disks)
+}
+
+func (s *Server) fulfil(ctx context.Context, in io.Reader, log io.Writer) (any, error) {
+	var r fulfilRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	if err := s.checkDisks(r.Disks); err != nil {
+		return nil, err
+	}
+	if r.Deadline < 0 || r.Deadline > time.Duration(1<<62).Milliseconds() {
+		return nil, failure.New(failure.Usage, "deadline_ms: %d is out of range", r.Deadline)
+	}
+	lines := json.NewEncoder(log)
+	return s.Service.Fulfil(ctx, r.Disks, localdisk.Waiting{
+		Deadline: time.Duration(r.Deadline) * time.Millisecond,
+		Notify:   func(d localdisk.Disk, st progress.Status) { _ = lines.Encode(notice{d.Target, st}) },
+	})
+}
+
+func (s *Server) release(ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
+	var r releaseRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	if len(r.Disks) == 0 {
+		return nil, nil
+	}
+	if err := s.checkDisks(r.Disks); err != nil {
+		return nil, err
+	}
+	if r.Domain != r.Disks[0].Domain {
+		return nil, failure.New(failure.Usage, "domain %q: not that of the disks", r.Domain)
+	}
+	return nil, s.Service.Release(ctx, r.Domain, r.Disks, r.Reason)
+}
+
+func (s *Server) owner(ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
+	var r ownerRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	if o := s.Service.Owner; o == nil || r.UID != o.UID || r.GID != o.GID {
+		return nil, failure.New(failure.Usage, "owner %d:%d: not the one that disks get here", r.UID, r.GID)
+	}
+	if err := s.checkNode(r.Placement.Node); err != nil {
+		return nil, err
+	}
+	return nil, s.Service.SetOwner(ctx, r.Placement, r.UID, r.GID)
+}
+
+func (s *Server) markSaved(_ context.Context, in io.Reader, _ io.Writer) (any, error) {
+	var r savedRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	return nil, named(r.Domain, localdisk.MarkSaved(s.Service.Layout, r.Domain))
+}
+
+func (s *Server) clearSaved(_ context.Context, in io.Reader, _ io.Writer) (any, error) {
+	var r savedRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	return nil, named(r.Domain, localdisk.ClearSaved(s.Service.Layout, r.Domain))
+}
+
+func named(domain string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("domain %s: saved memory: %w", failure.OneLine(domain), err)
+}

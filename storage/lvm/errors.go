@@ -75,6 +75,8 @@ var messages = []message{
 
 	{[]string{"New size", "matches existing size"}, errUnchanged, ""},
 	{[]string{"New size given", "not larger than existing size"}, errUnchanged, ""},
+	{[]string{"is already read only"}, errUnchanged, ""},
+	{[]string{"is already writable"}, errUnchanged, ""},
 	{[]string{"Size is not a multiple of 512"}, errRefused, ""},
 	{[]string{"are reserved. Please choose a different"}, errRefused, ""},
 

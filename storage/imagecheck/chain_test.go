@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package imagecheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+)
+
+// within allows what resolves to a path below dir, as [paths] roots do.
+func within(dir string) Allowed {
+	return func(path string) (string, error) {
+		resolved, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return "", failure.Wrap(failure.NotFound, err)
+		}
+		if !strings.HasPrefix(resolved, dir+"/") {
+			return "", failure.New(failure.Precondition, "%s: not below any of [paths] roots", resolved)
+		}
+		return resolved, nil
+	}
+}
+
+// qemuImg runs the real program; a machine without it fails the test.
+func qemuImg(t *testing.T, args ...string) {
+	t.Helper()
+	if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img %s: %v\n%s(install qemu-utils)", strings.Join(args, " "), err, out)
+	}
+}
+
+// room is a directory without symlinks in its path.
+func room(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func write(t *testing.T, path string, data []byte) string {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// chain makes base.raw <- mid.qcow2 <- top.qcow2 with relative names, of
+// growing size, and returns the layers, top first.
+func chain(t *testing.T, dir string) []Layer {
+	t.Helper()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	write(t, at("base.raw"), make([]byte, 1<<20+100))
+	qemuImg(t, "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", at("mid.qcow2"), "2M")
+	qemuImg(t, "create", "-q", "-f", "qcow2", "-b", at("mid.qcow2"), "-F", "qcow2", at("top.qcow2"), "3M")
+	return []Layer{{at("top.qcow2"), QCOW2}, {at("mid.qcow2"), QCOW2}, {at("base.raw"), Raw}}
+}
+
+func TestChain(t *testing.T) {
+	dir := room(t)
+	layers := chain(t, dir)
+	for n, want := range map[int]int64{0: 3 << 20, 1: 2 << 20, 2: 1<<20 + 512} {
+		info, err := Chain(t.Context(), layers[n:], within(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.VirtualSize != want {
+			t.Errorf("layer %d: virtual size %d, want %d", n, info.VirtualSize, want)
+		}
+		if diff := cmp.Diff(layers[n:], info.Layers); diff != "" {
+			t.Error(diff)
+		}
+		if last := info.Headers[len(info.Headers)-1]; last != nil {
+			t.Errorf("the raw layer has a header: %+v", last)
+		}
+	}
+	found, err := Discover(t.Context(), layers[0], within(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(layers, found); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// oVirt names images by paths full of links, with backing files relative to
+// the link's directory.
+func TestChainThroughLinks(t *testing.T) {
+	dir := room(t)
+	layers := chain(t, dir)
+	links := filepath.Join(dir, "links")
+	if err := os.Mkdir(links, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"mid.qcow2", "base.raw"} {
+		if err := os.Symlink(filepath.Join(dir, name), filepath.Join(links, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := Chain(t.Context(), []Layer{
+		{filepath.Join(links, "mid.qcow2"), QCOW2}, {filepath.Join(links, "base.raw"), Raw},
+	}, within(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(layers[1:], info.Layers); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	dir := room(t)
+	layers := chain(t, dir)
+	take := func() string {
+		t.Helper()
+		info, err := Chain(t.Context(), layers, within(dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Fingerprint
+	}
+	first := take()
+	if again := take(); again != first || len(first) != 64 {
+		t.Errorf("looking changed it: %s, then %s", first, again)
+	}
+	seen := map[string]string{first: "nothing"}
+	base := layers[2].Path
+	for _, c := range []struct {
+		what string
+		do   func() error
+	}{
+		{"a write to the base", func() error { return exec.Command("qemu-io", "-f", "raw", "-c", "write -P 1 64k 512", base).Run() }},
+		{"a write to the top", func() error {
+			return exec.Command("qemu-io", "-f", "qcow2", "-c", "write -P 1 64k 512", layers[0].Path).Run()
+		}},
+		{"a base of the same content and time", func() error {
+			return exec.Command("sh", "-c", `cp -p "$1" "$1.new" && mv "$1.new" "$1"`, "sh", base).Run()
+		}},
+		{"a longer base", func() error { return os.Truncate(base, 2<<20) }},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatalf("%s: %v", c.what, err)
+		}
+		print := take()
+		if before, ok := seen[print]; ok {
+			t.Errorf("%s leaves the fingerprint as after %s", c.what, before)
+		}
+		seen[print] = c.what
+	}
+}
+
+// Every trap is refused with one line that names the layer, and with a way
+// out; none of what it points at is opened.
+func TestTraps(t *testing.T) {
+	dir := room(t)
+	outside := write(t, filepath.Join(room(t), "secret"), []byte("secret"))
+	at := func(name string) string { return filepath.Join(dir, name) }
+	image := func(name string, f fields) string { return write(t, at(name), f.bytes()) }
+	layers := chain(t, dir)
+	top, mid, base := layers[0], layers[1], layers[2]
+	backed := func(name, backing, format string) []Layer {
+		return []Layer{{image(name, withBacking(backing, format)), QCOW2}}
+	}
+	data := sound()
+	data.incompatible = featureDataFile
+	data.extensions = []extension{{extDataFile, 11, "/etc/shadow"}}
+	huge := sound()
+	huge.size = 1 << 63
+	qemuImg(t, "create", "-q", "-f", "qcow2", "-o", "data_file="+at("data.raw")+",data_file_raw=on", at("external.qcow2"), "1M")
+	crypt := sound()
+	crypt.crypt = 2
+	for _, format := range []string{"vmdk", "vhdx", "vpc", "vdi", "qed"} {
+		qemuImg(t, "create", "-q", "-f", format, at("other."+format), "1M")
+	}
+	write(t, at("other.luks"), []byte("LUKS\xba\xbe\x00\x01"+strings.Repeat("\x00", 4096)))
+	if err := os.Symlink(outside, at("link.raw")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(at("fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(at("sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	self := withBacking(at("self.qcow2"), "qcow2")
+	write(t, at("empty.raw"), nil)
+
+	for name, c := range map[string]struct {
+		layers []Layer
+		kind   error
+		text   string
+		hint   string
+	}{
+		"backing /etc/shadow":   {backed("a", "/etc/shadow", "raw"), ErrTrap, `names a backing file "/etc/shadow", but none is declared`, "qemu-img info -U -f qcow2 " + at("a")},
+		"another than declared": {append(backed("b", "/etc/shadow", "raw"), base), ErrTrap, `names the backing file "/etc/shadow", declared is ` + base.Path, "declare the whole chain"},
+		"a way out of the root": {append(backed("c", "../../../../../../etc/shadow", "raw"), base), ErrTrap, "declared is", "declare the whole chain"},
+		"json":                  {append(backed("d", `json:{"driver":"raw","file":{"driver":"file","filename":"/etc/shadow"}}`, ""), base), ErrTrap, "not a plain path", "qemu-img rebase -u"},
+		"nbd":                   {append(backed("e", "nbd:unix:/run/x.sock", "raw"), base), ErrTrap, "not a plain path", "qemu-img rebase -u"},
+		"nbd url":               {append(backed("f", "nbd://evil.example/x", "raw"), base), ErrTrap, "not a plain path", "qemu-img rebase -u"},
+		"file url":              {append(backed("g", "file:"+base.Path, "raw"), base), ErrTrap, "not a plain path", "qemu-img rebase -u"},
+		"NUL":                   {append(backed("h", base.Path+"\x00x", "raw"), base), ErrTrap, "not a plain path", "qemu-img rebase -u"},
+		"other backing format":  {append(backed("i", base.Path, "qcow2"), base), ErrTrap, "names qcow2 as the format of its backing file, declared is raw", "declare the whole chain"},
+		"none, declared one":    {[]Layer{{image("j", sound()), QCOW2}, base}, ErrTrap, "it has no backing file", "qemu-img rebase -u -f qcow2 -b " + base.Path + " -F raw " + at("j")},
+		"layer left out":        {[]Layer{top, base}, ErrTrap, "declared is " + base.Path, "declare the whole chain"},
+		"raw above":             {[]Layer{base, mid, base}, ErrTrap, "comes back", ""},
+		"raw with backing":      {[]Layer{base, mid}, ErrTrap, "has no backing file", ""},
+		"loop":                  {[]Layer{{image("self.qcow2", self), QCOW2}, {at("self.qcow2"), QCOW2}}, ErrTrap, "comes back to it", "qemu-img rebase"},
+		"data file by hand":     {[]Layer{{image("k", data), QCOW2}}, ErrTrap, "data in another file", "qemu-img convert"},
+		"data file":             {[]Layer{{at("external.qcow2"), QCOW2}}, ErrTrap, "data in another file", "qemu-img convert"},
+		"2^63":                  {[]Layer{{image("l", huge), QCOW2}}, ErrTrap, "virtual size of 9223372036854775808", ""},
+		"luks in qcow2":         {[]Layer{{image("m", crypt), QCOW2}}, ErrFormat, "encrypted", "decrypt"},
+		"luks":                  {[]Layer{{at("other.luks"), QCOW2}}, ErrFormat, "it is luks", "qemu-img convert -f luks"},
+		"vmdk":                  {[]Layer{{at("other.vmdk"), QCOW2}}, ErrFormat, "it is vmdk", "qemu-img convert -f vmdk -O qcow2 " + at("other.vmdk")},
+		"vhdx":                  {[]Layer{{at("other.vhdx"), QCOW2}}, ErrFormat, "it is vhdx", "qemu-img convert"},
+		"vpc":                   {[]Layer{{at("other.vpc"), QCOW2}}, ErrFormat, "it is vpc", "qemu-img convert"},
+		"vdi":                   {[]Layer{{at("other.vdi"), QCOW2}}, ErrFormat, "it is vdi", "qemu-img convert"},
+		"qed":                   {[]Layer{{at("other.qed"), QCOW2}}, ErrFormat, "it is qed", "qemu-img convert"},
+		"declared vmdk":         {[]Layer{{at("other.vmdk"), "vmdk"}}, ErrFormat, `format "vmdk" is not supported`, "qemu-img convert -f vmdk"},
+		"no format":             {[]Layer{{base.Path, ""}}, ErrFormat, "format is not declared", "declare it"},
+		"raw declared qcow2":    {[]Layer{{base.Path, QCOW2}}, ErrFormat, "not a qcow2 image", "declare it raw"},
+		"empty raw":             {[]Layer{{at("empty.raw"), Raw}}, ErrFormat, "it is empty", ""},
+		"fifo":                  {[]Layer{{at("fifo"), Raw}}, ErrTrap, "neither a regular file nor a block device", "declare the image"},
+		"directory":             {[]Layer{{at("sub"), Raw}}, ErrTrap, "neither a regular file nor a block device", "declare the image"},
+		"not absolute":          {[]Layer{{"json:{}", Raw}}, ErrTrap, "not an absolute path", ""},
+		"link out of the root":  {[]Layer{{at("link.raw"), Raw}}, failure.Precondition, "not below any", ""},
+		"outside":               {[]Layer{{outside, Raw}}, failure.Precondition, "not below any", ""},
+		"missing":               {[]Layer{{at("missing"), Raw}}, failure.NotFound, "missing", ""},
+		"nothing":               {nil, failure.Usage, "no image", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Chain(t.Context(), c.layers, within(dir))
+			line := ""
+			if err != nil {
+				line = failure.Line(err)
+			}
+			if !errors.Is(err, c.kind) || !strings.Contains(line, c.text) {
+				t.Fatalf("got %q, want %q", line, c.text)
+			}
+			if errors.Is(err, ErrTrap) || errors.Is(err, ErrFormat) {
+				if hint := failure.HintOf(err); hint == "" || !strings.Contains(hint, c.hint) {
+					t.Errorf("way out %q, want %q", hint, c.hint)
+				}
+				if !strings.HasPrefix(line, c.layers[0].Path) {
+					t.Errorf("the line does not begin with the layer: %s", line)
+				}
+				if failure.KindOf(err) != failure.Precondition {
+					t.Errorf("kind %v", failure.KindOf(err))
+				}
+			}
+		})
+	}
+}
+
+// A raw disk is the guest's to write: a qcow2 header in it means nothing.
+func TestGuestWroteAHeaderIntoARawDisk(t *testing.T) {
+	dir := room(t)
+	evil := withBacking("/etc/shadow", "raw")
+	evil.size = 1 << 51
+	path := write(t, filepath.Join(dir, "disk.raw"), evil.bytes())
+	info, err := Chain(t.Context(), []Layer{{path, Raw}}, within(dir))
+	if err != nil || info.VirtualSize != evil.imageBytes {
+		t.Errorf("got %+v, %v; want the %d bytes of the file", info, err, evil.imageBytes)
+	}
+}
+
+func TestVirtualSizeCap(t *testing.T) {
+	dir := room(t)
+	qemuImg(t, "create", "-q", "-f", "qcow2", filepath.Join(dir, "a.qcow2"), "1G")
+	layers := []Layer{{filepath.Join(dir, "a.qcow2"), QCOW2}}
+	if _, err := (Checker{Allowed: within(dir), MaxVirtualSize: 1<<30 - 512}).Chain(t.Context(), layers); !errors.Is(err, ErrTrap) {
+		t.Errorf("over the cap: %v", err)
+	}
+	if _, err := (Checker{Allowed: within(dir), MaxVirtualSize: 1 << 30}).Chain(t.Context(), layers); err != nil {
+		t.Errorf("at the cap: %v", err)
+	}
+}
+
+// Discover follows headers, hence refuses what Chain refuses, loops, missing
+// formats and endless chains.
+func TestDiscoverRefuses(t *testing.T) {
+	dir := room(t)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	put := func(name, backing, format string) Layer {
+		return Layer{write(t, at(name), withBacking(backing, format).bytes()), QCOW2}
+	}
+	first := put("loop.0", "loop.1", "qcow2")
+	put("loop.1", "loop.0", "qcow2")
+	write(t, at("base.raw"), make([]byte, 512))
+	var deep Layer
+	for i := range MaxLayers + 1 {
+		deep = put(fmt.Sprintf("deep.%d", i), fmt.Sprintf("deep.%d", i-1), "qcow2")
+	}
+	write(t, at("deep.-1"), sound().bytes())
+	for name, c := range map[string]struct {
+		top  Layer
+		kind error
+		text string
+	}{
+		"loop":       {first, ErrTrap, "comes back to it"},
+		"no format":  {put("plain", "base.raw", ""), ErrFormat, "does not name the format"},
+		"shadow":     {put("shadow", "/etc/shadow", "raw"), failure.Precondition, "not below any"},
+		"json":       {put("json", "json:{}", "qcow2"), ErrTrap, "not a plain path"},
+		"vmdk below": {put("vmdk", "base.raw", "vmdk"), ErrFormat, `format "vmdk" is not supported`},
+		"wrong type": {put("wrong", "base.raw", "qcow2"), ErrFormat, "not a qcow2 image"},
+		"too deep":   {deep, ErrTrap, "chain"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layers, err := Discover(t.Context(), c.top, within(dir))
+			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.text) {
+				t.Errorf("got %v, %v; want %q", layers, err, c.text)
+			}
+		})
+	}
+}
+
+// Between resolving and opening, whoever owns the directory swaps the image,
+// or a directory on the way to it, for a link.
+func TestSymlinkSwap(t *testing.T) {
+	for name, swap := range map[string]func(dir, outside string) error{
+		"file": func(dir, outside string) error {
+			path := filepath.Join(dir, "images", "disk.raw")
+			return errors.Join(os.Remove(path), os.Symlink(filepath.Join(outside, "disk.raw"), path))
+		},
+		"directory": func(dir, outside string) error {
+			path := filepath.Join(dir, "images")
+			return errors.Join(os.Rename(path, path+".old"), os.Symlink(outside, path))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, outside := room(t), room(t)
+			path := filepath.Join(dir, "images", "disk.raw")
+			if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			write(t, path, make([]byte, 512))
+			write(t, filepath.Join(outside, "disk.raw"), []byte("secret"))
+			allowed := func(p string) (string, error) {
+				resolved, err := within(dir)(p)
+				return resolved, errors.Join(err, swap(dir, outside))
+			}
+			_, err := Chain(t.Context(), []Layer{{path, Raw}}, allowed)
+			if !errors.Is(err, ErrTrap) || !strings.Contains(err.Error(), "symbolic link") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// qcow2 directly on a block device, as on shared LVM.
+func TestBlockLayer(t *testing.T) {
+	if os.Getenv("SKIP_LOOP") == "1" {
+		t.Skip("SKIP_LOOP=1")
+	}
+	dir := room(t)
+	layers := chain(t, dir)
+	if err := os.Truncate(layers[0].Path, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", layers[0].Path).Output()
+	if err != nil {
+		t.Fatalf("losetup: %v (needs root and loop devices; SKIP_LOOP=1 leaves this out)", err)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() })
+	layers[0].Path = dev
+	allowed := func(path string) (string, error) {
+		if path == dev {
+			return path, nil
+		}
+		return within(dir)(path)
+	}
+	before, err := Chain(t.Context(), layers, allowed)
+	if err != nil || before.VirtualSize != 3<<20 || before.Layers[0].Path != dev {
+		t.Fatalf("got %+v, %v", before, err)
+	}
+	qemuIO := exec.Command("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", dev)
+	if out, err := qemuIO.CombinedOutput(); err != nil {
+		t.Fatalf("qemu-io: %v: %s", err, out)
+	}
+	after, err := Chain(t.Context(), layers, allowed)
+	if err != nil || after.Fingerprint == before.Fingerprint {
+		t.Errorf("a new cluster left the fingerprint as it was, %v", err)
+	}
+}
+
+// What was inspected stays what is read, even if the name moves on.
+func TestOpenHoldsWhatItInspected(t *testing.T) {
+	dir := room(t)
+	path := write(t, filepath.Join(dir, "disk.raw"), []byte(strings.Repeat("a", 512)))
+	opened, err := Checker{Allowed: within(dir)}.Open(t.Context(), []Layer{{path, Raw}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, []byte(strings.Repeat("b", 512)))
+	got := make([]byte, 512)
+	if _, err := opened.Files[0].ReadAt(got, 0); err != nil || string(got) != strings.Repeat("a", 512) {
+		t.Errorf("read %q, %v", got[:3], err)
+	}
+}
+
+// A storage that does not answer is left behind when the context ends.
+func TestHungStorage(t *testing.T) {
+	hung := make(chan struct{})
+	defer close(hung)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	_, err := Chain(ctx, []Layer{{"/mnt/dead/disk.raw", Raw}}, func(string) (string, error) {
+		<-hung
+		return "", errors.New("too late")
+	})
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("took %v", took)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) || failure.KindOf(err) != failure.Temporary || !strings.Contains(err.Error(), "/mnt/dead/disk.raw: no answer") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Opened as another user, a file that only root may read is refused, and one
+// of that user is read where root is squashed.
+func TestOpenAsUser(t *testing.T) {
+	if os.Getenv("SKIP_ROOT") == "1" {
+		t.Skip("SKIP_ROOT=1")
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root to take on another identity; SKIP_ROOT=1 leaves this out")
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "imagecheck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := write(t, filepath.Join(dir, "disk.raw"), make([]byte, 512))
+	checker := Checker{Allowed: within(dir), User: &command.Credential{UID: 12345, GID: 12345, Groups: []uint32{54321}}}
+	look := func() error {
+		_, err := checker.Chain(t.Context(), []Layer{{path, Raw}})
+		return err
+	}
+	if err := look(); !errors.Is(err, os.ErrPermission) || failure.KindOf(err) != failure.Precondition {
+		t.Errorf("root's file: %v", err)
+	}
+	if err := os.Chown(path, 0, 54321); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o040); err != nil {
+		t.Fatal(err)
+	}
+	if err := look(); err != nil {
+		t.Errorf("readable by a supplementary group: %v", err)
+	}
+	if _, err := Chain(t.Context(), []Layer{{path, Raw}}, within(dir)); err != nil {
+		t.Errorf("the process lost its own identity: %v", err)
+	}
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"maps"
+	"slices"
+)
+
+// backend keeps copies somewhere. It knows no receipts and decides nothing.
+// A new backend is one file with one type, and one line in backends.
+type backend interface {
+	// home names the place; backends that share one share its report.
+	home() string
+	// find returns the copies in home by name; a name that is not there is
+	// not in the map. It changes nothing.
+	find(ctx context.Context) (map[string]Copy, error)
+	// room is a failure.NoSpace unless copies of these sizes fit and the
+	// configured reserve stays free.
+	room(ctx context.Context, sizes []int64) error
+	// create makes the copy of d, marked updating in the same step, with at
+	// least size bytes, and returns it with its node present.
+	create(ctx context.Context, d Disk, size int64) (Copy, error)
+	// readsZero says whether what create made reads as zeros (design 9.8).
+	readsZero(ctx context.Context) (bool, error)
+	// finish takes the updating mark away in one step, after which the copy
+	// is complete and ours.
+	finish(ctx context.Context, d Disk, c Copy, machine string) error
+	// claim marks a complete copy as ours, for adoption.
+	claim(ctx context.Context, d Disk, c Copy, machine string) error
+	// activate makes the nodes of all copies appear, with one command.
+	activate(ctx context.Context, copies []Copy) error
+	deactivate(ctx context.Context, copies []Copy) error
+	// remove deletes a copy. It refuses one that is or may be open.
+	remove(ctx context.Context, c Copy) error
+	// extend grows the copy to at least size bytes and returns it.
+	extend(ctx context.Context, c Copy, size int64) (Copy, error)
+	// explain lists what an action would do, for dry runs: exact commands
+	// where commands are run.
+	explain(ctx context.Context, a Action, d Disk, c Copy, size int64) []string
+}
+
+// backends is the table of backends.
+func backends() map[string]func(*Service) backend {
+	return map[string]func(*Service) backend{
+		"lvm":     func(s *Service) backend { return newVolumes(s, "") },
+		"lvmthin": func(s *Service) backend { return newVolumes(s, s.Config.Local.Pool) },
+		"dir":     func(s *Service) backend { return newDirectory(s) },
+	}
+}
+
+// Backends returns the names of all backends, sorted.
+func Backends() []string { return slices.Sorted(maps.Keys(backends())) }
+
+func (s *Service) backend(d Disk) backend { return backends()[d.Backend](s) }

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/blockdev"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+)
+
+// directory is the backend dir: raw files, for hosts without a volume group.
+//
+//	NAME.raw.partial   a copy that is updating
+//	NAME.raw           a copy that is ready
+//	NAME.json          its sidecar: UUID and whose it is
+//
+// The sidecar is there before the file and goes after it. The rename that ends
+// updating follows the flush of the data.
+type directory struct {
+	dir     string
+	sparse  bool
+	reserve int64
+	owner   *Owner
+}
+
+const (
+	rawSuffix     = ".raw"
+	partialSuffix = ".raw.partial"
+	sidecarSuffix = ".json"
+)
+
+// sidecar says of a file what tags say of a volume.
+type sidecar struct {
+	Schema string   `json:"schema"` // "diskhook.copy/v1"
+	UUID   string   `json:"uuid"`
+	Tags   []string `json:"tags"`
+}
+
+func newDirectory(s *Service) backend {
+	return &directory{dir: s.Config.Local.Dir, sparse: s.Config.Local.Sparse, reserve: int64(s.Config.Local.Reserve), owner: s.Owner}
+}
+
+func (b *directory) home() string { return b.dir }
+
+func (b *directory) path(name, suffix string) string { return filepath.Join(b.dir, name+suffix) }
+
+func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
+	entries, err := os.ReadDir(b.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("dir %s: %w", b.dir, err)
+	}
+	copies := map[string]Copy{}
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		file := e.Name()
+		name, ready := strings.CutSuffix(file, rawSuffix)
+		state := Ready
+		if !ready {
+			var partial bool
+			if name, partial = strings.CutSuffix(file, partialSuffix); !partial {
+				continue
+			}
+			state = Updating
+		}
+		if old, seen := copies[name]; seen && old.State == Ready {
+			continue // a partial file beside a ready one is rubbish
+		}
+		if !host.LVMName(name) {
+			continue
+		}
+		c, err := b.describe(name, state, filepath.Join(b.dir, file))
+		if err != nil {
+			return nil, err
+		}
+		copies[name] = c
+	}
+	return copies, nil
+}
+
+func (b *directory) describe(name string, state State, path string) (Copy, error) {
+	c := Copy{State: state, Name: name, Home: b.dir, Path: path, Active: true}
+	st, err := os.Lstat(path)
+	if err != nil {
+		return c, err
+	}
+	c.Size = st.Size()
+	if !st.Mode().IsRegular() {
+		c.Sick = "not a regular file"
+		return c, nil
+	}
+	side, err := b.readSidecar(name)
+	if err != nil {
+		c.Sick = failure.OneLine(err.Error())
+	}
+	c.UUID, c.Tags = side.UUID, side.Tags
+	return c, nil
+}
+
+// refreshOpen asks who has the file open. It reads all of /proc, so it is
+// asked only before something is removed or adopted.
+func refreshOpen(c Copy) Copy {
+	if _, open, err := blockdev.InUse(c.Path); err == nil {
+		c.Open = &open
+	} else if errors.Is(err, failure.NotFound) {
+		c.Open = new(bool)
+	}
+	return c
+}
+
+func (b *directory) readSidecar(name string) (sidecar, error) {
+	var side sidecar
+	data, err := os.ReadFile(b.path(name, sidecarSuffix))
+	if err != nil {
+		return side, err
+	}
+	if err := json.Unmarshal(data, &side); err != nil || side.UUID == "" {
+		return sidecar{}, fmt.Errorf("%s: not a sidecar", b.path(name, sidecarSuffix))
+	}
+	return side, nil
+}
+
+func (b *directory) writeSidecar(name string, side sidecar) error {
+	side.Schema = "diskhook.copy/v1"
+	return atomicfile.WriteJSON(b.path(name, sidecarSuffix), side, 0o644)
+}
+
+func (b *directory) room(_ context.Context, sizes []int64) error {
+	if err := atomicfile.MkdirAll(b.dir, 0o711); err != nil {
+		return fmt.Errorf("dir %s: %w", b.dir, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.dir, &st); err != nil {
+		return fmt.Errorf("dir %s: free space: %w", b.dir, err)
+	}
+	free := int64(st.Bavail) * st.Bsize
+	return fits("dir "+b.dir, free-b.reserve, sizes, fmt.Sprintf("free some of its file system, or set [local] dir or reserve (%d bytes now)", b.reserve))
+}
+
+func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) {
+	name := d.CopyName()
+	side := sidecar{UUID: uuid.NewString(), Tags: creationTags(d)}
+	if err := b.writeSidecar(name, side); err != nil {
+		return Copy{}, err
+	}
+	if err := failpoint.Hit("dir.sidecar"); err != nil {
+		return Copy{}, err
+	}
+	path := b.path(name, partialSuffix)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return Copy{}, fmt.Errorf("file %w", err)
+	}
+	defer f.Close()
+	if err := b.allocate(f, size); err != nil {
+		return Copy{}, fmt.Errorf("file %s: allocate: %w", path, err)
+	}
+	if b.owner != nil {
+		if err := f.Chown(b.owner.UID, b.owner.GID); err != nil {
+			return Copy{}, fmt.Errorf("file %w", err)
+		}
+	}
+	return b.describe(name, Updating, path)
+}
+
+// allocate reserves the blocks now, so that a guest never meets a full file
+// system, unless sparse is asked for or the file system cannot.
+func (b *directory) allocate(f *os.File, size int64) error {
+	if err := f.Truncate(size); err != nil || b.sparse || size == 0 {
+		return err
+	}
+	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return failure.Wrap(failure.NoSpace, err)
+	}
+	return err
+}
+
+func (b *directory) readsZero(context.Context) (bool, error) { return true, nil }
+
+func (b *directory) finish(ctx context.Context, d Disk, c Copy, machine string) error {
+	if err := b.claim(ctx, d, c, machine); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("dir.claimed"); err != nil {
+		return err
+	}
+	if err := os.Rename(b.path(c.Name, partialSuffix), b.path(c.Name, rawSuffix)); err != nil {
+		return fmt.Errorf("file %w", err)
+	}
+	return atomicfile.Sync(b.dir)
+}
+
+func (b *directory) claim(_ context.Context, d Disk, c Copy, machine string) error {
+	return b.writeSidecar(c.Name, sidecar{UUID: c.UUID, Tags: append(identityTags(d), ourTags(d, machine)...)})
+}
+
+func (b *directory) activate(context.Context, []Copy) error   { return nil }
+func (b *directory) deactivate(context.Context, []Copy) error { return nil }
+
+func (b *directory) remove(_ context.Context, c Copy) error {
+	if !refreshOpen(c).closed() {
+		return inUse(c)
+	}
+	// Rubbish beside a ready file goes with it; the sidecar last, or what is
+	// left would be a copy that nobody can name.
+	for _, suffix := range []string{partialSuffix, rawSuffix, sidecarSuffix} {
+		if err := atomicfile.Remove(b.path(c.Name, suffix)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *directory) extend(_ context.Context, c Copy, size int64) (Copy, error) {
+	f, err := os.OpenFile(c.Path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return c, fmt.Errorf("file %w", err)
+	}
+	defer f.Close()
+	if size > c.Size {
+		if err := b.allocate(f, size); err != nil {
+			return c, fmt.Errorf("file %s: extend: %w", c.Path, err)
+		}
+	}
+	return b.describe(c.Name, c.State, c.Path)
+}
+
+func (b *directory) explain(_ context.Context, a Action, d Disk, c Copy, size int64) []string {
+	partial, ready := b.path(d.CopyName(), partialSuffix), b.path(d.CopyName(), rawSuffix)
+	made := []string{fmt.Sprintf("create %s with %d bytes", partial, size), fmt.Sprintf("fill %s, flush it, rename it to %s", partial, ready)}
+	switch a {
+	case Create:
+		return made
+	case Replace:
+		return append([]string{"remove " + c.Path}, made...)
+	case Retire:
+		return append([]string{"remove the copy of the older leaf"}, made...)
+	}
+	return nil
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
+)
+
+// Disk is what localdisk has to know of one bound disk of a domain.
+type Disk struct {
+	Domain     string `json:"domain"`      // the domain's UUID
+	DomainName string `json:"domain_name"` // for messages only
+	Target     string `json:"target"`      // target/@dev: vda
+
+	// Image and Volume are oVirt's ids of the disk and of its leaf volume.
+	// Empty elsewhere.
+	Image  string `json:"image,omitempty"`
+	Volume string `json:"volume,omitempty"`
+
+	Backend string `json:"backend"` // lvm, lvmthin or dir
+	OnStop  string `json:"on_stop"` // keep or discard
+
+	// Copy is the UUID of the copy that the binding names; "" if it names none.
+	Copy string `json:"copy,omitempty"`
+	// Host is the machine id that the binding is for; "" is any machine.
+	Host string `json:"host,omitempty"`
+
+	// Source is the chain to copy from, top first. Only filling reads it: a
+	// ready copy is used even when the source is gone.
+	Source []imagecheck.Layer `json:"source,omitempty"`
+	// Create says that a start may make the copy (fill=start, and oVirt).
+	// Without it an absent copy is a veto.
+	Create bool `json:"create"`
+}
+
+// Values of Disk.OnStop.
+const (
+	Keep    = "keep"
+	Discard = "discard"
+)
+
+// OVirt says that the disk is named by oVirt's ids: the volume carries the
+// leaf volume's id, as oVirt's own hook names it, and the path given to QEMU is the
+// volume's own.
+func (d Disk) OVirt() bool { return d.Volume != "" }
+
+// Key names the disk within its domain, for receipts and locks: the target,
+// or oVirt's image id, because Engine hands out targets anew at every start.
+func (d Disk) Key() string {
+	if d.OVirt() {
+		return d.Image
+	}
+	return d.Target
+}
+
+// CopyName is the name of the volume or file. It comes from ids only, so
+// that renaming the domain is harmless.
+func (d Disk) CopyName() string {
+	if d.OVirt() {
+		return d.Volume
+	}
+	return "dh_" + d.Domain + "_" + d.Target
+}
+
+// String names the disk in messages.
+func (d Disk) String() string {
+	name := d.DomainName
+	if name == "" {
+		name = d.Domain
+	}
+	return fmt.Sprintf("domain %s: disk %s", failure.OneLine(name), d.Target)
+}
+
+// Validate checks everything that came from outside by a strict grammar. The
+// error is a failure.Usage.
+func (d Disk) Validate() error {
+	bad := func(what, value string) error {
+		return failure.New(failure.Usage, "disk %q: %s %q is not valid", d.Target, what, value)
+	}
+	switch {
+	case !isUUID(d.Domain):
+		return bad("domain uuid", d.Domain)
+	case !validTarget(d.Target):
+		return bad("target", d.Target)
+	case d.Volume != "" && (!isUUID(d.Volume) || !isUUID(d.Image)):
+		return bad("image or volume id", d.Image+"/"+d.Volume)
+	case d.Volume == "" && d.Image != "":
+		return bad("image id without a volume id", d.Image)
+	case !slices.Contains(Backends(), d.Backend):
+		return failure.Hint(bad("backend", d.Backend), "use one of %s", strings.Join(Backends(), ", "))
+	case d.OnStop != Keep && d.OnStop != Discard:
+		return failure.Hint(bad("on-stop", d.OnStop), "use keep or discard")
+	case strings.ContainsFunc(d.Host, notHex):
+		return bad("host", d.Host)
+	}
+	for _, layer := range d.Source {
+		if !filepath.IsAbs(layer.Path) || filepath.Clean(layer.Path) != layer.Path {
+			return bad("source", layer.Path)
+		}
+	}
+	return nil
+}
+
+func validate(disks []Disk) error {
+	for _, d := range disks {
+		if err := d.Validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isUUID takes the canonical form only: lower case with dashes.
+func isUUID(s string) bool {
+	u, err := uuid.Parse(s)
+	return err == nil && u.String() == s
+}
+
+// validTarget is the device name grammar of libvirt's schema, bounded.
+func validTarget(s string) bool {
+	if s == "" || len(s) > 32 {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') })
+}
+
+func notHex(r rune) bool { return (r < '0' || r > '9') && (r < 'a' || r > 'f') && r != '-' }
+
+// link is the stable path that only a fulfil makes.
+func link(l host.Layout, d Disk) string { return filepath.Join(l.Links(), d.Domain, d.Target) }
+
+// StablePath is the path by which a bound disk's XML names its copy. It
+// exists between a fulfil and the domain's release.
+func StablePath(l host.Layout, domain, target string) string {
+	return filepath.Join(l.Links(), domain, target)
+}

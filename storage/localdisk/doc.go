@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package localdisk runs a domain's disk on a fast local copy of its shared
+// source, and never lets the domain see older data than it wrote.
+//
+// # What a copy is
+//
+// A copy is a logical volume (backends lvm, lvmthin) or a raw file (dir). It
+// is absent, updating or ready:
+//
+//	absent ──create──▶ updating ──copy, zero tail, flush──▶ ready
+//	   ▲                  │
+//	   └──────remove──────┘
+//
+// Updating is the tag UPDATING on the volume, or the suffix .partial of the
+// file. It goes in one step, after the data has reached the disk and after the
+// receipt has. So whatever is not updating is complete.
+//
+// # What a receipt is
+//
+// The receipt, /var/lib/diskhook/receipts/DOMAIN/KEY.json, says which copy the
+// disk must run on (by the UUID of volume or file). From the moment it says
+// used, the guest's writes may live in that copy and nowhere else: then a copy
+// that is missing, updating or another one is a veto, never a reason to copy
+// again. A receipt that says discard is the intent of a verb that gave the
+// copy up; the next call finishes it.
+//
+// # Who does what
+//
+// Observe looks at all disks of a domain at once (one LVM report). Decide is
+// the whole protocol, a pure function of what was observed. Fulfil, called by
+// a hook, acts on that: it activates ready copies with one lvchange, starts a
+// process of its own for each copy that has to be filled, waits for those
+// until a deadline, and makes the stable path. Fill is that process: it takes
+// the disk's lock, looks again, and goes through the states. Children that
+// write inherit the lock.
+//
+// # How it fails
+//
+// Closed. A refusal is a failure.Conflict or failure.Precondition whose hint
+// is the command that is the way out; a copy that goes on beyond the deadline
+// is a failure.Temporary; too little room is a failure.NoSpace before anything
+// was created. A crash at any point leaves a state from which the same call
+// converges: the tests kill it at every failpoint.
+package localdisk

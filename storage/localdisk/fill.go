@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/lock"
+	"diskhook/storage/progress"
+	"diskhook/storage/transfer"
+)
+
+// Fill is the copy process. It takes the disk's lock, looks again, and brings
+// the copy from whatever state it is in to ready; when it already is, there is
+// nothing to do. How it ends is told by the status file as well as by the
+// error. The job file goes when the lock is held.
+func (s *Service) Fill(ctx context.Context, jobFile string) error {
+	job, err := readJob(jobFile)
+	if err != nil {
+		return err
+	}
+	d := job.Disk
+	if err := s.runDirs(); err != nil {
+		return err
+	}
+	held, err := lock.Acquire(ctx, s.Layout.Locks(), lockName(d.Domain, d.Key()))
+	if err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	defer held.Release()
+	// From here on the lock says that somebody is at work; see wait.
+	if err := os.Remove(jobFile); err != nil {
+		return fmt.Errorf("job %w", err)
+	}
+	status := progress.NewWriter(s.statusPath(d.Domain, d.Key()), job.ID, d.String())
+	status.Set(progress.Locked)
+	ctx, stop := s.cancellable(ctx, d)
+	defer stop()
+	if err := s.fill(ctx, d, held, status); err != nil {
+		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+			err = fmt.Errorf("%s: %w", d, cause)
+		}
+		s.Log.Error("fill", "disk", d.String(), "err", err)
+		code := ""
+		if k := failure.KindOf(err); k != nil {
+			code = k.Code
+		}
+		status.Fail(failure.OneLine(err.Error()), code, failure.HintOf(err))
+		return err
+	}
+	status.Set(progress.Ready)
+	return nil
+}
+
+func readJob(path string) (Job, error) {
+	var job Job
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return job, fmt.Errorf("job %w", err)
+	}
+	if err := json.Unmarshal(b, &job); err != nil {
+		return job, failure.New(failure.Usage, "job %s: %w", path, err)
+	}
+	if err := job.Disk.Validate(); err != nil {
+		return job, fmt.Errorf("job %s: %w", path, err)
+	}
+	return job, nil
+}
+
+// fill does the work under the lock.
+func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *progress.Writer) error {
+	notBusy := func(Disk) (bool, error) { return false, nil }
+	observed, err := s.observe(ctx, []Disk{d}, notBusy)
+	if err != nil {
+		return err
+	}
+	o := observed[0]
+	decision := Decide(o)
+	s.Log.Info("fill", "disk", d.String(), "copy", o.Copy.String(), "state", o.Copy.State, "action", decision.Action)
+	switch decision.Action {
+	case Veto:
+		return decision.Err
+	case Use, Adopt:
+		return nil // somebody was faster
+	case Retire:
+		if err := s.giveUp(ctx, *o.Receipt); err != nil {
+			return err
+		}
+	case Replace, Create:
+		if err := s.clear(ctx, o); err != nil {
+			return err
+		}
+	}
+	return s.copy(ctx, o, held, status)
+}
+
+// clear removes what an earlier attempt left: first the receipt, durably, so
+// that no receipt ever names a copy that is on its way out; then the copy.
+func (s *Service) clear(ctx context.Context, o Observed) error {
+	if o.Receipt != nil {
+		if o.Receipt.Discarding {
+			return s.finishGivingUp(ctx, *o.Receipt)
+		}
+		if err := removeReceipt(s.Layout, o.Disk.Domain, o.Disk.Key()); err != nil {
+			return fmt.Errorf("%s: %w", o.Disk, err)
+		}
+		if err := failpoint.Hit("fill.receipt-removed"); err != nil {
+			return err
+		}
+	}
+	if o.Copy.State == Absent {
+		return nil
+	}
+	if err := s.backend(o.Disk).remove(ctx, o.Copy); err != nil {
+		return fmt.Errorf("%s: remove its unfinished copy: %w", o.Disk, err)
+	}
+	return failpoint.Hit("fill.removed")
+}
+
+// copy makes and fills a copy where there is none.
+func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) (err error) {
+	d, b := o.Disk, s.backend(o.Disk)
+	info, err := s.inspect(ctx, d.Source)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	if err := b.room(ctx, []int64{info.VirtualSize}); err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	zeroed, err := b.readsZero(ctx)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	if o.Copy, err = b.create(ctx, d, info.VirtualSize); err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	defer func() {
+		if err != nil {
+			s.clean(o)
+		}
+	}()
+	if err := failpoint.Hit("fill.created"); err != nil {
+		return err
+	}
+	if err := s.transfer(ctx, o, info, zeroed, held, status); err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	return s.complete(ctx, o, info)
+}
+
+func (s *Service) transfer(ctx context.Context, o Observed, info imagecheck.Info, zeroed bool, held *lock.Lock, status *progress.Writer) error {
+	if err := o.Copy.awaitNode(ctx); err != nil {
+		return err
+	}
+	status.Set(progress.Copying)
+	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
+	return engine.Copy(ctx,
+		transfer.Source{Layers: o.Disk.Source, Size: info.VirtualSize},
+		transfer.Target{Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size},
+		transfer.Options{
+			Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.User,
+			Progress: status.Advance,
+		})
+}
+
+// complete ends a copy whose data has reached the disk: the source is still
+// what was read, the receipt is durable, then the mark goes.
+func (s *Service) complete(ctx context.Context, o Observed, info imagecheck.Info) error {
+	again, err := s.inspect(ctx, o.Disk.Source)
+	if err != nil {
+		return fmt.Errorf("%s: look at the source again: %w", o.Disk, err)
+	}
+	if again.Fingerprint != info.Fingerprint {
+		err := failure.New(failure.Conflict, "%s: %s changed while it was copied", o.Disk, o.Disk.Source[0].Path)
+		return failure.Hint(err, "stop what writes to it, then start again")
+	}
+	if err := failpoint.Hit("fill.verified"); err != nil {
+		return err
+	}
+	if err := newReceipt(o, info).write(s.Layout, o.Disk.Key()); err != nil {
+		return fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	if err := failpoint.Hit("fill.receipt"); err != nil {
+		return err
+	}
+	if err := s.backend(o.Disk).finish(ctx, o.Disk, o.Copy, o.Machine); err != nil {
+		return fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	return failpoint.Hit("fill.finished")
+}
+
+// clean takes away what a failed copy made, so that it does not hold space.
+// The caller's context may be what failed. What cannot be removed stays
+// marked UPDATING, and the next start removes it.
+func (s *Service) clean(o Observed) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	found, err := s.find(ctx, []Disk{o.Disk})
+	if err == nil && found[0].State == Updating && found[0].UUID == o.Copy.UUID {
+		o.Copy = found[0]
+		o.Receipt, err = readReceipt(s.Layout, o.Disk.Domain, o.Disk.Key())
+		if err == nil && (o.Receipt == nil || !o.Receipt.Used) {
+			err = s.clear(ctx, o)
+		}
+	}
+	if err != nil {
+		s.Log.Warn("clean up after a failed copy", "disk", o.Disk.String(), "err", err)
+	}
+}
+
+// errCancelled is why a copy ended that `local cancel` stopped.
+var errCancelled = failure.Hint(failure.New(failure.Temporary, "its copy was cancelled"), "start it again whenever you like")
+
+func (s *Service) cancelPath(domain, key string) string {
+	return strings.TrimSuffix(s.statusPath(domain, key), ".json") + ".cancel"
+}
+
+// cancellable ends the context when somebody asks for it by a file, which
+// reaches the process whoever started it and can hit no other.
+func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, func()) {
+	path := s.cancelPath(d.Domain, d.Key())
+	_ = os.Remove(path)
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		tick := time.NewTicker(pollEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if _, err := os.Stat(path); err == nil {
+				cancel(errCancelled)
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil); _ = os.Remove(path) }
+}
+
+// Cancel asks the copy process of a disk to stop and waits until it has. That
+// none runs is a failure.NotFound.
+func (s *Service) Cancel(ctx context.Context, domain, key string) error {
+	name := lockName(domain, key)
+	if held, err := lock.Held(s.Layout.Locks(), name); err != nil || !held {
+		return errors.Join(failure.New(failure.NotFound, "domain %s: disk %s: nothing copies", domain, key), err)
+	}
+	if err := os.WriteFile(s.cancelPath(domain, key), nil, 0o600); err != nil {
+		return err
+	}
+	l, err := lock.Acquire(ctx, s.Layout.Locks(), name)
+	if err != nil {
+		return err
+	}
+	l.Release()
+	return nil
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/blockdev"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+)
+
+// Placement is where a fulfilled disk is. Size is the node's, in bytes.
+type Placement struct {
+	Target string `json:"target"`
+	// Path is what the domain's XML names: the stable link, or on oVirt the
+	// volume's own path.
+	Path  string `json:"path"`
+	Node  string `json:"node"` // the device or file itself
+	Block bool   `json:"block"`
+	Size  int64  `json:"size"`
+	Copy  string `json:"copy"` // UUID
+}
+
+// attempts bounds how often a fulfil looks again: once to start copies, once
+// after they ended, and once more when somebody else's ended.
+const attempts = 3
+
+// Fulfil makes the disks of one domain ready: all of them, or none. Ready
+// copies cost one LVM report and one lvchange, and their sources are not
+// looked at. Missing ones are filled by processes of their own, for which it
+// waits as w says; when the deadline passes the error is a failure.Temporary
+// and the copies go on. Calling it again, for a running domain too, is quick
+// and changes nothing.
+func (s *Service) Fulfil(ctx context.Context, disks []Disk, w Waiting) ([]Placement, error) {
+	for range attempts {
+		placements, pending, err := s.tryFulfil(ctx, disks)
+		if err != nil || len(pending) == 0 {
+			return placements, err
+		}
+		if err := s.fillAndWait(ctx, pending, &w); err != nil {
+			return nil, err
+		}
+	}
+	return nil, failure.New(failure.Temporary, "%s: its copy keeps changing; try again", disks[0])
+}
+
+// Prestage fills what is absent and waits as w says. It activates nothing and
+// makes no path; a domain that starts later finds its copies ready.
+func (s *Service) Prestage(ctx context.Context, disks []Disk, w Waiting) error {
+	for i := range disks {
+		disks[i].Create = true
+	}
+	for range attempts {
+		observed, err := s.Observe(ctx, disks)
+		if err != nil {
+			return err
+		}
+		_, pending, err := sortOut(observed)
+		if err != nil || len(pending) == 0 {
+			return err
+		}
+		if err := s.fillAndWait(ctx, pending, &w); err != nil {
+			return err
+		}
+	}
+	return failure.New(failure.Temporary, "%s: its copy keeps changing; try again", disks[0])
+}
+
+// pending is a disk whose copy has to be filled, or is being worked on.
+type pending struct {
+	Observed
+	action Action
+}
+
+// sortOut splits the disks into those that can be used now and those that
+// cannot yet; one that must not is an error.
+func sortOut(observed []Observed) (now []pending, later []pending, err error) {
+	decisions := make([]Decision, len(observed))
+	for i, o := range observed {
+		decisions[i] = Decide(o)
+		p := pending{o, decisions[i].Action}
+		switch p.action {
+		case Use, Adopt:
+			now = append(now, p)
+		case Veto:
+		default:
+			later = append(later, p)
+		}
+	}
+	return now, later, vetoes(decisions)
+}
+
+// tryFulfil uses the copies if all can be used now. It holds the disks' locks
+// meanwhile, so that nobody removes what it is about to hand out.
+func (s *Service) tryFulfil(ctx context.Context, disks []Disk) ([]Placement, []pending, error) {
+	busy, release, err := s.lockDisks(disks)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer release()
+	observed, err := s.observe(ctx, disks, busy)
+	if err != nil {
+		return nil, nil, err
+	}
+	now, later, err := sortOut(observed)
+	if err != nil || len(later) > 0 {
+		return nil, later, err
+	}
+	placements, err := s.useAll(ctx, now)
+	return placements, nil, err
+}
+
+// useAll activates, checks and publishes the copies. On failure the links it
+// made go again and the volumes are deactivated, unless they are open.
+func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Placement, err error) {
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+		}
+	}()
+	for _, p := range disks {
+		if p.action == Adopt {
+			if err := s.adoptOVirt(ctx, p.Observed); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, group := range s.byHome(disks) {
+		if err := group.backend.activate(ctx, group.copies); err != nil {
+			return nil, fmt.Errorf("%s: %w", group.disks[0], err)
+		}
+		undo = append(undo, func() { s.deactivateIdle(group) })
+	}
+	for _, p := range disks {
+		if p.Receipt != nil && p.Receipt.Growing != nil {
+			if p.Copy, err = s.finishGrowing(ctx, *p.Receipt, p.Copy); err != nil {
+				return nil, err
+			}
+		}
+		placement, err := s.use(ctx, p.Observed)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Disk, err)
+		}
+		undo = append(undo, func() { _ = os.Remove(link(s.Layout, p.Disk)) })
+		placements = append(placements, placement)
+	}
+	return placements, nil
+}
+
+// use publishes one active copy. The receipt says used, durably, before the
+// path appears: from then on the guest's writes may live there.
+func (s *Service) use(ctx context.Context, o Observed) (Placement, error) {
+	if err := o.Copy.awaitNode(ctx); err != nil {
+		return Placement{}, err
+	}
+	placement, err := s.checkNode(o)
+	if err != nil {
+		return Placement{}, err
+	}
+	if err := s.markUsed(o); err != nil {
+		return Placement{}, err
+	}
+	if s.Owner != nil {
+		if err := s.SetOwner(ctx, placement, s.Owner.UID, s.Owner.GID); err != nil {
+			return Placement{}, err
+		}
+	}
+	return placement, s.publish(o)
+}
+
+// checkNode looks at what is really there: its kind and its size.
+func (s *Service) checkNode(o Observed) (Placement, error) {
+	kind, err := blockdev.KindOf(o.Copy.Path)
+	if err != nil {
+		return Placement{}, err
+	}
+	f, err := os.Open(o.Copy.Path)
+	if err != nil {
+		return Placement{}, err
+	}
+	defer f.Close()
+	size, err := blockdev.Size(f)
+	if err != nil {
+		return Placement{}, err
+	}
+	want := blockdev.Block
+	if o.Copy.file() {
+		want = blockdev.Regular
+	}
+	if kind != want || size != o.Copy.Size {
+		return Placement{}, failure.New(failure.Precondition, "%s: the node %s is a %v of %d bytes, expected a %v of %d", o.Copy, o.Copy.Path, kind, size, want, o.Copy.Size)
+	}
+	path := link(s.Layout, o.Disk)
+	if o.Disk.OVirt() {
+		path = o.Copy.Path
+	}
+	return Placement{Target: o.Disk.Target, Path: path, Node: o.Copy.Path, Block: !o.Copy.file(), Size: size, Copy: o.Copy.UUID}, nil
+}
+
+func (s *Service) markUsed(o Observed) error {
+	r, err := readReceipt(s.Layout, o.Disk.Domain, o.Disk.Key())
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return failure.New(failure.Conflict, "its receipt vanished meanwhile")
+	}
+	if r.Used {
+		return nil
+	}
+	r.Used = true
+	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
+		return err
+	}
+	return failpoint.Hit("fulfil.used")
+}
+
+// publish makes the stable path. A link that is right is left alone; on oVirt
+// it only records that this boot has fulfilled the disk.
+func (s *Service) publish(o Observed) error {
+	path := link(s.Layout, o.Disk)
+	if to, err := os.Readlink(path); err == nil && to == o.Copy.Path {
+		return nil
+	}
+	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	_ = os.Remove(tmp)
+	if err := errors.Join(os.Symlink(o.Copy.Path, tmp), os.Rename(tmp, path)); err != nil {
+		return fmt.Errorf("link %s: %w", path, err)
+	}
+	return failpoint.Hit("fulfil.link")
+}
+
+// group is what one command of a backend can do together.
+type group struct {
+	backend backend
+	disks   []Disk
+	copies  []Copy
+}
+
+func (s *Service) byHome(disks []pending) []*group {
+	var groups []*group
+	index := map[string]*group{}
+	for _, p := range disks {
+		b := s.backend(p.Disk)
+		g := index[b.home()]
+		if g == nil {
+			g = &group{backend: b}
+			index[b.home()] = g
+			groups = append(groups, g)
+		}
+		g.disks, g.copies = append(g.disks, p.Disk), append(g.copies, p.Copy)
+	}
+	return groups
+}
+
+// deactivateIdle undoes an activation. What was active before, or is open,
+// stays: another domain's start or a running one must not feel it.
+func (s *Service) deactivateIdle(g *group) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var idle []Copy
+	for _, c := range g.copies {
+		if !c.Active && c.closed() {
+			idle = append(idle, c)
+		}
+	}
+	if len(idle) == 0 {
+		return
+	}
+	if err := g.backend.deactivate(ctx, idle); err != nil {
+		s.Log.Warn("undo: deactivate", "err", err)
+	}
+}
+
+// adoptOVirt takes over a volume of oVirt's hook. Its guest may have written
+// to it, so the receipt says used before anything else happens.
+func (s *Service) adoptOVirt(ctx context.Context, o Observed) error {
+	info, err := s.inspect(ctx, o.Disk.Source)
+	if err != nil {
+		return fmt.Errorf("%s: adopt %s: its size is not known: %w", o.Disk, o.Copy, err)
+	}
+	if o.Copy.Size < info.VirtualSize {
+		err := failure.New(failure.Conflict, "%s: %s has %d bytes, the volume %d: it is not adopted", o.Disk, o.Copy, o.Copy.Size, info.VirtualSize)
+		return failure.Hint(err, "extend it (`lvextend -L %db %s/%s`) and zero the new part, then start again", info.VirtualSize, o.Copy.Home, o.Copy.Name)
+	}
+	return s.claim(ctx, o, info)
+}
+
+// claim writes the receipt, then the tags.
+func (s *Service) claim(ctx context.Context, o Observed, info imagecheck.Info) error {
+	r := newReceipt(o, info)
+	r.Used = true
+	if r.Size == 0 {
+		r.Size = o.Copy.Size
+	}
+	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
+		return fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	if err := failpoint.Hit("adopt.receipt"); err != nil {
+		return err
+	}
+	return s.backend(o.Disk).claim(ctx, o.Disk, o.Copy, o.Machine)
+}
+
+// newReceipt is the receipt of a complete copy that no guest has used.
+func newReceipt(o Observed, info imagecheck.Info) Receipt {
+	return Receipt{
+		Schema: receiptSchema, Domain: o.Disk.Domain, DomainName: o.Disk.DomainName, Target: o.Disk.Target,
+		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
+		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
+		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint,
+		Machine: o.Machine, Filled: time.Now().UTC(),
+	}
+}
+
+// inspect looks at the headers of a chain, as the user who may read it.
+func (s *Service) inspect(ctx context.Context, layers []imagecheck.Layer) (imagecheck.Info, error) {
+	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.User}.Chain(ctx, layers)
+}

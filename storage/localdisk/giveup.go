@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+)
+
+// GiveUp says what is to become of a guest's writes in a copy that goes away.
+// Once a guest has used the copy one of both is required.
+type GiveUp struct {
+	Export           string // write the disk to this new file first
+	DiscardGuestData bool
+}
+
+// Remove gives a copy up: the intent, the copy, the receipt, in that order.
+// It refuses while the domain has saved memory, while the copy is open, and
+// when g does not say what becomes of the guest's writes. Nothing there to
+// remove is a failure.NotFound.
+func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) error {
+	l, err := s.lockOne(domain, key)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, err := readReceipt(s.Layout, domain, key)
+	if err != nil {
+		return err
+	}
+	if r == nil {
+		return s.removeUnclaimed(ctx, domain, key)
+	}
+	if err := s.mayGiveUp(*r, g); err != nil {
+		return err
+	}
+	if g.Export != "" {
+		if err := s.export(ctx, *r, g.Export, exportFormat(g.Export), nil); err != nil {
+			return err
+		}
+	}
+	return s.giveUp(ctx, *r)
+}
+
+// Recreate gives the copy of d up as Remove does, then fills a new one.
+func (s *Service) Recreate(ctx context.Context, d Disk, g GiveUp, w Waiting) error {
+	err := s.Remove(ctx, d.Domain, d.Key(), g)
+	if err != nil && !errors.Is(err, failure.NotFound) {
+		return err
+	}
+	return s.Prestage(ctx, []Disk{d}, w)
+}
+
+func (s *Service) mayGiveUp(r Receipt, g GiveUp) error {
+	d := r.Disk()
+	switch {
+	case Saved(s.Layout, r.Domain):
+		err := failure.New(failure.Conflict, "%s: the domain has saved memory that needs this disk", d)
+		return failure.Hint(err, "start the domain and shut it down, then try again")
+	case r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData:
+		err := failure.New(failure.Conflict, "%s: the guest has written to its local copy, and nowhere else", d)
+		return failure.Hint(err, "add --export FILE to keep the data, or --discard-guest-data to give it up")
+	}
+	return nil
+}
+
+// giveUp writes the intent and finishes it. It is called under the lock.
+func (s *Service) giveUp(ctx context.Context, r Receipt) error {
+	c, err := s.copyOf(ctx, r)
+	if err != nil {
+		return err
+	}
+	if c.State != Absent && c.UUID == r.Copy && !s.asFileOpen(c).closed() {
+		return fmt.Errorf("%s: %w", r.Disk(), inUse(c))
+	}
+	r.Discarding = true
+	if err := r.write(s.Layout, r.Key()); err != nil {
+		return fmt.Errorf("%s: %w", r.Disk(), err)
+	}
+	if err := failpoint.Hit("discard.intent"); err != nil {
+		return err
+	}
+	return s.finishGivingUp(ctx, r)
+}
+
+// finishGivingUp removes the copy that r names, if it is still that one, and
+// then r. It is where every crash in between converges.
+func (s *Service) finishGivingUp(ctx context.Context, r Receipt) error {
+	c, err := s.copyOf(ctx, r)
+	if err != nil {
+		return err
+	}
+	if c.State != Absent && c.UUID == r.Copy {
+		if err := s.backend(r.Disk()).remove(ctx, c); err != nil {
+			return fmt.Errorf("%s: %w", r.Disk(), err)
+		}
+		if err := failpoint.Hit("discard.removed"); err != nil {
+			return err
+		}
+	}
+	_ = os.Remove(link(s.Layout, r.Disk()))
+	if err := removeReceipt(s.Layout, r.Domain, r.Key()); err != nil {
+		return fmt.Errorf("%s: %w", r.Disk(), err)
+	}
+	return failpoint.Hit("discard.done")
+}
+
+// copyOf finds the copy that a receipt names, by the receipt's own words.
+func (s *Service) copyOf(ctx context.Context, r Receipt) (Copy, error) {
+	found, err := s.find(ctx, []Disk{r.Disk()})
+	if err != nil {
+		return Copy{}, err
+	}
+	return found[0], nil
+}
+
+// asFileOpen asks for files what a volume's report says by itself.
+func (s *Service) asFileOpen(c Copy) Copy {
+	if c.Open == nil && c.file() {
+		return refreshOpen(c)
+	}
+	return c
+}
+
+// removeUnclaimed removes an unfinished copy that no receipt names. A complete
+// one without a receipt is not ours to judge.
+func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error {
+	for name := range backends() {
+		d := Disk{Domain: domain, Target: key, Backend: name, OnStop: Keep}
+		if isUUID(key) { // oVirt's image id: its volume is found by tag
+			continue
+		}
+		found, err := s.find(ctx, []Disk{d})
+		if errors.Is(err, failure.Precondition) {
+			continue // no such volume group on this host
+		}
+		if err != nil {
+			return err
+		}
+		switch c := found[0]; c.State {
+		case Updating:
+			return s.backend(d).remove(ctx, c)
+		case Ready:
+			return adopt(Observed{Disk: d, Copy: c}).Err
+		}
+	}
+	return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+}
+
+// lockOne takes a disk's lock or says who is busy.
+func (s *Service) lockOne(domain, key string) (*lock.Lock, error) {
+	if !isUUID(domain) || !isUUID(key) && !validTarget(key) {
+		return nil, failure.New(failure.Usage, "domain %q, disk %q: not valid", domain, key)
+	}
+	if err := s.runDirs(); err != nil {
+		return nil, err
+	}
+	l, err := lock.Try(s.Layout.Locks(), lockName(domain, key))
+	if errors.Is(err, lock.ErrHeld) {
+		err = failure.Hint(fmt.Errorf("domain %s: disk %s: somebody works on its copy: %w", domain, key, err),
+			"wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s %s`", domain, domain, key)
+	}
+	return l, err
+}
+
+// Release undoes a fulfil after a domain has stopped: the links go, volumes
+// that are not open are deactivated. With on-stop=discard the copies go, too,
+// but only after a stop that meant it: reason shutdown or destroyed, after our
+// own fulfil in this boot, and without saved memory. Everything else keeps
+// them. It may be called any number of times, also after a start that failed.
+func (s *Service) Release(ctx context.Context, domain string, disks []Disk, reason string) error {
+	var errs []error
+	for _, d := range disks {
+		if err := s.release(ctx, d, reason); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if isUUID(domain) {
+		_ = os.Remove(StablePath(s.Layout, domain, "")) // the directory, if it is empty
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) release(ctx context.Context, d Disk, reason string) error {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(link(s.Layout, d)); err != nil {
+		return nil // not fulfilled in this boot
+	}
+	l, err := s.lockOne(d.Domain, d.Key())
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, err := readReceipt(s.Layout, d.Domain, d.Key())
+	if err != nil || r == nil {
+		return err
+	}
+	if discards(d, reason) && !Saved(s.Layout, d.Domain) {
+		return s.giveUp(ctx, *r)
+	}
+	c, err := s.copyOf(ctx, *r)
+	if err != nil {
+		return err
+	}
+	if c.State == Ready && c.Active && c.closed() {
+		if err := s.backend(r.Disk()).deactivate(ctx, []Copy{c}); err != nil {
+			return fmt.Errorf("%s: %w", d, err)
+		}
+	}
+	return os.Remove(link(s.Layout, d))
+}
+
+// discards: the reasons are libvirt's virDomainShutoffReason, as the release
+// hook gets them since 10.5.0. A save, a crash, a migration or a failed start
+// is none of them, nor is an unknown one.
+func discards(d Disk, reason string) bool {
+	return d.OnStop == Discard && slices.Contains([]string{"shutdown", "destroyed"}, reason)
+}

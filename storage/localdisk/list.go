@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+	"diskhook/storage/progress"
+)
+
+// Entry is a receipt with its copy, or a copy that no receipt names.
+type Entry struct {
+	Domain     string           `json:"domain"`
+	DomainName string           `json:"domain_name"`
+	Target     string           `json:"target"`
+	Key        string           `json:"key"`
+	Backend    string           `json:"backend"`
+	Copy       Copy             `json:"copy"`
+	Receipt    *Receipt         `json:"receipt,omitempty"`
+	Busy       bool             `json:"busy"`
+	Status     *progress.Status `json:"status,omitempty"`
+	// Problem is what would veto a start, one line; "" is none.
+	Problem string `json:"problem,omitempty"`
+}
+
+// List returns everything this host knows of local copies, sorted by domain
+// and target: receipts, and copies without one. A volume group that is not
+// there matters only where a receipt needs it.
+func (s *Service) List(ctx context.Context) ([]Entry, error) {
+	receipts, err := Receipts(s.Layout, "")
+	if err != nil {
+		return nil, err
+	}
+	var entries []Entry
+	named := map[string]bool{}
+	for _, r := range receipts {
+		entries = append(entries, s.entry(ctx, r))
+		named[r.Home+"/"+r.Name] = true
+	}
+	homes := map[string]bool{}
+	for _, kind := range Backends() {
+		b := backends()[kind](s)
+		if homes[b.home()] {
+			continue
+		}
+		homes[b.home()] = true
+		copies, err := b.find(ctx)
+		if err != nil && !errors.Is(err, failure.Precondition) {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(copies)) {
+			c := copies[name]
+			if domain := taggedDomain(c); domain != "" && !named[c.Home+"/"+c.Name] {
+				entries = append(entries, s.orphan(kind, domain, c))
+			}
+		}
+	}
+	slices.SortFunc(entries, func(a, b Entry) int {
+		return strings.Compare(a.Domain+" "+a.Target, b.Domain+" "+b.Target)
+	})
+	return entries, nil
+}
+
+func (s *Service) entry(ctx context.Context, r Receipt) Entry {
+	e := Entry{Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Key: r.Key(), Backend: r.Backend, Receipt: &r}
+	observed, err := s.Observe(ctx, []Disk{r.Disk()})
+	if err != nil {
+		e.Problem = failure.Line(err)
+		return e
+	}
+	o := observed[0]
+	e.Copy, e.Busy, e.Status = o.Copy, o.Busy, o.Status
+	if d := Decide(o); d.Err != nil {
+		e.Problem = failure.Line(d.Err)
+	}
+	return e
+}
+
+// orphan is a copy without a receipt: one that is being filled, one that a
+// crash left, or one of oVirt's hook.
+func (s *Service) orphan(kind, domain string, c Copy) Entry {
+	e := Entry{Domain: domain, Backend: kind, Copy: c}
+	if _, target, ok := strings.Cut(c.Name, "dh_"+domain+"_"); ok {
+		e.Target = target
+	} else {
+		e.Key = tagged(c, tagImage)
+	}
+	if e.Key == "" {
+		e.Key = e.Target
+	}
+	if held, err := lock.Held(s.Layout.Locks(), lockName(domain, e.Key)); err == nil {
+		e.Busy = held
+	}
+	if st, err := progress.Read(s.statusPath(domain, e.Key)); err == nil {
+		e.Status = &st
+	}
+	switch {
+	case e.Busy:
+	case c.State == Updating:
+		e.Problem = "unfinished, nobody works on it; the next start removes it"
+	default:
+		e.Problem = "complete, but without a receipt; `diskhook local adopt` takes it"
+	}
+	return e
+}
+
+func taggedDomain(c Copy) string { return tagged(c, tagVM) }
+
+func tagged(c Copy, prefix string) string {
+	for _, t := range c.Tags {
+		if id, ok := strings.CutPrefix(t, prefix); ok && isUUID(id) {
+			return id
+		}
+	}
+	return ""
+}
+
+// SourceChanged compares the source with what the copy was made from. It
+// reads remote paths: give it a context with a deadline. That the source is
+// gone is an error, not a change. A changed source never stops a start.
+func (s *Service) SourceChanged(ctx context.Context, r Receipt) (changed bool, why string, err error) {
+	if len(r.Source) == 0 {
+		return false, "", nil
+	}
+	info, err := s.inspect(ctx, r.Source)
+	switch {
+	case err != nil:
+		return false, "", err
+	case info.VirtualSize > r.Size:
+		return true, fmt.Sprintf("the source has grown to %d bytes; `diskhook local resize %s %d` follows", info.VirtualSize, r.Disk().args(), info.VirtualSize), nil
+	case r.Fingerprint != "" && info.Fingerprint != r.Fingerprint:
+		return true, "the source was written to since it was copied; the copy is the truth", nil
+	}
+	return false, "", nil
+}

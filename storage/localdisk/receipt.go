@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
+)
+
+// Receipt says which copy a disk must run on. It is durable before the copy
+// loses its UPDATING mark. Sizes are bytes.
+type Receipt struct {
+	Schema     string `json:"schema"` // "diskhook.receipt/v1"
+	Domain     string `json:"domain"`
+	DomainName string `json:"domain_name"`
+	Target     string `json:"target"`
+	Image      string `json:"image,omitempty"`
+	Volume     string `json:"volume,omitempty"`
+
+	Backend string `json:"backend"`
+	Name    string `json:"name"` // of volume or file
+	Copy    string `json:"copy"` // UUID of volume or file
+	Home    string `json:"home"` // volume group, or directory
+	HomeID  string `json:"home_id,omitempty"`
+	OnStop  string `json:"on_stop"`
+
+	Size        int64              `json:"size"` // virtual size of the disk
+	Source      []imagecheck.Layer `json:"source"`
+	Fingerprint string             `json:"fingerprint"`
+	Machine     string             `json:"machine"`
+	Filled      time.Time          `json:"filled"`
+
+	// Used is set before a fulfil first succeeds: from then on the guest's
+	// writes may live in the copy.
+	Used bool `json:"used"`
+	// Discarding is the intent of a verb that gave the copy up. The copy goes
+	// first, then the receipt; whoever finds the intent finishes it.
+	Discarding bool `json:"discarding,omitempty"`
+	// Growing is the intent of a resize.
+	Growing *Growth `json:"growing,omitempty"`
+}
+
+const receiptSchema = "diskhook.receipt/v1"
+
+// receiptPath is receipts/DOMAIN/KEY.json.
+func receiptPath(l host.Layout, domain, key string) string {
+	return filepath.Join(l.Receipts(), domain, key+".json")
+}
+
+// readReceipt returns nil without error when there is none. One that cannot be
+// read or understood is an error: it may say used.
+func readReceipt(l host.Layout, domain, key string) (*Receipt, error) {
+	path := receiptPath(l, domain, key)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("receipt %s: %w", path, err)
+	}
+	var r Receipt
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, badReceipt(path, err)
+	}
+	if r.Schema != receiptSchema || r.Domain != domain || r.Copy == "" {
+		return nil, badReceipt(path, fmt.Errorf("schema %q, domain %q, copy %q", r.Schema, r.Domain, r.Copy))
+	}
+	return &r, nil
+}
+
+func badReceipt(path string, err error) error {
+	err = failure.New(failure.Precondition, "receipt %s: not understood: %w", path, err)
+	return failure.Hint(err, "restore the file from a backup, or ask `diskhook local list` which copy it was and run `diskhook local adopt`")
+}
+
+// write makes r durable.
+func (r Receipt) write(l host.Layout, key string) error {
+	path := receiptPath(l, r.Domain, key)
+	for _, dir := range []string{l.State(), l.Receipts(), filepath.Dir(path)} {
+		// 0711: vdsm reads a receipt whose name it knows, and lists nothing.
+		if err := atomicfile.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("receipt %s: %w", path, err)
+		}
+	}
+	if err := atomicfile.WriteJSON(path, r, 0o644); err != nil {
+		return fmt.Errorf("receipt %w", err)
+	}
+	return nil
+}
+
+func removeReceipt(l host.Layout, domain, key string) error {
+	path := receiptPath(l, domain, key)
+	if err := atomicfile.Remove(path); err != nil {
+		return fmt.Errorf("receipt %w", err)
+	}
+	_ = os.Remove(filepath.Dir(path)) // only when it was the last; a saved mark keeps it
+	return nil
+}
+
+// Receipts returns the receipts of one domain, or of all when domain is "".
+func Receipts(l host.Layout, domain string) ([]Receipt, error) {
+	pattern := domain
+	if domain == "" {
+		pattern = "*"
+	} else if !isUUID(domain) {
+		return nil, failure.New(failure.Usage, "domain %q: not a uuid", domain)
+	}
+	paths, err := filepath.Glob(filepath.Join(l.Receipts(), pattern, "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var all []Receipt
+	for _, path := range paths {
+		key := strings.TrimSuffix(filepath.Base(path), ".json")
+		r, err := readReceipt(l, filepath.Base(filepath.Dir(path)), key)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil {
+			all = append(all, *r)
+		}
+	}
+	return all, nil
+}
+
+// Key is Disk.Key of the disk that the receipt is for.
+func (r Receipt) Key() string {
+	return Disk{Target: r.Target, Image: r.Image, Volume: r.Volume}.Key()
+}
+
+// Disk is the disk that the receipt is for, as far as the receipt knows it.
+func (r Receipt) Disk() Disk {
+	return Disk{
+		Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Image: r.Image, Volume: r.Volume,
+		Backend: r.Backend, OnStop: r.OnStop, Copy: r.Copy, Source: r.Source,
+	}
+}
+
+// A domain with saved memory keeps its disks as they are: the memory image
+// would meet another disk when it is restored. libvirt knows of a managed
+// save itself; for oVirt the hooks keep a mark of their own.
+
+func savedMark(l host.Layout, domain string) string {
+	return filepath.Join(l.Receipts(), domain, "saved")
+}
+
+// MarkSaved records durably that the domain has saved memory.
+func MarkSaved(l host.Layout, domain string) error {
+	if !isUUID(domain) {
+		return failure.New(failure.Usage, "domain %q: not a uuid", domain)
+	}
+	if err := atomicfile.MkdirAll(filepath.Dir(savedMark(l, domain)), 0o711); err != nil {
+		return err
+	}
+	return atomicfile.Write(savedMark(l, domain), nil, 0o644)
+}
+
+// ClearSaved takes the mark away.
+func ClearSaved(l host.Layout, domain string) error {
+	if !isUUID(domain) {
+		return failure.New(failure.Usage, "domain %q: not a uuid", domain)
+	}
+	return atomicfile.Remove(savedMark(l, domain))
+}
+
+// Saved reports whether the mark is there. In doubt it is.
+func Saved(l host.Layout, domain string) bool {
+	_, err := os.Stat(savedMark(l, domain))
+	return !errors.Is(err, fs.ErrNotExist)
+}

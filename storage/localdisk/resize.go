@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"diskhook/storage/blockdev"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+)
+
+// Growth is a resize that has begun. The new part is [From, To) of the
+// copy; until it is zeroed it may hold another guest's data.
+type Growth struct {
+	From int64 `json:"from"`
+	To   int64 `json:"to"`
+}
+
+// Resize grows a copy to at least size bytes and zeroes the new part. It may
+// be called while the domain runs, which sees the new size only after a block
+// resize of its own. Smaller is refused, as is a copy that is not ready. A
+// crash in between is finished by the next start or the next call.
+func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (Placement, error) {
+	l, err := s.lockOne(domain, key)
+	if err != nil {
+		return Placement{}, err
+	}
+	defer l.Release()
+	r, err := readReceipt(s.Layout, domain, key)
+	if err != nil {
+		return Placement{}, err
+	}
+	if r == nil {
+		return Placement{}, failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+	}
+	c, err := s.copyOf(ctx, *r)
+	if err != nil {
+		return Placement{}, err
+	}
+	d := r.Disk()
+	switch {
+	case c.State != Ready || c.UUID != r.Copy:
+		return Placement{}, failure.New(failure.Conflict, "%s: %s is not its ready copy", d, c)
+	case Saved(s.Layout, domain):
+		return Placement{}, s.mayGiveUp(*r, GiveUp{})
+	case size < r.Size:
+		err := failure.New(failure.Usage, "%s: it has %d bytes, %d would cut it off", d, r.Size, size)
+		return Placement{}, failure.Hint(err, "name a size of at least %d bytes", r.Size)
+	}
+	if r.Growing == nil && size == r.Size {
+		return s.checkNode(Observed{Disk: d, Copy: c})
+	}
+	if r.Growing == nil {
+		if err := s.backend(d).room(ctx, []int64{size - c.Size}); err != nil {
+			return Placement{}, fmt.Errorf("%s: %w", d, err)
+		}
+		r.Growing = &Growth{From: c.Size, To: size}
+		if err := r.write(s.Layout, key); err != nil {
+			return Placement{}, err
+		}
+		if err := failpoint.Hit("resize.intent"); err != nil {
+			return Placement{}, err
+		}
+	}
+	c, err = s.finishGrowing(ctx, *r, c)
+	if err != nil {
+		return Placement{}, err
+	}
+	return s.checkNode(Observed{Disk: d, Copy: c})
+}
+
+// finishGrowing extends the copy as far as the receipt intends, zeroes what is
+// new and writes the outcome.
+func (s *Service) finishGrowing(ctx context.Context, r Receipt, c Copy) (Copy, error) {
+	b, d := s.backend(r.Disk()), r.Disk()
+	c, err := b.extend(ctx, c, r.Growing.To)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", d, err)
+	}
+	if err := failpoint.Hit("resize.extended"); err != nil {
+		return c, err
+	}
+	if err := b.activate(ctx, []Copy{c}); err != nil {
+		return c, fmt.Errorf("%s: %w", d, err)
+	}
+	if err := zero(ctx, c, r.Growing.From); err != nil {
+		return c, fmt.Errorf("%s: zero its new part: %w", d, err)
+	}
+	if err := failpoint.Hit("resize.zeroed"); err != nil {
+		return c, err
+	}
+	r.Size, r.Growing = max(r.Size, r.Growing.To), nil
+	return c, r.write(s.Layout, r.Key())
+}
+
+// zero writes zeros from offset from to the end of the node, and flushes.
+func zero(ctx context.Context, c Copy, from int64) error {
+	if err := c.awaitNode(ctx); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(c.Path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := blockdev.Size(f)
+	if err != nil {
+		return err
+	}
+	if size > from {
+		if err := blockdev.ZeroRange(ctx, f, from, size-from); err != nil {
+			return err
+		}
+	}
+	return blockdev.Flush(f)
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/lock"
+	"diskhook/storage/progress"
+)
+
+// Service does the work on local copies. All fields but User and Owner are
+// needed. It keeps no state between calls and may be used from any goroutine.
+type Service struct {
+	Layout host.Layout
+	Config host.Config
+	Run    command.Runner
+	Log    *slog.Logger
+
+	// Program is the absolute path of diskhook, which is started as
+	// `diskhook local fill JOBFILE` for each copy.
+	Program string
+	// User reads sources; nil is ourselves. On oVirt it is vdsm, since root
+	// may not read NFS exports.
+	User *command.Credential
+	// Owner is given the nodes of copies; nil leaves them to libvirt.
+	Owner *Owner
+}
+
+// Owner is the numeric owner of a node or file.
+type Owner struct{ UID, GID int }
+
+// Observe looks at all disks at once and changes nothing. LVM is asked once
+// per volume group.
+func (s *Service) Observe(ctx context.Context, disks []Disk) ([]Observed, error) {
+	if err := validate(disks); err != nil {
+		return nil, err
+	}
+	busy := func(d Disk) (bool, error) { return lock.Held(s.Layout.Locks(), lockName(d.Domain, d.Key())) }
+	return s.observe(ctx, disks, busy)
+}
+
+func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bool, error)) ([]Observed, error) {
+	machine, err := s.Layout.MachineID()
+	if err != nil {
+		return nil, failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
+	}
+	copies, err := s.find(ctx, disks)
+	if err != nil {
+		return nil, err
+	}
+	observed := make([]Observed, len(disks))
+	for i, d := range disks {
+		o := Observed{Disk: d, Copy: copies[i], Machine: machine, Saved: Saved(s.Layout, d.Domain)}
+		if o.Receipt, err = readReceipt(s.Layout, d.Domain, d.Key()); err != nil {
+			return nil, fmt.Errorf("%s: %w", d, err)
+		}
+		if o.Busy, err = busy(d); err != nil {
+			return nil, fmt.Errorf("%s: %w", d, err)
+		}
+		if st, err := progress.Read(s.statusPath(d.Domain, d.Key())); err == nil {
+			o.Status = &st
+		}
+		observed[i] = o
+	}
+	return observed, nil
+}
+
+// find looks the copies of all disks up, asking each home once.
+func (s *Service) find(ctx context.Context, disks []Disk) ([]Copy, error) {
+	homes := map[string]map[string]Copy{}
+	found := make([]Copy, len(disks))
+	for i, d := range disks {
+		b := s.backend(d)
+		copies, asked := homes[b.home()]
+		if !asked {
+			var err error
+			if copies, err = b.find(ctx); err != nil {
+				return nil, fmt.Errorf("%s: %w", d, err)
+			}
+			homes[b.home()] = copies
+		}
+		c, ok := copies[d.CopyName()]
+		if !ok {
+			c = Copy{State: Absent, Name: d.CopyName(), Home: b.home()}
+		}
+		found[i] = c
+	}
+	return found, nil
+}
+
+func lockName(domain, key string) string { return "local-" + domain + "-" + key }
+
+func (s *Service) statusPath(domain, key string) string {
+	return filepath.Join(s.Layout.Status(), domain, key+".json")
+}
+
+// runDirs makes what tmpfiles.d makes on an installed host.
+func (s *Service) runDirs() error {
+	for _, dir := range []string{s.Layout.Run(), s.Layout.Locks(), s.Layout.Links(), s.Layout.Status()} {
+		if err := atomicfile.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("%s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// lockDisks takes the locks of all disks without waiting. A disk whose lock
+// somebody else holds is busy. release gives all of them up.
+func (s *Service) lockDisks(disks []Disk) (busy func(Disk) (bool, error), release func(), err error) {
+	if err := errors.Join(validate(disks), s.runDirs()); err != nil {
+		return nil, nil, err
+	}
+	var locks []*lock.Lock
+	release = func() {
+		for _, l := range locks {
+			l.Release()
+		}
+	}
+	held := map[string]bool{}
+	for _, d := range disks {
+		name := lockName(d.Domain, d.Key())
+		l, err := lock.Try(s.Layout.Locks(), name)
+		switch {
+		case errors.Is(err, lock.ErrHeld):
+			held[name] = true
+		case err != nil:
+			release()
+			return nil, nil, fmt.Errorf("%s: %w", d, err)
+		default:
+			locks = append(locks, l)
+		}
+	}
+	return func(d Disk) (bool, error) { return held[lockName(d.Domain, d.Key())], nil }, release, nil
+}
+
+// fits checks free space before anything is begun.
+func fits(where string, free int64, sizes []int64, hint string) error {
+	var need int64
+	for _, n := range sizes {
+		need += n
+	}
+	if need <= free {
+		return nil
+	}
+	err := failure.New(failure.NoSpace, "%s: %d bytes are needed, %d are free beyond the reserve", where, need, max(0, free))
+	return failure.Hint(err, "%s", hint)
+}
+
+func inUse(c Copy) error {
+	err := failure.New(failure.Conflict, "%s: is open, or may be, and is not removed", c)
+	return failure.Hint(err, "stop what uses it (`lsof %s`), then try again", c.Path)
+}
+
+// SetOwner gives the node of a placement to uid and gid, following no link
+// that is not ours.
+func (s *Service) SetOwner(_ context.Context, p Placement, uid, gid int) error {
+	if err := os.Chown(p.Node, uid, gid); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("disk %s: owner: %w", p.Target, err)
+	}
+	return nil
+}

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/lvm"
+)
+
+// volumes is the backends lvm and lvmthin: logical volumes of one volume
+// group, linear or in its thin pool. Both share the group's one report.
+type volumes struct {
+	lvm         *lvm.LVM
+	dev         string // where the group's directory of nodes is
+	vg, pool    string // pool "" is linear
+	reserve     int64
+	poolReserve int // percent
+	owner       *Owner
+}
+
+func newVolumes(s *Service, pool string) backend {
+	c := s.Config
+	return &volumes{
+		lvm: &lvm.LVM{Run: s.Run, Devices: c.LVM.Devices, Timeout: time.Duration(c.LVM.Timeout)},
+		dev: s.Layout.Dev(), vg: c.Local.VG, pool: pool,
+		reserve: int64(c.Local.Reserve), poolReserve: c.Local.PoolReserve, owner: s.Owner,
+	}
+}
+
+func (b *volumes) home() string { return b.vg }
+
+func (b *volumes) find(ctx context.Context) (map[string]Copy, error) {
+	report, err := b.report(ctx)
+	if err != nil {
+		return nil, err
+	}
+	copies := map[string]Copy{}
+	for _, lv := range report.LVs {
+		copies[lv.Name] = b.describe(lv)
+	}
+	return copies, nil
+}
+
+func (b *volumes) report(ctx context.Context) (lvm.Report, error) {
+	report, err := b.lvm.Report(ctx, b.vg)
+	return report, failure.Hint(err, "see `vgs`; create it with `vgcreate %s DEVICE`, or set [local] vg in diskhook.toml", b.vg)
+}
+
+func (b *volumes) describe(lv lvm.LV) Copy {
+	c := Copy{
+		State: Ready, UUID: lv.UUID, Name: lv.Name, Home: lv.VG, HomeID: lv.VGUUID,
+		Path: filepath.Join(b.dev, lv.VG, lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
+		Active: lv.Active == nil || *lv.Active,
+	}
+	if c.has(tagUpdating) {
+		c.State = Updating
+	}
+	if lv.Active != nil && !*lv.Active {
+		c.Open = new(bool) // what has no node cannot be open
+	}
+	if err := lv.Health(); err != nil {
+		c.Sick = failure.OneLine(err.Error())
+	}
+	return c
+}
+
+// room asks the volume group, or the thin pool, where a virtual size may
+// exceed what is there: only the pool's watermark counts, since the copy may
+// turn out to be mostly holes, and a pool that fills up fails the copy.
+func (b *volumes) room(ctx context.Context, sizes []int64) error {
+	report, err := b.report(ctx)
+	if err != nil {
+		return err
+	}
+	if b.pool == "" {
+		extent := max(1, report.VG.ExtentSize)
+		rounded := make([]int64, len(sizes))
+		for i, n := range sizes {
+			rounded[i] = (n + extent - 1) / extent * extent
+		}
+		return fits("vg "+b.vg, report.VG.Free-b.reserve, rounded,
+			fmt.Sprintf("extend it with `vgextend %s DEVICE`, or lower [local] reserve (%d bytes now)", b.vg, b.reserve))
+	}
+	pool, err := b.findPool(report)
+	if err != nil {
+		return err
+	}
+	if full := max(pool.DataPercent, pool.MetadataPercent); full > float64(100-b.poolReserve) {
+		err := failure.New(failure.NoSpace, "lv %s/%s: thin pool: data is %.1f %% full, metadata %.1f %%; %d %% are kept free",
+			b.vg, b.pool, pool.DataPercent, pool.MetadataPercent, b.poolReserve)
+		return failure.Hint(err, "extend it with `lvextend -L +SIZE %s/%s`, or lower [local] pool_reserve", b.vg, b.pool)
+	}
+	return nil
+}
+
+func (b *volumes) findPool(report lvm.Report) (lvm.LV, error) {
+	pool, ok := report.LV(b.pool)
+	if ok && pool.Segtype == "thin-pool" {
+		return pool, nil
+	}
+	err := failure.New(failure.Precondition, "lv %s/%s: no such thin pool", b.vg, b.pool)
+	return lvm.LV{}, failure.Hint(err, "create it with `lvcreate --type thin-pool -L SIZE -n %s %s`, or set [local] pool", b.pool, b.vg)
+}
+
+// readsZero holds for a new thin volume of a pool that zeroes its blocks
+// before it hands them out, and never for a linear one.
+func (b *volumes) readsZero(ctx context.Context) (bool, error) {
+	if b.pool == "" {
+		return false, nil
+	}
+	report, err := b.report(ctx)
+	if err != nil {
+		return false, err
+	}
+	pool, err := b.findPool(report)
+	return err == nil && pool.Attr.Zeroes(), err
+}
+
+func (b *volumes) create(ctx context.Context, d Disk, size int64) (Copy, error) {
+	if err := b.lvm.Create(ctx, b.createOptions(d, size)); err != nil {
+		return Copy{}, err
+	}
+	report, err := b.report(ctx)
+	if err != nil {
+		return Copy{}, err
+	}
+	lv, ok := report.LV(d.CopyName())
+	if !ok {
+		return Copy{}, failure.New(failure.Conflict, "lv %s/%s: vanished after it was created", b.vg, d.CopyName())
+	}
+	c := b.describe(lv)
+	if err := c.awaitNode(ctx); err != nil {
+		return c, err
+	}
+	return c, b.own(c)
+}
+
+// createOptions: sizes are rounded to sectors, for which lvcreate asks, and by
+// LVM to extents. Copies skip activation, so that nothing but a fulfil makes
+// their nodes; oVirt's hook could not use such a volume, so there they do not.
+func (b *volumes) createOptions(d Disk, size int64) lvm.CreateOptions {
+	const sector = 512
+	return lvm.CreateOptions{
+		VG: b.vg, Name: d.CopyName(), Size: (size + sector - 1) / sector * sector, Pool: b.pool,
+		Tags: creationTags(d), SkipActivation: !d.OVirt(), Activate: true,
+	}
+}
+
+func (b *volumes) own(c Copy) error {
+	if b.owner == nil {
+		return nil
+	}
+	if err := os.Chown(c.Path, b.owner.UID, b.owner.GID); err != nil {
+		return fmt.Errorf("%s: owner: %w", c, err)
+	}
+	return nil
+}
+
+func (b *volumes) finish(ctx context.Context, d Disk, c Copy, machine string) error {
+	return b.lvm.ChangeTags(ctx, b.vg, []string{c.Name}, ourTags(d, machine), []string{tagUpdating})
+}
+
+func (b *volumes) claim(ctx context.Context, d Disk, c Copy, machine string) error {
+	return b.lvm.ChangeTags(ctx, b.vg, []string{c.Name}, ourTags(d, machine), nil)
+}
+
+func (b *volumes) activate(ctx context.Context, copies []Copy) error {
+	return b.lvm.Activate(ctx, b.vg, names(copies)...)
+}
+
+func (b *volumes) deactivate(ctx context.Context, copies []Copy) error {
+	return b.lvm.Deactivate(ctx, b.vg, names(copies)...)
+}
+
+func names(copies []Copy) []string {
+	all := make([]string, len(copies))
+	for i, c := range copies {
+		all[i] = c.Name
+	}
+	return all
+}
+
+func (b *volumes) remove(ctx context.Context, c Copy) error {
+	if !c.closed() {
+		return inUse(c)
+	}
+	return b.lvm.Remove(ctx, b.vg, c.Name)
+}
+
+func (b *volumes) extend(ctx context.Context, c Copy, size int64) (Copy, error) {
+	if size > c.Size {
+		if err := b.lvm.Extend(ctx, b.vg, c.Name, size); err != nil {
+			return c, err
+		}
+	}
+	report, err := b.report(ctx)
+	if err != nil {
+		return c, err
+	}
+	lv, ok := report.LV(c.Name)
+	if !ok || lv.UUID != c.UUID {
+		return c, failure.New(failure.Conflict, "%s: vanished", c)
+	}
+	return b.describe(lv), nil
+}
+
+// explain runs the backend's own methods against a runner that only writes
+// down, so that a dry run shows the very commands.
+func (b *volumes) explain(ctx context.Context, a Action, d Disk, c Copy, size int64) []string {
+	var record command.Record
+	dry := *b.lvm
+	dry.Run = &record
+	shown := *b
+	shown.lvm = &dry
+	if a == Replace {
+		_ = dry.Remove(ctx, b.vg, c.Name)
+	}
+	if a == Create || a == Replace || a == Retire {
+		_ = dry.Create(ctx, shown.createOptions(d, size))
+	}
+	if a == Adopt {
+		_ = shown.claim(ctx, d, c, "MACHINE-ID")
+	}
+	return record.Lines()
+}

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+	"diskhook/storage/progress"
+)
+
+// Waiting says how long a caller waits for copies and who hears of it.
+type Waiting struct {
+	Deadline time.Duration // 0: as long as it takes
+	// Notify, if set, is told each change of a copy's status.
+	Notify func(Disk, progress.Status)
+
+	until time.Time
+}
+
+// Job is what a copy process is started with.
+type Job struct {
+	ID   string `json:"id"`
+	Disk Disk   `json:"disk"`
+}
+
+const (
+	// pollEvery is how often a waiter reads status files.
+	pollEvery = 100 * time.Millisecond
+	// startTimeout is how long a copy process may take to say anything.
+	startTimeout = 15 * time.Second
+)
+
+// fillAndWait starts a copy process for each disk that needs one and waits
+// for all. The caller holds no lock: the process takes it.
+func (s *Service) fillAndWait(ctx context.Context, disks []pending, w *Waiting) error {
+	if w.Deadline > 0 && w.until.IsZero() {
+		w.until = time.Now().Add(w.Deadline)
+	}
+	jobs := make([]string, len(disks))
+	for i, p := range disks {
+		if p.action == Wait {
+			continue
+		}
+		id, err := s.start(ctx, p.Disk)
+		if err != nil {
+			return fmt.Errorf("%s: start its copy: %w", p.Disk, err)
+		}
+		jobs[i] = id
+	}
+	for i, p := range disks {
+		if err := s.wait(ctx, p.Disk, jobs[i], w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start runs `diskhook local fill JOBFILE` in a process of its own.
+func (s *Service) start(ctx context.Context, d Disk) (string, error) {
+	job := Job{ID: uuid.NewString(), Disk: d}
+	dir := filepath.Join(s.Layout.Status(), d.Domain)
+	if err := atomicfile.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	data, err := json.Marshal(job)
+	if err != nil {
+		return "", err
+	}
+	// Named by its id: two starts at once must not read each other's.
+	path := s.jobPath(d, job.ID)
+	if err := atomicfile.WriteVolatile(path, data, 0o600); err != nil {
+		return "", err
+	}
+	return job.ID, command.Detach(ctx, s.Run, command.Detached{
+		Unit:        "diskhook-copy-" + job.ID,
+		Description: failure.OneLine("diskhook: local copy of " + d.String()),
+		Argv:        []string{s.Program, "local", "fill", path},
+		Properties:  []string{"Nice=10", "IOSchedulingClass=best-effort", "IOSchedulingPriority=7"},
+		Log:         filepath.Join(dir, d.Key()+".log"),
+	})
+}
+
+func (s *Service) jobPath(d Disk, id string) string {
+	return filepath.Join(s.Layout.Status(), d.Domain, d.Key()+"."+id+".job")
+}
+
+// wait follows the copy until it ends or the deadline passes. With a job it
+// waits for that process; without, for whoever holds the lock.
+func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) error {
+	began := time.Now()
+	var last progress.Status
+	for {
+		st, err := progress.Read(s.statusPath(d.Domain, d.Key()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.Log.Warn("status", "err", err)
+		}
+		mine := err == nil && (job == "" || st.Job == job)
+		if err == nil && st != last && w.Notify != nil {
+			w.Notify(d, st)
+			last = st
+		}
+		if mine && st.State == progress.Failed && job != "" {
+			return failed(d, st)
+		}
+		held, err := lock.Held(s.Layout.Locks(), lockName(d.Domain, d.Key()))
+		if err != nil {
+			return fmt.Errorf("%s: %w", d, err)
+		}
+		switch {
+		case held:
+		case job == "" || mine && st.State == progress.Ready:
+			return nil // look again
+		case s.waitsForLock(d, job):
+			if time.Since(began) > startTimeout {
+				err := failure.New(failure.Temporary, "%s: its copy process did not start", d)
+				return failure.Hint(err, "see `journalctl -b -u 'diskhook-copy-*'`, then start again")
+			}
+		case !mine:
+			return nil // it has been there, and so has somebody after it
+		default:
+			err := failure.New(failure.Temporary, "%s: its copy process died", d)
+			return failure.Hint(err, "see `journalctl -b -u 'diskhook-copy-*'`, then start again")
+		}
+		if !w.until.IsZero() && time.Now().After(w.until) {
+			return stillCopying(d, st)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s: wait for its copy: %w", d, ctx.Err())
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// waitsForLock says that the copy process has not taken the lock yet.
+func (s *Service) waitsForLock(d Disk, job string) bool {
+	_, err := os.Stat(s.jobPath(d, job))
+	return err == nil
+}
+
+// failed turns what the copy process said back into an error of its kind.
+func failed(d Disk, st progress.Status) error {
+	err := errors.New(strings.TrimPrefix(st.Error, d.String()+": "))
+	err = fmt.Errorf("%s: %w", d, err)
+	for _, k := range failure.Kinds() {
+		if k.Code == st.Code {
+			err = failure.Wrap(k, err)
+		}
+	}
+	if st.Hint == "" {
+		return err
+	}
+	return failure.Hint(err, "%s", st.Hint)
+}
+
+func stillCopying(d Disk, st progress.Status) error {
+	left := "a while"
+	if st.ETA >= 0 {
+		left = "about " + (time.Duration(st.ETA) * time.Second).String()
+	}
+	err := failure.New(failure.Temporary, "%s: its local copy is at %d %% and takes %s more; the copy goes on", d, st.Percent(), left)
+	return failure.Hint(err, "start again then, or watch `diskhook local status %s`", d.nameArg())
+}

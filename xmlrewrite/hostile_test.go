@@ -67,6 +67,7 @@ var texts = []struct {
 	{"NUL", "<d>\x00</d>", ErrMalformed},
 	{"control character in a comment", "<d><!-- \x01 --></d>", ErrMalformed},
 	{"U+FFFE", "<d>\uFFFE</d>", ErrMalformed},
+	{"U+FFFF in a comment", "<d><!-- \uFFFF --></d>", ErrMalformed},
 	{"not UTF-8", "<d>\xff</d>", ErrMalformed},
 	{"not UTF-8 in a comment", "<d><!-- \xe9 --></d>", ErrMalformed},
 	{"late declaration", " <?xml version='1.0'?><d/>", ErrMalformed},

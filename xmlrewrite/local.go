@@ -25,7 +25,7 @@ type LocalDisk struct {
 	IO     string // "" means native for a block device without host cache, else threads
 }
 
-// sourceParts belong to one type of source and mean nothing in another
+// These belong to one type of source and mean nothing in another
 // (libvirt's storagecommon.rng and domaincommon.rng, diskSource*).
 var (
 	sourceAttrs = []string{"file", "dev", "dir", "name", "protocol", "tls", "tlsHostname", "query", "pool", "volume", "mode",

@@ -37,6 +37,7 @@ func TestMetadataRoundTrip(t *testing.T) {
 		"others":          "  <metadata>\n    <a:b xmlns:a='u'/>\n    <!-- kept --></metadata>\n",
 		"prefix taken":    "  <metadata><dh:disks xmlns:dh='urn:somebody:else'/></metadata>\n",
 		"ours already":    "  <metadata>\n    <a:b xmlns:a='u'></a:b><disks xmlns='urn:diskhook:1' domain='x'/>\n  </metadata>\n",
+		"in a second one": "  <metadata><a:b xmlns:a='u'/></metadata><metadata><a:b xmlns:a='u'/><disks xmlns='urn:diskhook:&#49;' domain='x'/></metadata>\n",
 		"not the element": "  <metadata><a:b xmlns:a='u'><disks xmlns='urn:diskhook:1'/></a:b></metadata>\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,6 +69,8 @@ func TestMetadataRoundTrip(t *testing.T) {
 			switch name {
 			case "empty":
 				want = domain("")
+			case "in a second one":
+				want = strings.Replace(want, "<disks xmlns='urn:diskhook:&#49;' domain='x'/>", "", 1)
 			case "ours already":
 				want = strings.Replace(want, "<disks xmlns='urn:diskhook:1' domain='x'/>", "", 1)
 			}
@@ -186,9 +189,11 @@ func TestSetMetadataRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	bad := SetMetadata{[]BoundDisk{{Target: "vda", Local: &Local{}, Origin: []byte("<disk>")}}}
-	if _, err := Apply(parse(t, []byte(domain(""))), bad); !errors.Is(err, ErrMalformed) {
-		t.Errorf("a broken origin: %v", err)
+	for _, origin := range []string{"<disk>", "text", "<disk/><disk/>", "<disk/></dh:origin><dh:origin><disk/>"} {
+		bad := SetMetadata{[]BoundDisk{{Target: "vda", Local: &Local{}, Origin: []byte(origin)}}}
+		if _, err := Apply(parse(t, []byte(domain(""))), bad); !errors.Is(err, ErrMalformed) {
+			t.Errorf("origin %s: %v", origin, err)
+		}
 	}
 }
 

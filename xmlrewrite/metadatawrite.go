@@ -3,7 +3,6 @@
 package xmlrewrite
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 
@@ -31,6 +30,14 @@ func (s SetMetadata) Rewrite(doc *Document) error {
 	for _, b := range s.Disks {
 		if len(b.Unknown) > 0 {
 			return fmt.Errorf("%w: disk %s: %s is of a newer diskhook", ErrMetadata, clip(b.Target), clip(b.Unknown[0]))
+		}
+		if len(b.Origin) > 0 {
+			// It is written as it is, so it must be one whole element.
+			for _, err := range tokens(b.Origin, surroundings{}) {
+				if err != nil {
+					return fmt.Errorf("disk %s: origin: %w", clip(b.Target), err)
+				}
+			}
 		}
 	}
 	raw := m.write(doc.quote, doc.indent(2), doc.indent(3), doc.indent(4))
@@ -97,7 +104,7 @@ func (d *Document) metadataPiece() int {
 	first, after := -1, -1
 	for i, p := range d.pieces {
 		if p.isMetadata() {
-			if bytes.Contains(p.raw, []byte(Namespace)) {
+			if p.hasOurs() {
 				return i
 			}
 			if first < 0 {
@@ -112,6 +119,15 @@ func (d *Document) metadataPiece() int {
 		return first
 	}
 	return d.insertChildAfter(after, piece{kind: childPiece, raw: []byte("<metadata/>"), local: "metadata", in: surroundings{depth: 1}})
+}
+
+func (p piece) hasOurs() bool {
+	for e := range readTree(p.raw, p.in, nil).ChildElementsSeq() {
+		if is(e, Namespace, "disks") {
+			return true
+		}
+	}
+	return false
 }
 
 // write renders the element; the strings are what goes before a line of each

@@ -23,7 +23,11 @@ type writer struct {
 func (w *writer) node(t etree.Token) {
 	o, known := w.known[t]
 	if e, ok := t.(*etree.Element); ok {
-		w.element(e, o, known)
+		if known && o.tag == e.FullTag() {
+			w.oldElement(e, o)
+		} else {
+			w.newElement(e)
+		}
 		return
 	}
 	if known && o.data == dataOf(t) {
@@ -46,41 +50,42 @@ func (w *writer) node(t etree.Token) {
 	}
 }
 
-func (w *writer) element(e *etree.Element, o origin, known bool) {
-	known = known && o.tag == e.FullTag()
-	empty := len(e.Child) == 0
-	wasEmpty := !known || o.opened == o.end // <x/> has no end tag
-	switch {
-	case !known:
-		w.text("<", e.FullTag())
-		for _, a := range e.Attr {
-			w.attr(a.FullKey(), a.Value)
-		}
-		if empty {
-			w.text("/>")
-			return
-		}
-		w.text(">")
-	case slices.EqualFunc(e.Attr, o.attr, sameAttr):
-		w.out = append(w.out, o.src[o.start:o.opened]...)
-	default:
-		w.startTag(e, o)
+func (w *writer) newElement(e *etree.Element) {
+	w.text("<", e.FullTag())
+	for _, a := range e.Attr {
+		w.attr(a.FullKey(), a.Value)
 	}
-	if empty && wasEmpty {
+	if len(e.Child) == 0 {
+		w.text("/>")
 		return
 	}
-	if empty && o.opened < o.closing { // it lost its content; <x></x> stays
+	w.text(">")
+	for _, c := range e.Child {
+		w.node(c)
+	}
+	w.text("</", e.FullTag(), ">")
+}
+
+func (w *writer) oldElement(e *etree.Element, o origin) {
+	if slices.EqualFunc(e.Attr, o.attr, sameAttr) {
+		w.out = append(w.out, o.src[o.start:o.opened]...)
+	} else {
+		w.startTag(e, o)
+	}
+	had, has := o.opened < o.closing, len(e.Child) > 0
+	if had && !has {
 		w.out = append(w.out[:len(w.out)-1], "/>"...)
 		return
 	}
-	if known && wasEmpty {
+	closed := o.opened == o.end // <x/>, which has no end tag, as <x></x> has
+	if closed && has {
 		w.out = append(bytes.TrimRight(bytes.TrimSuffix(w.out, []byte("/>")), blank), '>')
 	}
 	for _, c := range e.Child {
 		w.node(c)
 	}
-	if wasEmpty {
-		w.text("</", e.FullTag(), ">")
+	if closed && has {
+		w.text("</", o.tag, ">")
 	} else {
 		w.out = append(w.out, o.src[o.closing:o.end]...)
 	}
@@ -142,16 +147,13 @@ var (
 
 // edit is one change of one element. It lasts as long as the function it is
 // handed to.
-type edit struct {
-	doc   *Document
-	known origins
-}
+type edit struct{ known origins }
 
 // edit runs change on a tree of piece i and puts the result in its place, if
 // it is well-formed. On an error the document stays as it was.
 func (d *Document) edit(i int, change func(*edit, *etree.Element) error) error {
 	p := d.pieces[i]
-	ed := &edit{d, origins{}}
+	ed := &edit{origins{}}
 	e := readTree(p.raw, p.in, ed.known)
 	uri, local := e.NamespaceURI(), e.Tag
 	if err := change(ed, e); err != nil {

@@ -24,7 +24,7 @@ var ErrUnknownUse = failure.Wrap(failure.Precondition, errors.New("cannot tell w
 // InUse says whether anybody but this process uses the device or regular file
 // at path, and who, in words for a message. It looks for
 //   - a mount, swap, or claim by the kernel or a program (O_EXCL is EBUSY),
-//   - devices on top: a mapped or md device, a loop device over a file,
+//   - devices on top: a mapped or md device, a loop device,
 //   - processes that have it open, wherever they found its node.
 //
 // The answer is of the moment. "Nobody" without a look at every process (not
@@ -46,22 +46,20 @@ func (s system) inUse(path string) (string, bool, error) {
 	if err := id.of(path); err != nil {
 		return "", false, fmt.Errorf("%s: %w", path, err)
 	}
-	var look []func() (string, error)
+	look := []func(string, identity) (string, error){s.loops, s.processes}
 	switch kind {
 	case Block:
-		look = append(look, func() (string, error) { return s.holders(id) }, func() (string, error) { return claimed(path) })
+		look = append([]func(string, identity) (string, error){s.holders, claimed}, look...)
 	case Regular:
 		if unopened(path) {
 			return "", false, nil
 		}
-		look = append(look, func() (string, error) { return s.loops(id) })
 	default:
 		return "", false, failure.New(failure.Precondition, "%s: %s", path, Other)
 	}
-	look = append(look, func() (string, error) { return s.processes(id) })
 	var unsure error
 	for _, who := range look {
-		holder, err := who()
+		holder, err := who(path, id)
 		if holder != "" {
 			return holder, true, nil
 		}
@@ -113,7 +111,7 @@ func (id *identity) of(path string) error {
 
 // holders finds devices on top of a block device:
 // /sys/dev/block/MAJOR:MINOR/holders/NAME.
-func (s system) holders(id identity) (string, error) {
+func (s system) holders(_ string, id identity) (string, error) {
 	entries, err := os.ReadDir(filepath.Join(s.sys, "dev/block", fmt.Sprintf("%d:%d", id.major, id.min), "holders"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil // a partition of an odd driver; claimed sees what holds it
@@ -133,7 +131,7 @@ func (s system) holders(id identity) (string, error) {
 
 // claimed tries an exclusive open, which the kernel refuses for what is
 // mounted, swapped on or claimed.
-func claimed(path string) (string, error) {
+func claimed(path string, _ identity) (string, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|os.O_EXCL|unix.O_NONBLOCK, 0)
 	switch {
 	case err == nil:
@@ -144,9 +142,9 @@ func claimed(path string) (string, error) {
 	return "", fmt.Errorf("%w: %w", ErrUnknownUse, err)
 }
 
-// loops finds a loop device over a file: the kernel holds it without any
-// descriptor. /sys/block/loopN/loop/backing_file is its path.
-func (s system) loops(id identity) (string, error) {
+// loops finds a loop device over a file or device: the kernel holds it
+// without any descriptor or claim. /sys/block/loopN/loop/backing_file is its path.
+func (s system) loops(_ string, id identity) (string, error) {
 	files, err := filepath.Glob(filepath.Join(s.sys, "block/loop*/loop/backing_file"))
 	if err != nil {
 		return "", err
@@ -167,7 +165,7 @@ func (s system) loops(id identity) (string, error) {
 // processes finds another process with the file open, by
 // /proc/PID/fd/N. Processes that end while it looks are no matter; one that
 // may not be looked at makes the answer unknown.
-func (s system) processes(id identity) (string, error) {
+func (s system) processes(_ string, id identity) (string, error) {
 	entries, err := os.ReadDir(s.proc)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnknownUse, err)

@@ -92,9 +92,12 @@ func ParseVersion(text string) (Version, error) {
 		return bad()
 	}
 	for i, into := range []*int{&v.Major, &v.Minor, &v.Micro}[:len(numbers)] {
-		digits := strings.TrimRight(numbers[i], "+~-abcdefghijklmnopqrstuvwxyz")
+		digits := numbers[i]
+		if end := strings.IndexFunc(digits, func(r rune) bool { return r < '0' || r > '9' }); end >= 0 {
+			digits = digits[:end] // "0-rc2"
+		}
 		n, err := strconv.Atoi(digits)
-		if err != nil || n < 0 {
+		if err != nil {
 			return bad()
 		}
 		*into = n

@@ -155,6 +155,7 @@ func TestNewerMetadata(t *testing.T) {
 		"<volume id='v'/><volume id='w'/>":          {"volume"},
 		"<volume id='v'/><x:y xmlns:x='u'/>":        {"x:y"},
 		"<thin/><origin><tape n='1'/></origin>":     {"origin/tape", "origin/tape/@n"},
+		"<thin/><origin><image/><thin/></origin>":   {"origin/thin"},
 		"<thin/><origin><image x:id='1'/></origin>": {"origin/image/@x:id"},
 	} {
 		doc := parse(t, []byte(domain("<metadata><disks xmlns='urn:diskhook:1' domain='d'><disk target='vda'>"+text+"</disk></disks></metadata>")))

@@ -87,7 +87,10 @@ func (b *BoundDisk) readOrigin(e *etree.Element, known origins) {
 			b.Origin = append(b.Origin, bytes.Clone(o.src[o.start:o.end])...)
 			continue
 		}
-		fields := bindLayer(c.Tag, &b.OriginImage, &b.OriginThin)
+		var fields []field
+		if len(layers(b.OriginImage, b.OriginThin)) == 0 {
+			fields = bindLayer(c.Tag, &b.OriginImage, &b.OriginThin)
+		}
 		if fields == nil {
 			b.Unknown = append(b.Unknown, "origin/"+c.Tag)
 		}

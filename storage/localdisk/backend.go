@@ -16,6 +16,8 @@ type backend interface {
 	// find returns the copies in home by name; a name that is not there is
 	// not in the map. It changes nothing.
 	find(ctx context.Context) (map[string]Copy, error)
+	// target is where create makes the copy of d.
+	target(d Disk) string
 	// room is a failure.NoSpace unless copies of these sizes fit and the
 	// configured reserve stays free.
 	room(ctx context.Context, sizes []int64) error

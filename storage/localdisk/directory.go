@@ -58,6 +58,8 @@ func (b *directory) home() string { return b.dir }
 
 func (b *directory) path(name, suffix string) string { return filepath.Join(b.dir, name+suffix) }
 
+func (b *directory) target(d Disk) string { return b.path(d.CopyName(), partialSuffix) }
+
 func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
 	entries, err := os.ReadDir(b.dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -129,18 +129,20 @@ func (s *Service) clear(ctx context.Context, o Observed) error {
 // copy makes and fills a copy where there is none.
 func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) (err error) {
 	d, b := o.Disk, s.backend(o.Disk)
-	info, err := s.inspect(ctx, d.Source)
+	// What was looked at is what is read: the files stay open from here on.
+	source, err := s.checker().Open(ctx, d.Source)
 	if err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
-	if err := b.room(ctx, []int64{info.VirtualSize}); err != nil {
+	defer source.Close()
+	if err := b.room(ctx, []int64{source.VirtualSize}); err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	zeroed, err := b.readsZero(ctx)
 	if err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
-	if o.Copy, err = b.create(ctx, d, info.VirtualSize); err != nil {
+	if o.Copy, err = b.create(ctx, d, source.VirtualSize); err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	defer func() {
@@ -151,20 +153,20 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 	if err := failpoint.Hit("fill.created"); err != nil {
 		return err
 	}
-	if err := s.transfer(ctx, o, info, zeroed, held, status); err != nil {
+	if err := s.transfer(ctx, o, source, zeroed, held, status); err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
-	return s.complete(ctx, o, info)
+	return s.complete(ctx, o, source.Info)
 }
 
-func (s *Service) transfer(ctx context.Context, o Observed, info imagecheck.Info, zeroed bool, held *lock.Lock, status *progress.Writer) error {
+func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, zeroed bool, held *lock.Lock, status *progress.Writer) error {
 	if err := o.Copy.awaitNode(ctx); err != nil {
 		return err
 	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	return engine.Copy(ctx,
-		transfer.Source{Layers: o.Disk.Source, Size: info.VirtualSize},
+		transfer.Source{Layers: source.Layers, Size: source.VirtualSize, Files: source.Files},
 		transfer.Target{Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size},
 		transfer.Options{
 			Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.User,

@@ -329,5 +329,9 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 
 // inspect looks at the headers of a chain, as the user who may read it.
 func (s *Service) inspect(ctx context.Context, layers []imagecheck.Layer) (imagecheck.Info, error) {
-	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.User}.Chain(ctx, layers)
+	return s.checker().Chain(ctx, layers)
+}
+
+func (s *Service) checker() imagecheck.Checker {
+	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.User}
 }

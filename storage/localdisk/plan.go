@@ -5,6 +5,7 @@ package localdisk
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"diskhook/storage/transfer"
 )
@@ -25,10 +26,8 @@ func (s *Service) Commands(ctx context.Context, o Observed, dec Decision) []stri
 		}
 		size = info.VirtualSize
 		zeroed, _ := b.readsZero(ctx)
-		_ = zeroed
 		engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-		fill = nil
-		_ = engine
+		fill = engine.Explain(transfer.Source{Layers: d.Source, Size: size}, transfer.Target{Path: b.target(d), Block: !filepath.IsAbs(b.home()), Zeroed: zeroed, Size: size})
 		fill = append(fill, "write "+receipt)
 	case Adopt:
 		fill = []string{"write " + receipt}

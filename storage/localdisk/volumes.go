@@ -36,6 +36,10 @@ func newVolumes(s *Service, pool string) backend {
 
 func (b *volumes) home() string { return b.vg }
 
+func (b *volumes) target(d Disk) string { return b.node(d.CopyName()) }
+
+func (b *volumes) node(name string) string { return filepath.Join(b.dev, b.vg, name) }
+
 func (b *volumes) find(ctx context.Context) (map[string]Copy, error) {
 	report, err := b.report(ctx)
 	if err != nil {
@@ -56,7 +60,7 @@ func (b *volumes) report(ctx context.Context) (lvm.Report, error) {
 func (b *volumes) describe(lv lvm.LV) Copy {
 	c := Copy{
 		State: Ready, UUID: lv.UUID, Name: lv.Name, Home: lv.VG, HomeID: lv.VGUUID,
-		Path: filepath.Join(b.dev, lv.VG, lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
+		Path: b.node(lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
 		Active: lv.Active == nil || *lv.Active,
 	}
 	if c.has(tagUpdating) {

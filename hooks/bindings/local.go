@@ -289,11 +289,20 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 	case err == nil:
 		disk.Source = append(disk.Source[:last:last], below...)
 	case receipt == nil:
-		return fmt.Errorf("%s: its chain: %w", disk, err)
+		return unreadable(*disk, err)
 	default:
 		h.Log.Warn("the chain of the source cannot be read", "disk", disk.String(), "err", err)
 	}
 	return nil
+}
+
+func unreadable(disk localdisk.Disk, err error) error {
+	hint := failure.HintOf(err)
+	if hint == "" {
+		hint = "bring its storage back, then start again"
+	}
+	err = fmt.Errorf("%s: there is no local copy yet, and its source %s cannot be read: %w", disk, failure.OneLine(disk.Source[0].Path), err)
+	return failure.Hint(err, "%s", hint)
 }
 
 // OnlyReady are the same disks, but bound such that no copy is ever made.

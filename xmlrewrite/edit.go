@@ -13,7 +13,8 @@ import (
 
 // EditDisk hands the disk with that target to change and writes back only what
 // change altered: whatever it leaves alone keeps its bytes. The element's
-// parent is made up; it holds the namespaces in scope. An error (ErrNotFound,
+// parent is made up; it holds the namespaces in scope, for the elements'
+// NamespaceURI (attributes cannot be asked). An error (ErrNotFound,
 // ErrUnsupported for an ambiguous target, ErrMalformed if the result would not
 // be XML, or change's own) leaves the document as it was.
 func (d *Document) EditDisk(target string, change func(*etree.Element) error) error {

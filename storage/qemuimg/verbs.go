@@ -19,25 +19,40 @@ import (
 // Compare says whether two chains read the same. If one is longer, the rest
 // must read zero. It reads everything.
 func (q *QemuImg) Compare(ctx context.Context, a, b []imagecheck.Layer) (bool, error) {
-	args := []string{"compare", "-q"}
-	var trees []string
-	cache := "none"
-	for _, layers := range [][]imagecheck.Layer{a, b} {
-		chain, err := places(ctx, layers, nil, 0)
-		if err != nil {
-			return false, err
-		}
-		t, err := tree(chain)
-		if err != nil {
-			return false, err
-		}
-		trees = append(trees, t)
-		if c := cacheOf(chain); c != "none" {
-			cache = c
-		}
+	return q.compare(ctx, a, b, 0)
+}
+
+// CompareTarget is Compare of a chain with the first size bytes of a raw file
+// or device.
+func (q *QemuImg) CompareTarget(ctx context.Context, chain []imagecheck.Layer, target string, size int64) (bool, error) {
+	return q.compare(ctx, chain, []imagecheck.Layer{{Path: target, Format: imagecheck.Raw}}, size)
+}
+
+// compare takes b as size bytes long if that is not 0; b is then one raw layer.
+func (q *QemuImg) compare(ctx context.Context, a, b []imagecheck.Layer, size int64) (bool, error) {
+	chainA, err := places(ctx, a, nil, 0)
+	if err != nil {
+		return false, err
 	}
-	args = append(append(args, "-T", cache, "--"), trees...)
-	_, err := q.Run.Run(ctx, command.Cmd{Name: program, Args: args, User: q.User, Limits: copyLimits})
+	chainB, err := places(ctx, b, nil, 0)
+	if err != nil {
+		return false, err
+	}
+	first, err := tree(chainA)
+	if err != nil {
+		return false, err
+	}
+	second, err := tree(chainB)
+	if size > 0 {
+		second, err = within(chainB[0], size)
+	}
+	if err != nil {
+		return false, err
+	}
+	_, err = q.Run.Run(ctx, command.Cmd{
+		Name: program, Args: []string{"compare", "-q", "-T", cacheOf(append(chainA, chainB...)), "--", first, second},
+		User: q.User, Limits: copyLimits,
+	})
 	var failed *command.Error
 	if errors.As(err, &failed) && failed.Code == 1 { // 1 is "differ"; errors are 2 and more
 		return false, nil

@@ -284,11 +284,11 @@ func (e *Engine) Explain(source Source, target Target) []string {
 // explainTimeout bounds the look at sources on storage that may hang.
 const explainTimeout = 10 * time.Second
 
-// Verify compares source and target and fails when they differ; a target that
-// is larger has to read zero there.
+// Verify compares source and target and fails when they differ; behind the
+// source's end the target has to read zero up to its size.
 func (e *Engine) Verify(ctx context.Context, source Source, target Target, user *command.Credential) error {
 	q := qemuimg.QemuImg{Run: e.Run, User: user}
-	equal, err := q.Compare(ctx, source.Layers, []imagecheck.Layer{{Path: target.Path, Format: imagecheck.Raw}})
+	equal, err := q.CompareTarget(ctx, source.Layers, target.Path, target.Size)
 	if err != nil {
 		return err
 	}

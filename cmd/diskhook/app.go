@@ -35,6 +35,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	ctx, stop := withSignals(ctx)
 	defer stop()
+	if c, ok := hookCall(args); ok {
+		return p.runHook(ctx, c)
+	}
 	return p.finish(ctx, New(p).RunContext(ctx, args))
 }
 
@@ -50,6 +53,11 @@ func New(p *program) *cli.App {
 			&cli.BoolFlag{Name: "version", Usage: "print the version"},
 		},
 		Commands: []*cli.Command{
+			domainCommand(p),
+			localCommand(p),
+			rewriteCommand(p),
+			showCommand(p),
+			hookCommand(p),
 			configCommand(p),
 			versionCommand(p),
 		},

@@ -32,6 +32,7 @@ func guard(p *program, app *cli.App) {
 	app.ExitErrHandler = func(*cli.Context, error) {}
 	app.CommandNotFound = func(*cli.Context, string) {}
 	app.OnUsageError = usageError
+	quiet(app.Flags)
 	for _, c := range app.Commands {
 		guardCommand(p, c)
 	}
@@ -41,6 +42,7 @@ func guardCommand(p *program, c *cli.Command) {
 	c.OnUsageError = usageError
 	c.HideHelpCommand = true
 	c.UseShortOptionHandling = true
+	quiet(c.Flags)
 	for _, sub := range c.Subcommands {
 		guardCommand(p, sub)
 	}
@@ -54,6 +56,15 @@ func guardCommand(p *program, c *cli.Command) {
 		}
 	case len(c.Subcommands) > 0:
 		c.Action = noVerb
+	}
+}
+
+// quiet keeps "(default: false)" out of help.
+func quiet(flags []cli.Flag) {
+	for _, f := range flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true
+		}
 	}
 }
 

@@ -18,7 +18,6 @@ import (
 var (
 	version       = "unknown"
 	domainProgram = "/usr/libexec/diskhook/diskhook-domain"
-	helperProgram = "/usr/libexec/diskhook/diskhook-helper"
 )
 
 func main() { os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) }

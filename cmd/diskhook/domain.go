@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/hooks/bindings"
+	"diskhook/hooks/domains"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+func domainCommand(p *program) *cli.Command {
+	discard := func() cli.Flag {
+		return &cli.BoolFlag{Name: "discard-guest-data", Usage: "give up what the guest wrote into its local copies"}
+	}
+	export := func() cli.Flag {
+		return &cli.StringSliceFlag{Name: "export", Usage: "write a disk to a new `FILE` first; TARGET=FILE if there are several (repeatable)"}
+	}
+	refresh := &cli.BoolFlag{Name: "refresh", Usage: "accept that a disk's source is no longer what was recorded, and point it at its copy again"}
+	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
+		return &cli.Command{
+			Name: name, Usage: usage, ArgsUsage: args, Flags: append(flags, connectFlag(), outputFlag()),
+			Action: func(c *cli.Context) error { return act(p, c) },
+		}
+	}
+	return &cli.Command{
+		Name: "domain", Usage: "bind the disks of libvirt's domains",
+		Subcommands: []*cli.Command{
+			verb("apply", "bind disks: rewrite the definition once, and fill the copies", "NAME", domainApply,
+				bindFlag(), localFlag(), refresh, dryRunFlag()),
+			verb("plan", "show what apply would do; the same as apply -n", "NAME", domainPlan,
+				bindFlag(), localFlag(), refresh),
+			verb("revert", "give disks their origins back and remove their copies", "NAME [TARGET]", domainRevert,
+				export(), discard(), dryRunFlag()),
+			verb("rebind", "give a cloned definition bindings and copies of its own", "NAME", domainRebind, dryRunFlag()),
+			verb("unbind", "take bindings out of a cloned or damaged definition", "NAME", domainUnbind, dryRunFlag()),
+			verb("list", "list bound domains", "", domainList),
+		},
+	}
+}
+
+// verbArgs is what every verb on one domain begins with.
+func verbArgs(p *program, c *cli.Context, names ...string) (format, *services, []string, error) {
+	f, err := outputOf(c)
+	if err != nil {
+		return f, nil, nil, err
+	}
+	words, err := operands(c, names...)
+	if err != nil {
+		return f, nil, nil, err
+	}
+	s, err := p.services(c)
+	return f, s, words, err
+}
+
+func domainPlan(p *program, c *cli.Context) error  { return apply(p, c, true) }
+func domainApply(p *program, c *cli.Context) error { return apply(p, c, c.Bool("dry-run")) }
+
+func apply(p *program, c *cli.Context, dryRun bool) error {
+	f, s, words, err := verbArgs(p, c, "NAME")
+	if err != nil {
+		return err
+	}
+	written, err := flagBindings(c)
+	if err != nil {
+		return err
+	}
+	plan, err := s.domains.PlanApply(c.Context, words[0], written, c.Bool("refresh"))
+	if err != nil {
+		return err
+	}
+	return p.carryOut(f, s, plan, dryRun, func() error { return p.fill(c, f, s, plan) })
+}
+
+// fill does a plan that makes copies, and shows how they go on.
+func (p *program) fill(c *cli.Context, f format, s *services, plan *domains.Plan) error {
+	r := p.reporter(f)
+	defer r.close()
+	return s.domains.Apply(c.Context, plan, localdisk.Waiting{Notify: r.copies})
+}
+
+func domainRevert(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "NAME", "[TARGET]")
+	if err != nil {
+		return err
+	}
+	g := domains.GivingUp{Export: map[string]string{}, DiscardGuestData: c.Bool("discard-guest-data")}
+	for _, text := range c.StringSlice("export") {
+		target, file, named := strings.Cut(text, "=")
+		if !named {
+			target, file = "", text
+		}
+		if g.Export[target], err = absolute(file); err != nil {
+			return err
+		}
+	}
+	var targets []string
+	if words[1] != "" {
+		targets = words[1:]
+	}
+	plan, err := s.domains.PlanRevert(c.Context, words[0], targets, g)
+	if err != nil {
+		return err
+	}
+	return p.carryOut(f, s, plan, c.Bool("dry-run"), func() error {
+		r := p.reporter(f)
+		defer r.close()
+		return s.domains.Revert(c.Context, plan, r.work("export of domain "+plan.Domain.Name))
+	})
+}
+
+func domainRebind(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "NAME")
+	if err != nil {
+		return err
+	}
+	plan, err := s.domains.PlanRebind(c.Context, words[0])
+	if err != nil {
+		return err
+	}
+	return p.carryOut(f, s, plan, c.Bool("dry-run"), func() error { return p.fill(c, f, s, plan) })
+}
+
+func domainUnbind(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "NAME")
+	if err != nil {
+		return err
+	}
+	plan, err := s.domains.PlanUnbind(c.Context, words[0])
+	if err != nil {
+		return err
+	}
+	return p.carryOut(f, s, plan, c.Bool("dry-run"), func() error { return s.domains.Unbind(c.Context, plan) })
+}
+
+// carryOut prints a plan and, unless it is a dry run, does it. A plan that
+// changes nothing is fine and says so.
+func (p *program) carryOut(f format, s *services, plan *domains.Plan, dryRun bool, act func() error) error {
+	changes := plan.Changes()
+	if changes && !dryRun {
+		p.notes(plan)
+		if err := act(); err != nil {
+			return err
+		}
+	}
+	if err := p.printPlan(f, s, plan, dryRun); err != nil {
+		return err
+	}
+	if changes && dryRun {
+		return wouldChange()
+	}
+	return nil
+}
+
+func (p *program) notes(plan *domains.Plan) {
+	for _, skipped := range plan.Skipped {
+		fmt.Fprintf(p.stderr, "diskhook: disk %s: not bound: %s\n", harmless(skipped.Target), skipped.Why)
+	}
+	for _, note := range plan.Notes {
+		fmt.Fprintf(p.stderr, "diskhook: %s\n", harmless(note))
+	}
+}
+
+func (p *program) printPlan(f format, s *services, plan *domains.Plan, dryRun bool) error {
+	d := plan.Domain
+	switch {
+	case f == inJSON:
+		return p.printJSON(map[string]any{
+			"schema": "diskhook.plan/v1", "domain": d.Name, "uuid": d.UUID, "dry_run": dryRun, "changed": plan.Changes(),
+			"commands": orEmpty(plan.Commands(s.domains.Libvirt)), "diff": plan.Diff(), "notes": orEmpty(plan.Notes),
+		})
+	case f == asNames:
+		_, err := fmt.Fprintln(p.stdout, harmless(d.Name))
+		return err
+	case !plan.Changes():
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: nothing to do\n", harmless(d.Name))
+		return nil
+	case !dryRun:
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: done\n", harmless(d.Name))
+		return nil
+	}
+	p.notes(plan)
+	for _, step := range plan.Fill {
+		fmt.Fprintf(p.stdout, "# %s\n", harmless(step.What))
+	}
+	for _, line := range plan.Commands(s.domains.Libvirt) {
+		fmt.Fprintln(p.stdout, harmless(line))
+	}
+	_, err := fmt.Fprint(p.stdout, plan.Diff())
+	return err
+}
+
+// boundDomain is one bound disk as domain list prints it.
+type boundDomain struct {
+	Name    string `json:"name"`
+	UUID    string `json:"uuid"`
+	State   string `json:"state"`
+	Target  string `json:"target"`
+	Binding string `json:"binding"`
+	Origin  string `json:"origin"`
+	Problem string `json:"problem"`
+}
+
+func domainList(p *program, c *cli.Context) error {
+	f, s, _, err := verbArgs(p, c)
+	if err != nil {
+		return err
+	}
+	all, err := s.domains.List(c.Context)
+	if err != nil {
+		return err
+	}
+	items := []boundDomain{}
+	l := listing{
+		schema: "diskhook.domains/v1", member: "disks",
+		header: []string{"NAME", "STATE", "TARGET", "BINDING", "ORIGIN", "PROBLEM"}, ifEmpty: "no domain is bound",
+	}
+	seen := map[string]bool{}
+	for _, d := range all {
+		if !seen[d.UUID] {
+			seen[d.UUID] = true
+			l.names = append(l.names, d.Facts.Name)
+		}
+		if d.Metadata == nil {
+			items = append(items, boundDomain{Name: d.Facts.Name, UUID: d.Facts.UUID, State: d.Facts.State, Problem: problemOf(d)})
+			continue
+		}
+		for _, e := range d.Metadata.Disks {
+			item := boundDomain{
+				Name: d.Facts.Name, UUID: d.Facts.UUID, State: d.Facts.State,
+				Target: e.Target, Binding: describeBinding(&e), Problem: problemOf(d),
+			}
+			if origin, err := e.OriginDisk(); err == nil {
+				item.Origin = origin.Source.String()
+			}
+			items = append(items, item)
+		}
+	}
+	for _, i := range items {
+		l.rows = append(l.rows, []string{i.Name, i.State, i.Target, i.Binding, i.Origin, i.Problem})
+	}
+	l.items = items
+	return p.print(f, l)
+}
+
+func problemOf(d domains.Listed) string {
+	err := d.Err
+	if err == nil {
+		err = bindings.SameDomain(d.Domain.Domain)
+	}
+	if err == nil {
+		return ""
+	}
+	return failure.Line(err)
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/xmlrewrite"
+)
+
+func localCommand(p *program) *cli.Command {
+	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
+		return &cli.Command{
+			Name: name, Usage: usage, ArgsUsage: args, Flags: append(flags, outputFlag()),
+			Action: func(c *cli.Context) error { return act(p, c) },
+		}
+	}
+	discard := func() cli.Flag {
+		return &cli.BoolFlag{Name: "discard-guest-data", Usage: "give up what the guest wrote into the copy"}
+	}
+	export := func() cli.Flag {
+		return &cli.StringFlag{Name: "export", Usage: "write the disk to this new `FILE` first (qcow2 if so named, else raw)"}
+	}
+	return &cli.Command{
+		Name: "local", Usage: "local copies of disks on this host",
+		Subcommands: []*cli.Command{
+			verb("list", "list copies, and what is wrong with them", "", localList),
+			verb("status", "show copies of a domain, how far they are, and whether their source has changed", "[NAME] [TARGET]", localStatus,
+				&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "follow copies that are being made until they end"}, connectFlag()),
+			verb("prestage", "make the copies of a domain's disks now, so that its start finds them", "NAME [TARGET]", localPrestage,
+				bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
+			verb("cancel", "stop the making of a copy", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
+			verb("recreate", "give a copy up and make it again from its source", "NAME TARGET", localRecreate,
+				export(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
+			verb("remove", "give a copy up", "NAME TARGET", localRemove, export(), discard(), connectFlag(), dryRunFlag()),
+			verb("resize", "grow a copy, and tell a running guest", "NAME TARGET SIZE", localResize, connectFlag(), dryRunFlag()),
+			verb("export", "write a disk as its guest left it to a new file", "NAME TARGET FILE", localExport,
+				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "image `FORMAT`: raw or qcow2 (default: by the file's name)"}, connectFlag(), dryRunFlag()),
+			verb("adopt", "take over a complete copy that has no receipt, on your word", "NAME TARGET", localAdopt,
+				bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
+			{
+				Name: "fill", Usage: "make one copy (started by diskhook itself)", ArgsUsage: "JOBFILE", Hidden: true,
+				Action: func(c *cli.Context) error { return localFill(p, c) },
+			},
+		},
+	}
+}
+
+// localFill is the process that makes a copy. Nobody reads its output: it
+// logs, and tells the status file.
+func localFill(p *program, c *cli.Context) error {
+	words, err := operands(c, "JOBFILE")
+	if err != nil {
+		return err
+	}
+	log, closeLog := hookLog(p.layout)
+	defer closeLog()
+	config, err := p.config()
+	if err != nil {
+		log.Warn("configuration", "err", err) // as the hook that started us did
+	}
+	s, err := p.localService(config, log)
+	if err != nil {
+		return err
+	}
+	return s.Fill(c.Context, words[0])
+}
+
+// boundDisks are the local disks of a domain, from libvirt or from --xml,
+// bound by its metadata or by flags.
+func boundDisks(p *program, c *cli.Context, s *services, name, target string) ([]localdisk.Disk, error) {
+	written, err := flagBindings(c)
+	if err != nil {
+		return nil, err
+	}
+	var doc *xmlrewrite.Document
+	if file := c.String("xml"); file != "" {
+		if doc, err = p.readDocument(file); err == nil && name != doc.Name() && name != doc.UUID() {
+			err = failure.New(failure.Usage, "%s: it is of the domain %q, not %q", file, doc.Name(), name)
+		}
+	} else {
+		looked, lookErr := s.domains.Look(c.Context, name)
+		doc, err = looked.Doc, lookErr
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := bindings.ReadDomain(doc)
+	if err != nil {
+		return nil, err
+	}
+	if err := bindings.SameDomain(d); err != nil {
+		return nil, err
+	}
+	bound, _, err := bindings.Resolve(d, written)
+	if err != nil {
+		return nil, err
+	}
+	var targets []string
+	if target != "" {
+		targets = []string{target}
+	}
+	disks, err := s.domains.LocalDisks(c.Context, d, bound, targets...)
+	if err == nil && len(disks) == 0 {
+		err = failure.New(failure.NotFound, "domain %s: no disk is bound to a local copy", name)
+		err = failure.Hint(err, "bind them with `diskhook domain apply --local '*' %s`", d.NameArg())
+	}
+	return disks, err
+}
+
+func localPrestage(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "NAME", "[TARGET]")
+	if err != nil {
+		return err
+	}
+	disks, err := boundDisks(p, c, s, words[0], words[1])
+	if err != nil {
+		return err
+	}
+	steps, err := s.planned(c, disks)
+	if err != nil {
+		return err
+	}
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		r := p.reporter(f)
+		defer r.close()
+		return s.domains.Prestage(c.Context, disks, localdisk.Waiting{Notify: r.copies})
+	})
+}
+
+// planned is what making the copies of disks would do.
+func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, error) {
+	observed, err := s.local.Observe(c.Context, disks)
+	if err != nil {
+		return nil, err
+	}
+	var lines []string
+	for _, o := range observed {
+		decision := localdisk.Decide(o)
+		if decision.Err != nil {
+			return nil, decision.Err
+		}
+		if decision.Action != localdisk.Use {
+			lines = append(lines, "# "+o.Describe(decision))
+			lines = append(lines, s.local.Commands(c.Context, o, decision)...)
+		}
+	}
+	return lines, nil
+}
+
+// steps prints or does what a verb on copies is about to do. No steps is
+// nothing to do.
+func (p *program) steps(f format, dryRun bool, name string, steps []string, act func() error) error {
+	if len(steps) > 0 && !dryRun {
+		if err := act(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case f == inJSON:
+		if err := p.printJSON(map[string]any{
+			"schema": "diskhook.local-change/v1", "domain": name, "dry_run": dryRun, "changed": len(steps) > 0, "commands": orEmpty(steps),
+		}); err != nil {
+			return err
+		}
+	case len(steps) == 0:
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: nothing to do\n", harmless(name))
+	case !dryRun:
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: done\n", harmless(name))
+	default:
+		for _, line := range steps {
+			fmt.Fprintln(p.stdout, harmless(line))
+		}
+	}
+	if dryRun && len(steps) > 0 {
+		return wouldChange()
+	}
+	return nil
+}
+
+// copyArgs are the arguments of a verb on one copy that is there.
+func copyArgs(p *program, c *cli.Context, more ...string) (f format, s *services, words []string, domain, key string, err error) {
+	f, s, words, err = verbArgs(p, c, append([]string{"NAME", "TARGET"}, more...)...)
+	if err != nil {
+		return
+	}
+	if domain, err = s.domainID(c.Context, words[0]); err != nil {
+		return
+	}
+	key, err = s.keyOf(domain, words[1])
+	return
+}
+
+func localCancel(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c)
+	if err != nil {
+		return err
+	}
+	step := fmt.Sprintf("stop the copy of disk %s", words[1])
+	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
+		return s.local.Cancel(c.Context, domain, key)
+	})
+}
+
+// giveUp reads the options that say what becomes of a guest's data, and the
+// steps of giving a copy up. It refuses, as the verb itself would, when the
+// data would be lost without a word.
+func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveUp, steps []string, err error) {
+	g.DiscardGuestData = c.Bool("discard-guest-data")
+	if file := c.String("export"); file != "" {
+		if g.Export, err = absolute(file); err != nil {
+			return g, nil, err
+		}
+	}
+	entries, err := s.local.List(c.Context)
+	if err != nil {
+		return g, nil, err
+	}
+	for _, e := range entries {
+		if e.Domain != domain || e.Key != key {
+			continue
+		}
+		if r := e.Receipt; r != nil && r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData {
+			err := failure.New(failure.Conflict, "domain %s: disk %s: what the guest wrote is in its local copy, and nowhere else", domain, e.Target)
+			return g, nil, failure.Hint(err, "add --export FILE to keep it, or --discard-guest-data to give it up")
+		}
+		if g.Export != "" {
+			steps = append(steps, fmt.Sprintf("export disk %s to %s", e.Target, g.Export))
+		}
+		if e.Copy.State != localdisk.Absent {
+			steps = append(steps, fmt.Sprintf("remove %s", e.Copy))
+		}
+		if e.Receipt != nil {
+			steps = append(steps, fmt.Sprintf("remove the receipt of disk %s", e.Target))
+		}
+	}
+	return g, steps, nil
+}
+
+func localRemove(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c)
+	if err != nil {
+		return err
+	}
+	g, steps, err := s.giveUp(c, domain, key)
+	if err != nil {
+		return err
+	}
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		return s.domains.Remove(c.Context, domain, key, g)
+	})
+}
+
+func localRecreate(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c)
+	if err != nil {
+		return err
+	}
+	g, steps, err := s.giveUp(c, domain, key)
+	if err != nil {
+		return err
+	}
+	disk, err := s.diskOf(p, c, words[0], words[1], domain, key)
+	if err != nil {
+		return err
+	}
+	steps = append(steps, fmt.Sprintf("make a copy of disk %s from %s", disk.Target, disk.Source[0].Path))
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		r := p.reporter(f)
+		defer r.close()
+		return s.domains.Recreate(c.Context, disk, g, localdisk.Waiting{Notify: r.copies})
+	})
+}
+
+// diskOf is a disk with its source: as the domain is bound, else as its
+// receipt says.
+func (s *services) diskOf(p *program, c *cli.Context, name, target, domain, key string) (localdisk.Disk, error) {
+	receipts, err := localdisk.Receipts(s.local.Layout, domain)
+	if err != nil {
+		return localdisk.Disk{}, err
+	}
+	for _, r := range receipts {
+		if r.Key() == key && len(r.Source) > 0 && c.String("xml") == "" {
+			d := r.Disk()
+			d.Create = true
+			return d, nil
+		}
+	}
+	disks, err := boundDisks(p, c, s, name, target)
+	if err != nil {
+		return localdisk.Disk{}, err
+	}
+	if len(disks[0].Source) == 0 {
+		return disks[0], failure.New(failure.Precondition, "%s: it has no source to copy from", disks[0])
+	}
+	return disks[0], nil
+}
+
+func localExport(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c, "FILE")
+	if err != nil {
+		return err
+	}
+	to, err := absolute(words[2])
+	if err != nil {
+		return err
+	}
+	kind, err := imageFormat(c.String("format"), to)
+	if err != nil {
+		return err
+	}
+	step := fmt.Sprintf("export disk %s to %s as %s", words[1], to, kind)
+	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
+		r := p.reporter(f)
+		defer r.close()
+		return s.local.Export(c.Context, domain, key, to, kind, r.work("export of "+words[0]+" "+words[1]))
+	})
+}
+
+func localAdopt(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "NAME", "TARGET")
+	if err != nil {
+		return err
+	}
+	disks, err := boundDisks(p, c, s, words[0], words[1])
+	if err != nil {
+		return err
+	}
+	step := fmt.Sprintf("take over the copy %s of disk %s", disks[0].CopyName(), words[1])
+	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
+		return s.local.Adopt(c.Context, disks[0])
+	})
+}
+
+// absolute makes a file's path independent of where we were started.
+func absolute(file string) (string, error) {
+	if file == "" {
+		return "", failure.New(failure.Usage, "the name of the file is empty")
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return "", errors.Join(failure.New(failure.Usage, "%q: no such directory to start from", file), err)
+	}
+	return path, nil
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/hooks/domains"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/localdisk"
+)
+
+func localList(p *program, c *cli.Context) error {
+	f, s, _, err := verbArgs(p, c)
+	if err != nil {
+		return err
+	}
+	entries, err := s.local.List(c.Context)
+	if err != nil {
+		return err
+	}
+	return p.printCopies(f, entries)
+}
+
+func (p *program) printCopies(f format, entries []localdisk.Entry) error {
+	if entries == nil {
+		entries = []localdisk.Entry{}
+	}
+	l := listing{
+		schema: "diskhook.local/v1", member: "copies", items: entries,
+		header:  []string{"DOMAIN", "DISK", "BACKEND", "STATE", "USED", "SIZE", "COPY", "PROBLEM"},
+		ifEmpty: "no local copies",
+	}
+	for _, e := range entries {
+		name := e.DomainName
+		if name == "" {
+			name = e.Domain
+		}
+		used, bytes := "no", e.Copy.Size
+		if e.Receipt != nil {
+			bytes = e.Receipt.Size
+			if e.Receipt.Used {
+				used = "yes"
+			}
+		}
+		l.rows = append(l.rows, []string{name, e.Target, e.Backend, stateOf(e), used, size(bytes), e.Copy.Home + "/" + e.Copy.Name, e.Problem})
+		l.names = append(l.names, name+"/"+e.Key)
+	}
+	return p.print(f, l)
+}
+
+// stateOf is a copy's state, with how far it is while somebody works on it.
+func stateOf(e localdisk.Entry) string {
+	if e.Busy && e.Status != nil && !e.Status.State.Final() {
+		return fmt.Sprintf("%s %d%%", e.Copy.State, e.Status.Percent())
+	}
+	return string(e.Copy.State)
+}
+
+// watchEvery is how often --watch looks.
+const watchEvery = 500 * time.Millisecond
+
+func localStatus(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "[NAME]", "[TARGET]")
+	if err != nil {
+		return err
+	}
+	domain := ""
+	if words[0] != "" {
+		if domain, err = s.domainID(c.Context, words[0]); err != nil {
+			return err
+		}
+	}
+	look := func() ([]localdisk.Entry, error) { return s.entries(c.Context, domain, words[1]) }
+	entries, err := look()
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 && domain != "" {
+		err := failure.New(failure.NotFound, "domain %s: no local copy of %s", words[0], or(words[1], "any disk"))
+		return failure.Hint(err, "see `diskhook local list`")
+	}
+	if c.Bool("watch") {
+		if entries, err = p.watch(c.Context, f, look); err != nil {
+			return err
+		}
+	}
+	for i := range entries {
+		s.noteChange(c.Context, &entries[i])
+	}
+	return p.printCopies(f, entries)
+}
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// entries are those of a domain, or of one disk; all if domain is "".
+func (s *services) entries(ctx context.Context, domain, disk string) ([]localdisk.Entry, error) {
+	all, err := s.local.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var some []localdisk.Entry
+	for _, e := range all {
+		if (domain == "" || e.Domain == domain) && (disk == "" || e.Target == disk || e.Key == disk) {
+			some = append(some, e)
+		}
+	}
+	return some, nil
+}
+
+// watch follows copies until nobody works on any of them.
+func (p *program) watch(ctx context.Context, f format, look func() ([]localdisk.Entry, error)) ([]localdisk.Entry, error) {
+	r := p.reporter(f)
+	defer r.close()
+	for {
+		entries, err := look()
+		if err != nil {
+			return nil, err
+		}
+		busy := false
+		for _, e := range entries {
+			if e.Status != nil {
+				r.tell(fmt.Sprintf("domain %s: disk %s", or(e.DomainName, e.Domain), e.Target), *e.Status)
+			}
+			busy = busy || e.Busy
+		}
+		if !busy {
+			return entries, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(watchEvery):
+		}
+	}
+}
+
+// sourcePatience bounds the look at one source, which may be gone or hang.
+const sourcePatience = 5 * time.Second
+
+// noteChange adds what a source has become. It is a remark: the copy is the
+// truth, whatever happened to its source.
+func (s *services) noteChange(ctx context.Context, e *localdisk.Entry) {
+	if e.Receipt == nil || e.Problem != "" || e.Busy {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, sourcePatience)
+	defer cancel()
+	changed, why, err := s.local.SourceChanged(ctx, *e.Receipt)
+	switch {
+	case err != nil:
+		e.Problem = "remark: the source cannot be read: " + failure.OneLine(err.Error())
+	case changed:
+		e.Problem = "remark: " + why
+	}
+}
+
+func localResize(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c, "SIZE")
+	if err != nil {
+		return err
+	}
+	bytes, err := host.ParseSize(strings.TrimPrefix(words[2], "+"))
+	if err != nil {
+		return err
+	}
+	entries, err := s.entries(c.Context, domain, key)
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 || entries[0].Receipt == nil {
+		return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", words[0], words[1])
+	}
+	r := entries[0].Receipt
+	if strings.HasPrefix(words[2], "+") {
+		bytes += r.Size
+	}
+	facts, asked := s.facts(c.Context, domain)
+	var steps []string
+	if bytes != r.Size || r.Growing != nil {
+		steps = append(steps, fmt.Sprintf("extend %s to %d bytes and zero what is new", entries[0].Copy, bytes))
+		if asked && facts.Active {
+			steps = append(steps, s.domains.Libvirt.Cmd(domains.VerbBlockResize).String())
+		}
+	}
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		if asked && facts.ManagedSave {
+			err := failure.New(failure.Conflict, "domain %s: it has a managed save, whose memory needs the disk as it is", words[0])
+			return failure.Hint(err, "start the domain, then run this again")
+		}
+		if _, err := s.local.Resize(c.Context, domain, key, bytes); err != nil {
+			return err
+		}
+		if !asked || !facts.Active {
+			return nil
+		}
+		return s.domains.Libvirt.BlockResize(c.Context, domain, r.Target, bytes)
+	})
+}
+
+// facts asks libvirt about a domain, if there is a libvirt to ask.
+func (s *services) facts(ctx context.Context, domain string) (domains.Facts, bool) {
+	if s.domains.Libvirt.URI == "" {
+		return domains.Facts{}, false
+	}
+	facts, err := s.domains.Libvirt.Facts(ctx, domain)
+	if err != nil {
+		s.log.Warn("libvirt was not asked", "domain", domain, "err", err)
+	}
+	return facts, err == nil
+}
+
+// imageFormat is the format to export in.
+func imageFormat(asked, file string) (string, error) {
+	switch asked {
+	case "":
+		return domains.ExportFormat(file), nil
+	case "raw", "qcow2":
+		return asked, nil
+	}
+	return "", failure.Hint(failure.New(failure.Usage, "--format %q: no such format", asked), "use raw or qcow2")
+}

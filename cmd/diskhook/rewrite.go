@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/xmlrewrite"
+)
+
+func rewriteCommand(p *program) *cli.Command {
+	return &cli.Command{
+		Name: "rewrite", Usage: "bind disks in a domain's XML; a filter from standard input to standard output",
+		ArgsUsage: "[FILE]",
+		Description: "Without flags the rules of the configuration bind. Nothing but the XML is read: no image,\n" +
+			"no storage, no libvirt. XML that nothing binds is printed as it is, byte for byte.",
+		Flags: []cli.Flag{
+			bindFlag(), localFlag(), dryRunFlag(),
+			&cli.BoolFlag{Name: "diff", Aliases: []string{"d"}, Usage: "print the change as a diff instead of the XML"},
+		},
+		Action: func(c *cli.Context) error { return rewrite(p, c) },
+	}
+}
+
+func bindFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "bind", Aliases: []string{"b"},
+		Usage: "bind disks: `BINDING` is SEL:kind=value,opt=value;… with a target, a serial or * as SEL (repeatable)"}
+}
+
+func localFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "local", Aliases: []string{"l"},
+		Usage: "give a disk a local copy: `DISK`[=BACKEND[,opt=value…]], where DISK may be * (repeatable)"}
+}
+
+// flagBindings reads --bind, and --local, which is short for it:
+// vda=lvmthin,on-stop=keep is vda:local=lvmthin,on-stop=keep.
+func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
+	var all []bindings.Binding
+	take := func(flag, text string) error {
+		b, err := bindings.Parse(flag, text, bindings.Flag)
+		all = append(all, b...)
+		return err
+	}
+	for _, text := range c.StringSlice("bind") {
+		if err := take("--bind", text); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range c.StringSlice("local") {
+		disk, options, has := strings.Cut(text, ",")
+		disk, backend, valued := strings.Cut(disk, "=")
+		binding := disk + ":local"
+		if valued {
+			binding += "=" + backend
+		}
+		if has {
+			binding += "," + options
+		}
+		if strings.Contains(text, ";") {
+			return nil, failure.Hint(failure.New(failure.Usage, "--local %q: it takes one disk", text), "repeat --local for each disk")
+		}
+		if err := take("--local", binding); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+func rewrite(p *program, c *cli.Context) error {
+	words, err := operands(c, "[FILE]")
+	if err != nil {
+		return err
+	}
+	s, err := p.services(c)
+	if err != nil {
+		return err
+	}
+	written, err := flagBindings(c)
+	if err != nil {
+		return err
+	}
+	doc, err := p.readDocument(words[0])
+	if err != nil {
+		return err
+	}
+	d, err := bindings.ReadDomain(doc)
+	if err != nil {
+		return err
+	}
+	rules, err := bindings.FromRules(s.config.Rules, d)
+	if err != nil {
+		return err
+	}
+	r, err := s.host.Rewrite(doc, append(written, rules...))
+	if err != nil {
+		return err
+	}
+	for _, skipped := range r.Skipped {
+		fmt.Fprintf(p.stderr, "diskhook: disk %s: not bound: %s\n", harmless(skipped.Target), skipped.Why)
+	}
+	diff := r.Diff()
+	switch {
+	case c.Bool("dry-run") && diff != "":
+		if _, err := fmt.Fprint(p.stdout, diff); err != nil {
+			return err
+		}
+		return wouldChange()
+	case c.Bool("dry-run"):
+		return nil
+	case c.Bool("diff"):
+		_, err = fmt.Fprint(p.stdout, diff)
+	default:
+		_, err = p.stdout.Write(r.After.Bytes())
+	}
+	return err
+}
+
+// readDocument reads and parses a domain's XML; errors name where it is from.
+func (p *program) readDocument(name string) (*xmlrewrite.Document, error) {
+	xml, err := p.readXML(name)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := xmlrewrite.Parse(xml)
+	if err != nil {
+		if name == "" || name == "-" {
+			name = "standard input"
+		}
+		return nil, failure.Hint(fmt.Errorf("%s: %w", name, err), "give it the XML of one domain, as `virsh dumpxml --inactive` prints it")
+	}
+	return doc, nil
+}

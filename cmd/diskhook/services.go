@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/user"
+	"strconv"
+
+	"github.com/google/uuid"
+	"github.com/urfave/cli/v2"
+
+	"diskhook/hooks/bindings"
+	"diskhook/hooks/domains"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/localdisk"
+)
+
+// services are the packages that verbs call, set up for this host.
+type services struct {
+	config  host.Config
+	log     *slog.Logger
+	local   *localdisk.Service
+	host    *bindings.Host
+	domains *domains.Service
+}
+
+// services needs a configuration that is right: a verb with a wrong one would
+// work on something else than the operator thinks.
+func (p *program) services(c *cli.Context) (*services, error) {
+	config, err := p.config()
+	if err != nil {
+		return nil, err
+	}
+	log := p.logger()
+	local, err := p.localService(config, log)
+	if err != nil {
+		return nil, err
+	}
+	h := &bindings.Host{Layout: p.layout, Config: config, Log: log, Local: bindings.Direct(local)}
+	client := &domains.Client{Run: command.System{Log: log}, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
+	return &services{config, log, local, h, &domains.Service{Libvirt: client, Host: h, Local: local}}, nil
+}
+
+func (p *program) localService(config host.Config, log *slog.Logger) (*localdisk.Service, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find diskhook itself: %w", err)
+	}
+	reader, err := sourceReader(p.layout)
+	if err != nil {
+		return nil, err
+	}
+	return &localdisk.Service{
+		Layout: p.layout, Config: config, Run: command.System{Log: log}, Log: log,
+		Program: pathOf("DISKHOOK_PROGRAM", self), User: reader,
+	}, nil
+}
+
+// sourceReader is who reads images: on a host of oVirt the user vdsm, since
+// root may not read its exports; else ourselves.
+func sourceReader(l host.Layout) (*command.Credential, error) {
+	vdsm, err := user.Lookup("vdsm")
+	if l.Root != "" || os.Geteuid() != 0 || errors.As(err, new(user.UnknownUserError)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("user vdsm: %w", err)
+	}
+	groups, err := vdsm.GroupIds()
+	if err != nil {
+		return nil, fmt.Errorf("user vdsm: %w", err)
+	}
+	var ids []uint32
+	for _, s := range append([]string{vdsm.Uid, vdsm.Gid}, groups...) {
+		id, err := strconv.ParseUint(s, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("user vdsm: %w", err)
+		}
+		ids = append(ids, uint32(id))
+	}
+	return &command.Credential{UID: ids[0], GID: ids[1], Groups: ids[2:]}, nil
+}
+
+// Flags that several nouns have.
+func connectFlag() cli.Flag {
+	return &cli.StringFlag{Name: "connect", Aliases: []string{"c"}, EnvVars: []string{"LIBVIRT_DEFAULT_URI"},
+		Usage: "libvirt connection `URI` (default: qemu:///system)"}
+}
+
+func xmlFlag() cli.Flag {
+	return &cli.StringFlag{Name: "xml", Usage: "read the domain from `FILE` (- is standard input) instead of asking libvirt"}
+}
+
+// uri is the libvirt to talk to. A moved root is for tests, demo and work
+// without root, and must not reach the host's own domains unless told so.
+func (p *program) uri(c *cli.Context) string {
+	if uri := c.String("connect"); uri != "" {
+		return uri
+	}
+	if p.layout.Root != "" {
+		return ""
+	}
+	return "qemu:///system"
+}
+
+// domainID turns a domain's name or UUID into its UUID: by libvirt, else by
+// the receipts of this host, which is all there is of a VM of oVirt that does
+// not run. It is for verbs on copies, which need no definition.
+func (s *services) domainID(ctx context.Context, name string) (string, error) {
+	if id, err := uuid.Parse(name); err == nil {
+		return id.String(), nil
+	}
+	facts, err := s.domains.Libvirt.Facts(ctx, name)
+	if err == nil {
+		return facts.UUID, nil
+	}
+	s.log.Info("libvirt does not know the domain", "err", err)
+	receipts, err := localdisk.Receipts(s.local.Layout, "")
+	if err != nil {
+		return "", err
+	}
+	ids := map[string]bool{}
+	for _, r := range receipts {
+		if r.DomainName == name {
+			ids[r.Domain] = true
+		}
+	}
+	for id := range ids {
+		if len(ids) == 1 {
+			return id, nil
+		}
+	}
+	if len(ids) > 1 {
+		err := failure.New(failure.Conflict, "domain %s: %d domains with this name have local copies", name, len(ids))
+		return "", failure.Hint(err, "name it by its UUID; see `diskhook local list`")
+	}
+	err = failure.New(failure.NotFound, "domain %s: neither libvirt nor a local copy knows it", name)
+	return "", failure.Hint(err, "see `diskhook domain list` and `diskhook local list`")
+}
+
+// keyOf is the key of a disk's copy: its target, or for a VM of oVirt the id
+// of its image, which may be given as well.
+func (s *services) keyOf(domain, disk string) (string, error) {
+	receipts, err := localdisk.Receipts(s.local.Layout, domain)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range receipts {
+		if r.Target == disk || r.Key() == disk {
+			return r.Key(), nil
+		}
+	}
+	return disk, nil
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/xmlrewrite"
+)
+
+// PlanApply works out how to bind disks of a domain. written are the bindings
+// of the command line; rules of the configuration are added here, and count
+// less. With refresh, disks whose source is no longer what was recorded are
+// pointed at their copies again.
+//
+// A domain that is bound already, as asked, gives a plan that changes nothing
+// (or goes on where an earlier apply ended).
+func (s *Service) PlanApply(ctx context.Context, name string, written []bindings.Binding, refresh bool) (*Plan, error) {
+	d, err := s.Look(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if refresh {
+		if p.After, err = s.refresh(ctx, d); err != nil {
+			return nil, err
+		}
+	} else if err := s.undrifted(ctx, d); err != nil {
+		return nil, err
+	}
+	rules, err := bindings.FromRules(s.Host.Config.Rules, d.Domain)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.Host.Rewrite(p.After, append(written, rules...))
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Bound) == 0 {
+		return nil, nothingToBind(d, r.Skipped)
+	}
+	p.After, p.Skipped = r.After, r.Skipped
+	if err := s.recordCopies(p); err != nil {
+		return nil, err
+	}
+	if err := s.planFill(ctx, p); err != nil {
+		return nil, err
+	}
+	if !p.Changes() {
+		return p, nil
+	}
+	if err := s.untouchable(d); err != nil {
+		return nil, err
+	}
+	var anew []bindings.Bound
+	for _, b := range r.Bound {
+		if b.Recorded == nil {
+			anew = append(anew, b)
+		}
+	}
+	return p, s.unbindable(ctx, d, anew)
+}
+
+func nothingToBind(d Domain, skipped []bindings.Skipped) error {
+	err := failure.New(failure.Usage, "%s: neither a flag nor a rule binds any of its disks", d)
+	if len(skipped) > 0 {
+		err = failure.New(failure.Usage, "%s: none of its disks can be bound: disk %s: %s", d, failure.OneLine(skipped[0].Target), skipped[0].Why)
+	}
+	return failure.Hint(err, "name disks, as in `diskhook domain apply --local vda=lvmthin %s`, or all of them with --local '*'", d.NameArg())
+}
+
+// undrifted refuses a domain whose disks are no longer what was recorded.
+func (s *Service) undrifted(ctx context.Context, d Domain) error {
+	if d.Metadata == nil || bindings.SameDomain(d.Domain) != nil {
+		return nil // a clone is refused where its metadata are used
+	}
+	bound, _, err := bindings.Resolve(d.Domain, nil)
+	if err != nil {
+		return err
+	}
+	return s.Host.Undrifted(ctx, d.Domain, bound)
+}
+
+// refresh accepts the disks as they are now. A snapshot on top of a copy is
+// not accepted: the guest's newest writes are in it.
+func (s *Service) refresh(ctx context.Context, d Domain) (*xmlrewrite.Document, error) {
+	if err := bindings.SameDomain(d.Domain); err != nil {
+		return nil, err
+	}
+	receipts, err := s.receipts(d)
+	if err != nil {
+		return nil, err
+	}
+	copies := map[string]string{}
+	for target, r := range receipts {
+		if !r.Discarding && r.OnStop == localdisk.Keep {
+			copies[target] = r.Copy
+		}
+	}
+	bound, _, err := bindings.Resolve(d.Domain, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range bound {
+		if err := s.noOverlay(ctx, d, b); err != nil {
+			return nil, err
+		}
+	}
+	return s.Host.Refresh(d.Doc, copies)
+}
+
+// noOverlay refuses a disk that is an image on top of its own copy.
+func (s *Service) noOverlay(ctx context.Context, d Domain, b bindings.Bound) error {
+	if b.Recorded == nil || b.Disk.Path == b.Recorded.Source || s.Host.Undrifted(ctx, d.Domain, []bindings.Bound{b}) != nil {
+		return nil
+	}
+	err := failure.New(failure.Conflict, "%s: disk %s: %s is a snapshot on top of its local copy and has the guest's newest writes", d, b.Disk.Target, b.Disk.Path)
+	return failure.Hint(err, "start the domain and merge it with `virsh blockcommit %s %s --active --pivot`, shut it down, then run this again", d.NameArg(), b.Disk.Target)
+}
+
+// recordCopies notes in the metadata which copies complete disks have, and
+// forgets those of the disks in anew that have none any more. An entry of
+// another disk that names a copy is left alone: it may be what tells that
+// the wrong one is here. A copy that is discarded at every stop is not noted.
+func (s *Service) recordCopies(p *Plan, anew ...string) error {
+	metadata, err := p.After.Metadata()
+	if err != nil || metadata == nil {
+		return err
+	}
+	receipts, err := s.receipts(p.Domain)
+	if err != nil {
+		return err
+	}
+	changed := false
+	for i := range metadata.Disks {
+		e := &metadata.Disks[i]
+		if e.Local == nil || e.Local.Copy != "" && !slices.Contains(anew, e.Target) {
+			continue
+		}
+		has := ""
+		if r, ok := receipts[e.Target]; ok && !r.Discarding && e.Local.OnStop == localdisk.Keep {
+			has = r.Copy
+		}
+		if has != e.Local.Copy {
+			e.Local.Copy, changed = has, true
+		}
+	}
+	if changed {
+		p.After, err = xmlrewrite.Apply(p.After, xmlrewrite.SetMetadata{Disks: metadata.Disks})
+	}
+	return err
+}
+
+// planFill looks which copies are to be made now.
+func (s *Service) planFill(ctx context.Context, p *Plan) error {
+	disks, err := s.toFill(ctx, p.After)
+	if err != nil || len(disks) == 0 {
+		return err
+	}
+	observed, err := s.Local.Observe(ctx, disks)
+	if err != nil {
+		return err
+	}
+	for _, o := range observed {
+		decision := localdisk.Decide(o)
+		if decision.Err != nil {
+			return decision.Err
+		}
+		if decision.Action == localdisk.Use {
+			continue
+		}
+		p.Fill = append(p.Fill, bindings.Step{
+			Target: o.Disk.Target, Kind: "local", What: o.Describe(decision),
+			Commands: s.Local.Commands(ctx, o, decision),
+		})
+	}
+	return nil
+}
+
+// toFill are the disks that a definition binds with fill=now. A copy that a
+// guest has used is not among them: its source may be gone.
+func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]localdisk.Disk, error) {
+	d, err := bindings.ReadDomain(doc)
+	if err != nil {
+		return nil, err
+	}
+	bound, _, err := bindings.Resolve(d, nil)
+	if err != nil {
+		return nil, err
+	}
+	var targets []string
+	for _, b := range bound {
+		if b.Binding.Kind == "local" && b.Binding.Option("fill", "now") == "now" && !s.isReady(d, b.Disk.Target) {
+			targets = append(targets, b.Disk.Target)
+		}
+	}
+	if len(targets) == 0 {
+		return nil, nil
+	}
+	return s.LocalDisks(ctx, d, bound, targets...)
+}
+
+// Apply does what a plan of PlanApply or PlanRebind says.
+func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error {
+	stored, err := s.define(ctx, p)
+	if err != nil {
+		return err
+	}
+	disks, err := s.toFill(ctx, stored.Doc)
+	if err != nil {
+		return err
+	}
+	if len(disks) > 0 {
+		if err := s.Local.Prestage(ctx, disks, w); err != nil {
+			if failure.HintOf(err) == "" {
+				err = failure.Hint(err, "the domain is bound and does not start before its copy is complete: run this again, or `diskhook domain revert %s`", p.Domain.NameArg())
+			}
+			return err
+		}
+	}
+	return s.Record(ctx, stored.UUID)
+}
+
+// Record notes in a domain's metadata which copies its disks have now; what
+// was noted of the disks in anew is replaced.
+func (s *Service) Record(ctx context.Context, uuid string, anew ...string) error {
+	d, err := s.Look(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if err := s.recordCopies(p, anew...); err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	_, err = s.define(ctx, p)
+	return err
+}

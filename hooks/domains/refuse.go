@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/blockdev"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/xmlrewrite"
+)
+
+// untouchable refuses a domain whose definition must not change now.
+func (s *Service) untouchable(d Domain) error {
+	arg := d.NameArg()
+	for _, why := range []struct {
+		is         bool
+		kind       *failure.Kind
+		text, hint string
+	}{
+		{d.OVirt, failure.Precondition, "it belongs to VDSM, which writes its definition anew at each start",
+			"set the VM's custom property localdisk=lvmthin (or diskhook=…) in oVirt's Engine"},
+		{!d.Facts.Persistent, failure.Precondition, "it is transient: it has no definition that would stay",
+			"define it with `virsh define` first"},
+		{d.Facts.Active, failure.Conflict, "it is " + d.Facts.State,
+			"shut it down with `virsh shutdown " + arg + "`, then run this again"},
+		{d.Facts.ManagedSave, failure.Conflict, "it has a managed save, whose memory needs the disks as they are",
+			"start it with `virsh start " + arg + "` and shut it down, or drop the memory with `virsh managedsave-remove " + arg + "`"},
+		{localdisk.Saved(s.Host.Layout, d.UUID), failure.Conflict, "it has saved memory, which needs the disks as they are",
+			"start it and shut it down, then run this again"},
+		{d.Facts.Snapshots > 0, failure.Conflict, fmt.Sprintf("it has %d snapshots, which name its disks", d.Facts.Snapshots),
+			"delete them (`virsh snapshot-list " + arg + "`, `virsh snapshot-delete " + arg + " NAME`), then run this again"},
+		{d.Facts.Checkpoints > 0, failure.Conflict, fmt.Sprintf("it has %d checkpoints, which live in its disks", d.Facts.Checkpoints),
+			"delete them (`virsh checkpoint-list " + arg + "`, `virsh checkpoint-delete " + arg + " NAME`), then run this again"},
+	} {
+		if why.is {
+			return failure.Hint(failure.New(why.kind, "%s: %s", d, why.text), "%s", why.hint)
+		}
+	}
+	return nil
+}
+
+// discardSince is the first libvirt that tells the release hook why a domain
+// stopped; without that nothing could be discarded safely.
+const discardSince = 10_005_000
+
+// unbindable refuses to bind disks anew that somebody else has, or as this
+// libvirt does not allow.
+func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bound) error {
+	if slices.ContainsFunc(bound, func(b bindings.Bound) bool { return b.Binding.Option("on-stop", localdisk.Keep) == localdisk.Discard }) {
+		v, err := s.Libvirt.Version(ctx)
+		if err != nil {
+			return err
+		}
+		if v.Daemon < discardSince {
+			err := failure.New(failure.Precondition, "%s: on-stop=discard needs libvirt 10.5, this is %d.%d", d, v.Daemon/1_000_000, v.Daemon/1000%1000)
+			return failure.Hint(err, "bind with on-stop=keep, and give a copy up with `diskhook local recreate %s TARGET`", d.NameArg())
+		}
+	}
+	others, err := s.Libvirt.List(ctx, true)
+	if err != nil {
+		return err
+	}
+	for _, b := range bound {
+		if err := notShared(ctx, d, b, others); err != nil {
+			return err
+		}
+		if err := notOpen(ctx, d, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// notShared refuses a disk that another domain writes to, at any layer, or
+// has below one of its own disks. A base that others only read is no harm.
+func notShared(ctx context.Context, d Domain, b bindings.Bound, others []Facts) error {
+	ours := map[string]bool{}
+	for _, layer := range b.Disk.Layers() {
+		ours[resolved(ctx, layer.Path)] = true
+	}
+	top := resolved(ctx, b.Disk.Path)
+	for _, other := range others {
+		if other.UUID == d.UUID {
+			continue
+		}
+		for _, xml := range []string{other.XML, other.Live} {
+			doc, err := xmlrewrite.Parse([]byte(xml))
+			if xml == "" || err != nil {
+				continue // libvirt's own output, of a domain that is not ours to judge
+			}
+			for _, disk := range doc.Disks() {
+				theirs := bindings.ReadDisk(disk, false, xmlrewrite.VDSMDevice{})
+				if theirs.Path == "" {
+					continue
+				}
+				shares := !disk.ReadOnly && ours[resolved(ctx, theirs.Path)]
+				for _, layer := range theirs.Layers() {
+					shares = shares || resolved(ctx, layer.Path) == top
+				}
+				if shares {
+					err := failure.New(failure.Conflict, "%s: disk %s: the domain %s has %s, too, as its disk %s", d, b.Disk.Target, failure.OneLine(other.Name), b.Disk.Path, disk.Target)
+					return failure.Hint(err, "give one of both a disk of its own, then run this again")
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// patience bounds each look at a source: it may lie on storage that hangs.
+const patience = 10 * time.Second
+
+// resolved follows symlinks as far as that can be done in time.
+func resolved(ctx context.Context, path string) string {
+	real, err := withPatience(ctx, func() (string, error) { return filepath.EvalSymlinks(path) })
+	if err != nil {
+		return filepath.Clean(path)
+	}
+	return real
+}
+
+// notOpen refuses a source that some process has open.
+func notOpen(ctx context.Context, d Domain, b bindings.Bound) error {
+	type use struct {
+		holder string
+		is     bool
+	}
+	got, err := withPatience(ctx, func() (use, error) {
+		holder, is, err := blockdev.InUse(b.Disk.Path)
+		return use{holder, is}, err
+	})
+	switch {
+	case errors.Is(err, blockdev.ErrUnknownUse):
+		return nil // not root: libvirt's word is all there is
+	case err != nil:
+		return fmt.Errorf("%s: disk %s: %s: %w", d, b.Disk.Target, b.Disk.Path, err)
+	case got.is:
+		err := failure.New(failure.Conflict, "%s: disk %s: %s is in use by %s", d, b.Disk.Target, b.Disk.Path, got.holder)
+		return failure.Hint(err, "stop what uses it, then run this again")
+	}
+	return nil
+}
+
+// withPatience calls look and gives up on it when it hangs.
+func withPatience[T any](ctx context.Context, look func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := look()
+		done <- result{value, err}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, failure.Wrap(failure.Temporary, fmt.Errorf("it does not answer: %w", ctx.Err()))
+	}
+}

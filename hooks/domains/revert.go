@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
+	"diskhook/xmlrewrite"
+)
+
+// GivingUp says what becomes of what guests wrote into copies that go away.
+type GivingUp struct {
+	Export           map[string]string // file by target; "" is the one disk there is
+	DiscardGuestData bool
+}
+
+// PlanRevert works out how to give disks their origins back: all bound disks
+// of the domain, or the named ones. The guest's writes in a copy must be
+// exported or given up.
+func (s *Service) PlanRevert(ctx context.Context, name string, targets []string, g GivingUp) (*Plan, error) {
+	d, err := s.Look(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := bindings.SameDomain(d.Domain); err != nil {
+		return nil, err
+	}
+	receipts, err := s.receipts(d)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := choose(d, receipts, targets)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if len(chosen) == 0 {
+		return p, nil
+	}
+	if err := s.untouchable(d); err != nil {
+		return nil, err
+	}
+	g, err = g.forTargets(d, chosen)
+	if err != nil {
+		return nil, err
+	}
+	for _, target := range chosen {
+		if err := s.mayRevert(ctx, d, target, receipts, g); err != nil {
+			return nil, err
+		}
+		if r, ok := receipts[target]; ok {
+			p.Remove = append(p.Remove, r)
+			if to := g.Export[target]; to != "" {
+				p.Exports = append(p.Exports, Export{target, to})
+			}
+		}
+	}
+	return p, p.release(chosen)
+}
+
+// choose returns the targets to revert, sorted.
+func choose(d Domain, receipts map[string]localdisk.Receipt, targets []string) ([]string, error) {
+	known := map[string]bool{}
+	for target := range receipts {
+		known[target] = true
+	}
+	if d.Metadata != nil {
+		for _, e := range d.Metadata.Disks {
+			known[e.Target] = true
+		}
+	}
+	if len(targets) == 0 {
+		return slices.Sorted(maps.Keys(known)), nil
+	}
+	var chosen []string
+	for _, t := range targets {
+		if known[t] {
+			chosen = append(chosen, t)
+			continue
+		}
+		if _, there := d.Disk(t); !there {
+			err := failure.New(failure.NotFound, "%s: it has no disk %s", d, failure.OneLine(t))
+			return nil, failure.Hint(err, "see `diskhook show %s`", d.NameArg())
+		}
+	}
+	slices.Sort(chosen)
+	return slices.Compact(chosen), nil
+}
+
+// forTargets gives a file without a target to the only disk.
+func (g GivingUp) forTargets(d Domain, chosen []string) (GivingUp, error) {
+	exports := map[string]string{}
+	for target, file := range g.Export {
+		switch {
+		case target != "" && slices.Contains(chosen, target):
+			exports[target] = file
+		case target == "" && len(chosen) == 1:
+			exports[chosen[0]] = file
+		case target == "":
+			err := failure.New(failure.Usage, "%s: --export %s: it has %d bound disks", d, file, len(chosen))
+			return g, failure.Hint(err, "say which, as in --export %s=%s, once for each disk", chosen[0], file)
+		default:
+			return g, failure.New(failure.NotFound, "%s: --export: disk %s is not bound", d, failure.OneLine(target))
+		}
+	}
+	g.Export = exports
+	return g, nil
+}
+
+// mayRevert asks for the operator's word where a guest's writes would go out
+// of sight.
+func (s *Service) mayRevert(ctx context.Context, d Domain, target string, receipts map[string]localdisk.Receipt, g GivingUp) error {
+	machine, err := s.Host.Layout.MachineID()
+	if err != nil {
+		return failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
+	}
+	if err := s.noSnapshotOf(ctx, d, target); err != nil {
+		return err
+	}
+	entry := d.entry(target)
+	r, filled := receipts[target]
+	command := func(option string) string {
+		return fmt.Sprintf("diskhook domain revert %s %s %s", option, d.NameArg(), target)
+	}
+	switch {
+	case g.DiscardGuestData:
+		return nil
+	case entry != nil && entry.Local != nil && entry.Local.Host != "" && entry.Local.Host != machine:
+		err := failure.New(failure.Precondition, "%s: disk %s: its local copy is on the machine %s, this is %s", d, target, entry.Local.Host, machine)
+		return failure.Hint(err, "revert it there, or give up what the guest wrote with `%s`", command("--discard-guest-data"))
+	case !filled && entry != nil && entry.Local != nil && entry.Local.Copy != "":
+		err := failure.New(failure.Precondition, "%s: disk %s: its local copy %s has no receipt here, so what the guest wrote is not known", d, target, entry.Local.Copy)
+		return failure.Hint(err, "take the copy over with `diskhook local adopt %s %s`, or give it up with `%s`", d.NameArg(), target, command("--discard-guest-data"))
+	case filled && r.Used && !r.Discarding && g.Export[target] == "":
+		err := failure.New(failure.Conflict, "%s: disk %s: what the guest wrote is in its local copy, and nowhere else", d, target)
+		return failure.Hint(err, "keep it with `%s`, or give it up with `%s`", command("--export FILE"), command("--discard-guest-data"))
+	}
+	return nil
+}
+
+func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) error {
+	bound, _, err := bindings.Resolve(d.Domain, nil)
+	if err != nil {
+		return err
+	}
+	for _, b := range bound {
+		if b.Disk.Target == target {
+			return s.noOverlay(ctx, d, b)
+		}
+	}
+	return nil
+}
+
+// release takes the targets out of the metadata. A disk gets its origin back,
+// unless the operator gave it another source meanwhile: that one stays.
+func (p *Plan) release(targets []string) error {
+	var changes []xmlrewrite.Rewriter
+	var left []xmlrewrite.BoundDisk
+	if p.Domain.Metadata == nil {
+		return nil // an earlier revert got this far
+	}
+	for _, e := range p.Domain.Metadata.Disks {
+		if !slices.Contains(targets, e.Target) {
+			left = append(left, e)
+			continue
+		}
+		disk, there := p.Domain.Disk(e.Target)
+		switch {
+		case !there:
+		case disk.Path == e.Source:
+			changes = append(changes, xmlrewrite.RestoreOrigin{Target: e.Target})
+		default:
+			p.Notes = append(p.Notes, fmt.Sprintf("disk %s: it is %s now, not what was bound, and stays so", e.Target, disk.Path))
+		}
+	}
+	var err error
+	p.After, err = xmlrewrite.Apply(p.Domain.Doc, append(changes, xmlrewrite.SetMetadata{Disks: left})...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
+	}
+	return nil
+}
+
+// Revert does what a plan of PlanRevert says. Data is exported before anything
+// changes, and copies go after the definition no longer names them. Between
+// the two the domain has a receipt without a binding, which vetoes its start.
+func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) error {
+	for _, e := range p.Exports {
+		format := ExportFormat(e.To)
+		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, e.To, format, notify); err != nil {
+			return err
+		}
+	}
+	if _, err := s.define(ctx, p); err != nil {
+		return err
+	}
+	for _, r := range p.Remove {
+		err := s.Local.Remove(ctx, r.Domain, r.Key(), localdisk.GiveUp{DiscardGuestData: true})
+		if err != nil && !errors.Is(err, failure.NotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// ExportFormat is the image format that a file's name asks for.
+func ExportFormat(file string) string {
+	if strings.HasSuffix(file, ".qcow2") {
+		return "qcow2"
+	}
+	return "raw"
+}
+
+// PlanUnbind works out how to take bindings away that are void: those of a
+// cloned definition, and damaged ones. Copies are not touched. A domain that
+// has copies of its own is for PlanRevert.
+func (s *Service) PlanUnbind(ctx context.Context, name string) (*Plan, error) {
+	d, err := s.Look(ctx, name)
+	damaged := errors.Is(err, xmlrewrite.ErrMetadata)
+	if err != nil && !damaged {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if !damaged && d.Metadata == nil {
+		return p, nil
+	}
+	if err := s.untouchable(d); err != nil {
+		return nil, err
+	}
+	receipts, err := s.receipts(d)
+	if err != nil {
+		return nil, err
+	}
+	if len(receipts) > 0 && !damaged {
+		err := failure.New(failure.Conflict, "%s: it has local copies of its own", d)
+		return nil, failure.Hint(err, "run `diskhook domain revert %s`", d.NameArg())
+	}
+	for target, r := range receipts {
+		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its local copy %s/%s stays", target, r.Home, r.Name))
+	}
+	if damaged {
+		p.Notes = append(p.Notes, "the metadata are damaged: the disks' sources stay as they are")
+		p.After, err = xmlrewrite.Apply(d.Doc, xmlrewrite.RemoveMetadata{})
+		return p, err
+	}
+	var targets []string
+	for _, e := range d.Metadata.Disks {
+		targets = append(targets, e.Target)
+	}
+	return p, p.release(targets)
+}
+
+// Unbind does what a plan of PlanUnbind says.
+func (s *Service) Unbind(ctx context.Context, p *Plan) error {
+	_, err := s.define(ctx, p)
+	return err
+}
+
+// PlanRebind works out how to give a cloned definition bindings of its own.
+// Its disks are copied again, from the image that the clone names or, if it
+// still names the other domain's copy, from that disk's origin.
+func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
+	d, err := s.Look(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if d.Metadata == nil {
+		err := failure.New(failure.NotFound, "%s: none of its disks is bound", d)
+		return nil, failure.Hint(err, "bind them with `diskhook domain apply %s`", d.NameArg())
+	}
+	if bindings.SameDomain(d.Domain) != nil {
+		if err := s.untouchable(d); err != nil {
+			return nil, err
+		}
+		for _, e := range d.Metadata.Disks {
+			if disk, ok := d.Disk(e.Target); ok && disk.Path == e.Source {
+				p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its copy starts from %s; what domain %s wrote since is not in it", e.Target, originOf(e), d.Metadata.Domain))
+			}
+		}
+		if p.After, err = s.Host.Refresh(d.Doc, nil); err != nil {
+			return nil, err
+		}
+		if p.After, err = s.Host.Rebind(p.After); err != nil {
+			return nil, err
+		}
+	}
+	return p, s.planFill(ctx, p)
+}
+
+func originOf(e xmlrewrite.BoundDisk) string {
+	origin, err := e.OriginDisk()
+	if err != nil {
+		return "its origin"
+	}
+	return origin.Source.String()
+}

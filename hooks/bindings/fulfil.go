@@ -6,9 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"diskhook/storage/failure"
 )
@@ -34,14 +33,20 @@ func (h *Host) Fulfil(ctx context.Context, d Domain, bound []Bound, deadline tim
 	kinds, groups := byKind(bound)
 	placed := make([][]Placement, len(kinds))
 	failed := make([]error, len(kinds))
-	var work errgroup.Group
+	var work sync.WaitGroup
 	for i, k := range kinds {
-		work.Go(func() error {
+		work.Go(func() {
+			defer func() {
+				// A panic must not take the process down before the others
+				// are undone; a hook shows it as one line.
+				if r := recover(); r != nil {
+					failed[i] = fmt.Errorf("%s: kind %s: a defect of diskhook: %v", d, k.Name(), r)
+				}
+			}()
 			placed[i], failed[i] = k.Fulfil(ctx, h, d, groups[k.Name()], deadline)
-			return nil
 		})
 	}
-	_ = work.Wait()
+	work.Wait()
 	if err := errors.Join(failed...); err != nil {
 		for i, k := range kinds {
 			if failed[i] != nil {

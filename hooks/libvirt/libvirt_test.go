@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"diskhook/hooks/bindings"
+	"diskhook/hooks/hooktest"
+	"diskhook/hooks/libvirt"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/xmlrewrite"
+)
+
+func TestMain(m *testing.M) { os.Exit(hooktest.Main(m)) }
+
+// bind is the plain domain with bindings as a flag has them.
+func bind(t *testing.T, w *hooktest.World, text string) []byte {
+	t.Helper()
+	written, err := bindings.Parse("--bind", text, bindings.Flag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := xmlrewrite.Parse(w.Fixture("hooks/plain.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := w.Host.Rewrite(doc, written)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.After.Bytes()
+}
+
+func fake(t *testing.T) (*hooktest.World, *hooktest.Local) {
+	local := &hooktest.Local{Err: map[string]error{}}
+	w := hooktest.New(t, local)
+	local.Layout, local.Config = w.Layout, w.Config
+	return w, local
+}
+
+const id = hooktest.UUID
+
+// TestOperations walks over every operation of libvirt's qemu hook, and some
+// that it does not have yet.
+func TestOperations(t *testing.T) {
+	for _, c := range []struct {
+		op, sub, extra string
+		calls          []string
+		refused        bool
+	}{
+		{"prepare", "begin", "-", []string{"fulfil vda=dir vdb=dir deadline=20s"}, false},
+		{"start", "begin", "-", []string{"owner vdb 64055:64056"}, false},
+		{"started", "begin", "-", nil, false},
+		{"stopped", "end", "-", nil, false},
+		{"release", "end", "-", []string{"release " + id + " vda=dir vdb=dir reason=\"\""}, false},
+		{"release", "end", "shutdown", []string{"release " + id + " vda=dir vdb=dir reason=\"shutdown\""}, false},
+		{"release", "end", "from snapshot", []string{"release " + id + " vda=dir vdb=dir reason=\"from snapshot\""}, false},
+		{"migrate", "begin", "-", nil, true},
+		{"restore", "begin", "-", nil, false},
+		{"reconnect", "begin", "-", []string{"fulfil vda=dir vdb=dir deadline=10s"}, false},
+		{"attach", "begin", "-", nil, false},
+		{"suspend", "begin", "-", nil, false}, // of a libvirt to come
+		{"prepare", "end", "-", nil, false},
+		{"", "", "", nil, false},
+	} {
+		t.Run(c.op+" "+c.sub+" "+c.extra, func(t *testing.T) {
+			w, local := fake(t)
+			xml := bind(t, w, "local=dir")
+			target := w.Write("node", "")
+			for _, disk := range []string{"vda", "vdb"} {
+				link := localdisk.StablePath(w.Layout, id, disk)
+				if err := errors.Join(os.MkdirAll(w.Path("run/diskhook/disks/"+id), 0o755), os.Symlink(target+disk, link), os.WriteFile(target+disk, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			stdout, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: c.op, SubOp: c.sub, Extra: c.extra, Stdin: xml})
+			if len(stdout) != 0 {
+				t.Errorf("stdout %q", stdout)
+			}
+			if (err != nil) != c.refused {
+				t.Errorf("refused: %v", err)
+			}
+			want := c.calls
+			if c.op == "start" {
+				want = []string{"owner nodevdb 64055:64056"}
+			}
+			if diff := cmp.Diff(want, local.Calls); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestUnboundDomains are never touched, whatever their XML is and whatever
+// they are called.
+func TestUnboundDomains(t *testing.T) {
+	w, local := fake(t)
+	plain := w.Fixture("hooks/plain.xml")
+	w.Write("etc/diskhook/diskhook.toml", "broken [[[")
+	w.Write("var/lib/diskhook/receipts", "a file where a directory should be")
+	for name, xml := range map[string][]byte{
+		"plain":     plain,
+		"empty":     nil,
+		"not XML":   []byte("<<<<"),
+		"DTD bomb":  []byte(`<!DOCTYPE x [<!ENTITY a "b">]><domain>&a;</domain>`),
+		"huge":      append(bytes.Repeat([]byte(" "), 17<<20), plain...),
+		"not UTF-8": []byte("<domain>\xff</domain>"),
+		"oVirt's":   w.Fixture("vdsm/engine.xml"),
+	} {
+		for _, domain := range []string{"vm", "-rf", "../x", "a\nb", ""} {
+			for _, op := range []string{"prepare", "start", "release", "migrate", "restore", "reconnect"} {
+				sub := "begin"
+				if op == "release" {
+					sub = "end"
+				}
+				stdout, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: domain, Op: op, SubOp: sub, Extra: "-", Stdin: xml})
+				if err != nil || stdout != nil {
+					t.Errorf("%s %q %s: %q, %v", name, domain, op, stdout, err)
+				}
+			}
+		}
+	}
+	if len(local.Calls) != 0 {
+		t.Errorf("storage was asked: %q", local.Calls)
+	}
+}
+
+// TestNeverFails: a failing reconnect kills a running machine.
+func TestNeverFails(t *testing.T) {
+	w, local := fake(t)
+	xml := bind(t, w, "local=dir")
+	local.Err["fulfil"] = errors.New("no storage")
+	local.Err["release"] = errors.New("no storage")
+	for name, stdin := range map[string][]byte{
+		"storage fails": xml,
+		"a clone":       bytes.ReplaceAll(xml, []byte("<uuid>69"), []byte("<uuid>70")),
+		"damaged":       bytes.Replace(xml, []byte("<dh:disk target='vda'"), []byte("<dh:disk"), 1),
+		"cut off":       xml[:len(xml)-20],
+	} {
+		for _, c := range []libvirt.Call{{Op: "reconnect", SubOp: "begin"}, {Op: "release", SubOp: "end"}} {
+			c.Stdin = stdin
+			if stdout, err := libvirt.Run(t.Context(), w.Host, c); err != nil || stdout != nil {
+				t.Errorf("%s: %s: %v", name, c.Op, err)
+			}
+		}
+	}
+	w.Local = panicking{local}
+	if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: "reconnect", SubOp: "begin", Stdin: xml}); err != nil {
+		t.Error(err)
+	}
+}
+
+type panicking struct{ *hooktest.Local }
+
+func (panicking) Fulfil(context.Context, []localdisk.Disk, localdisk.Waiting) ([]localdisk.Placement, error) {
+	panic("out of range")
+}
+
+// TestReconnectMakesNoCopy: the domain runs, so its copy must be there.
+func TestReconnectMakesNoCopy(t *testing.T) {
+	w, local := fake(t)
+	w.Chain("images")
+	xml := bind(t, w, "vda:local=dir,fill=start")
+	run := func(op string) bool {
+		if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: op, SubOp: "begin", Stdin: xml}); err != nil {
+			t.Fatal(err)
+		}
+		return local.Asked[0].Create
+	}
+	if !run("prepare") || run("reconnect") {
+		t.Error("prepare may make a copy, reconnect may not")
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	w, _ := fake(t)
+	xml := bind(t, w, "local=lvm")
+	clone := bytes.ReplaceAll(xml, []byte("<uuid>69"), []byte("<uuid>70"))
+	for name, c := range map[string]struct {
+		op    string
+		stdin []byte
+		words []string
+	}{
+		"migrate":           {"migrate", xml, []string{"domain vm", "disk vda", "local export vm vda"}},
+		"migrate a clone":   {"migrate", clone, []string{"cannot be migrated"}},
+		"prepare a clone":   {"prepare", clone, []string{"domain rebind vm"}},
+		"restore a clone":   {"restore", clone, []string{"domain rebind vm"}},
+		"start a clone":     {"start", clone, []string{"domain rebind vm"}},
+		"malformed":         {"prepare", xml[:len(xml)-5], []string{"domain -rf", "virsh edit"}},
+		"too large":         {"prepare", append(xml, bytes.Repeat([]byte(" "), 16<<20)...), []string{"16 MiB"}},
+		"damaged, migrates": {"migrate", bytes.Replace(xml, []byte("target='vda' serial"), []byte("serial"), 1), []string{"domain unbind vm"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "-rf", Op: c.op, SubOp: "begin", Extra: "-", Stdin: c.stdin})
+			if err == nil || stdout != nil {
+				t.Fatalf("%q, %v", stdout, err)
+			}
+			line := failure.Line(err)
+			for _, word := range c.words {
+				if !strings.Contains(line, word) {
+					t.Errorf("line %q lacks %q", line, word)
+				}
+			}
+			if failure.HintOf(err) == "" {
+				t.Errorf("no way out: %q", line)
+			}
+		})
+	}
+}
+
+func TestOwners(t *testing.T) {
+	for name, c := range map[string]struct {
+		change [2]string
+		calls  []string
+	}{
+		"vdb says no":       {[2]string{"<name>", "<name>"}, []string{"owner vdb.raw 64055:64056"}},
+		"SELinux says no":   {[2]string{"<seclabel model='dac' relabel='no'/>", "<seclabel model='selinux' relabel='no'/>"}, nil},
+		"no model says no":  {[2]string{"<seclabel model='dac' relabel='no'/>", "<seclabel relabel='no'/>"}, []string{"owner vdb.raw 64055:64056"}},
+		"domain unlabelled": {[2]string{"model='dac' relabel='yes'>", "model='dac' relabel='no'>"}, nil},
+		"no numbers":        {[2]string{"+64055:+64056", "qemu:qemu"}, nil},
+		"none":              {[2]string{"<imagelabel>+64055:+64056</imagelabel>", ""}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, local := fake(t)
+			xml := bytes.ReplaceAll(bind(t, w, "local=dir"), []byte(c.change[0]), []byte(c.change[1]))
+			node := w.Write("vdb.raw", "")
+			if err := errors.Join(os.MkdirAll(w.Path("run/diskhook/disks/"+id), 0o755), os.Symlink(node, localdisk.StablePath(w.Layout, id, "vdb"))); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: "start", SubOp: "begin", Stdin: xml}); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(c.calls, local.Calls); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// TestLife takes a domain with real copies through libvirt's order of calls:
+// a failed start, a start, the end, and once more.
+func TestLife(t *testing.T) {
+	w := hooktest.New(t, nil)
+	xml := bind(t, w, "vda:local=dir,fill=start,on-stop=discard")
+	stable := localdisk.StablePath(w.Layout, id, "vda")
+	call := func(op, sub, extra string) error {
+		stdout, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: op, SubOp: sub, Extra: extra, Stdin: xml})
+		if stdout != nil {
+			t.Errorf("%s: stdout %q", op, stdout)
+		}
+		return err
+	}
+	there := func(path string) bool { _, err := os.Lstat(path); return err == nil }
+
+	if err := call("prepare", "begin", "-"); err == nil || !strings.Contains(failure.Line(err), "top.qcow2") {
+		t.Fatalf("started without its source: %v", err)
+	}
+	for _, op := range []string{"stopped", "release"} {
+		if err := call(op, "end", "failed"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if files := w.Files("var/lib/diskhook/local"); len(files) != 0 {
+		t.Errorf("left behind: %v", files)
+	}
+	want := w.Chain("images")
+	w.Write("images/data.raw", "x")
+	for _, step := range []struct {
+		op, sub, extra string
+		link, copied   bool
+	}{
+		{"prepare", "begin", "-", true, true},
+		{"prepare", "begin", "-", true, true}, // twice is harmless
+		{"start", "begin", "-", true, true},
+		{"started", "begin", "-", true, true},
+		{"reconnect", "begin", "-", true, true},
+		{"stopped", "end", "-", true, true},
+		{"release", "end", "saved", false, true}, // discard, but the domain was saved
+		{"restore", "begin", "-", false, true},
+		{"prepare", "begin", "-", true, true},
+		{"release", "end", "crashed", false, true},
+		{"release", "end", "shutdown", false, true}, // not after a fulfil
+		{"prepare", "begin", "-", true, true},
+		{"release", "end", "shutdown", false, false},
+		{"release", "end", "shutdown", false, false},
+	} {
+		if err := call(step.op, step.sub, step.extra); err != nil {
+			t.Fatalf("%s %s: %v", step.op, step.extra, err)
+		}
+		if got := there(stable); got != step.link {
+			t.Errorf("after %s %s: link %v", step.op, step.extra, got)
+		}
+		if got := there(w.Path("var/lib/diskhook/local/dh_" + id + "_vda.raw")); got != step.copied {
+			t.Errorf("after %s %s: copy %v", step.op, step.extra, got)
+		}
+		if step.op == "start" {
+			if got, err := os.ReadFile(stable); err != nil || !bytes.HasPrefix(got, want) {
+				t.Errorf("content: %v", err)
+			}
+			if err := os.Remove(stable); err != nil { // reconnect makes it again
+				t.Fatal(err)
+			}
+			if err := call("reconnect", "begin", "-"); err != nil || !there(stable) {
+				t.Errorf("link not made again: %v", err)
+			}
+		}
+	}
+}
+
+func TestDeadlineIsTheConfigured(t *testing.T) {
+	w, local := fake(t)
+	w.Config.Local.Deadline = 3_000_000_000
+	xml := bind(t, w, "local=dir")
+	local.Err["fulfil"] = failure.Hint(failure.New(failure.Temporary, "at 10 %%"), "start again then")
+	_, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: "prepare", SubOp: "begin", Stdin: xml})
+	if failure.KindOf(err) != failure.Temporary || failure.HintOf(err) != "start again then" {
+		t.Errorf("%v", err)
+	}
+	if want := "fulfil vda=dir vdb=dir deadline=" + (3 * time.Second).String(); local.Calls[0] != want {
+		t.Errorf("%q", local.Calls)
+	}
+}

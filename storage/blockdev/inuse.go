@@ -119,14 +119,14 @@ func (s system) holders(_ string, id identity) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", ErrUnknownUse, err)
 	}
-	for _, entry := range entries {
-		name := entry.Name()
-		if dm, err := os.ReadFile(filepath.Join(s.sys, "block", name, "dm/name")); err == nil {
-			name += " (" + strings.TrimSpace(string(dm)) + ")"
-		}
-		return "device " + name, nil
+	if len(entries) == 0 {
+		return "", nil
 	}
-	return "", nil
+	name := entries[0].Name()
+	if dm, err := os.ReadFile(filepath.Join(s.sys, "block", name, "dm/name")); err == nil {
+		name += " (" + strings.TrimSpace(string(dm)) + ")"
+	}
+	return "device " + name, nil
 }
 
 // claimed tries an exclusive open, which the kernel refuses for what is

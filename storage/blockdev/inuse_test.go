@@ -70,39 +70,6 @@ func TestInUseFile(t *testing.T) {
 	}
 }
 
-func TestInUseDevice(t *testing.T) {
-	device, file := loopDevice(t, 1<<20, "512")
-	wantFree(t, device)
-	own := open(t, device) // our own descriptor does not count
-	wantFree(t, device)
-	own.Close()
-	wantHolder(t, file, "device "+filepath.Base(device))
-	t.Run("process", func(t *testing.T) {
-		// By another node, as QEMU has in a /dev of its own.
-		link := filepath.Join(t.TempDir(), "link")
-		if err := os.Symlink(device, link); err != nil {
-			t.Fatal(err)
-		}
-		pid := hold(t, link)
-		wantHolder(t, device, fmt.Sprintf("process %d (sh)", pid))
-	})
-	t.Run("claim", func(t *testing.T) {
-		f, err := OpenExclusive(device)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		wantHolder(t, device, "claim")
-	})
-	wantFree(t, device)
-}
-
-func TestInUseLoopOverADevice(t *testing.T) {
-	lower, _ := loopDevice(t, 1<<20, "512")
-	upper := loopOver(t, lower, "512")
-	wantHolder(t, lower, "device "+filepath.Base(upper))
-}
-
 // Who cannot look at every process does not say "nobody".
 func TestInUseWithoutProc(t *testing.T) {
 	file := pattern(t, 4096)

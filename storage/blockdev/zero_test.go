@@ -86,60 +86,6 @@ func TestWriteZeros(t *testing.T) {
 	}
 }
 
-func TestZeroRangeOfDevices(t *testing.T) {
-	for _, sector := range []string{"512", "4096"} {
-		for _, r := range ranges {
-			t.Run(sector+" "+r.name, func(t *testing.T) {
-				device, file := loopDevice(t, 1<<20, sector)
-				f := open(t, device)
-				// Dirty pages of before must neither survive nor spoil the rest.
-				if _, err := f.WriteAt(bytes.Repeat([]byte{0xaa}, 1<<20), 0); err != nil {
-					t.Fatal(err)
-				}
-				if err := ZeroRange(t.Context(), f, r.off, r.n); err != nil {
-					t.Fatal(err)
-				}
-				through := make([]byte, 1<<20)
-				if _, err := f.ReadAt(through, 0); err != nil {
-					t.Fatal(err)
-				}
-				checkZeros(t, through, r.off, r.n)
-				if err := Flush(f); err != nil {
-					t.Fatal(err)
-				}
-				below, err := os.ReadFile(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				checkZeros(t, below, r.off, r.n)
-			})
-		}
-	}
-}
-
-// More than one chunk, so that the seam between chunks is seen.
-func TestZeroRangeOverChunks(t *testing.T) {
-	const size = zeroChunk + 1<<20
-	device, file := loopDevice(t, size, "512")
-	f := open(t, device)
-	if err := ZeroRange(t.Context(), f, 512, size-1024); err != nil {
-		t.Fatal(err)
-	}
-	if err := Flush(f); err != nil {
-		t.Fatal(err)
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if i := bytes.IndexFunc(b[512:size-512], func(r rune) bool { return r != 0 }); i >= 0 {
-		t.Errorf("byte %d is not zero", 512+i)
-	}
-	if !bytes.Equal(b[:512], bytes.Repeat([]byte{0xaa}, 512)) || !bytes.Equal(b[size-512:], bytes.Repeat([]byte{0xaa}, 512)) {
-		t.Error("a byte outside the range changed")
-	}
-}
-
 func TestZeroRangeRefuses(t *testing.T) {
 	file := pattern(t, 1<<20)
 	f := open(t, file)

@@ -146,11 +146,11 @@ func TestParseReportWithoutDriver(t *testing.T) {
 
 func TestParseReportRefuses(t *testing.T) {
 	good := fixture(t, "nodriver")
-	edit := func(old, new string) string {
-		if !strings.Contains(good, old) {
-			t.Fatalf("the fixture has no %s", old)
+	edit := func(from, to string) string {
+		if !strings.Contains(good, from) {
+			t.Fatalf("the fixture has no %s", from)
 		}
-		return strings.Replace(good, old, new, 1)
+		return strings.Replace(good, from, to, 1)
 	}
 	twice := strings.Replace(good, `"report": [`, `"report": [`+inner(good)+`,`, 1)
 	for name, in := range map[string]string{

@@ -252,9 +252,11 @@ func plainPath(image, name string) error {
 }
 
 // Discover walks the backing files from top's header down and returns the
-// chain, top first, with resolved paths. Use it where an operator names an
-// image and trusts what its header says; every path still has to be allowed.
-// A format that a header does not name is not guessed.
+// chain, top first, in the form in which it may be declared and kept: a path
+// is as it was named, joined to the directory of the image above, with its
+// links left alone, because what they lead to (/dev/dm-7) changes. Use it
+// where an operator names an image and trusts what its header says; every path
+// still has to be allowed. A format that a header does not name is not guessed.
 func (c Checker) Discover(ctx context.Context, top Layer) ([]Layer, error) {
 	return abandon(ctx, func(at func(string)) ([]Layer, error) {
 		var images []*image
@@ -267,7 +269,7 @@ func (c Checker) Discover(ctx context.Context, top Layer) ([]Layer, error) {
 				return nil, below(layers, err)
 			}
 			met := find(images, img)
-			images, layers = append(images, img), append(layers, img.Layer)
+			images, layers = append(images, img), append(layers, l)
 			if met != nil || len(layers) > MaxLayers {
 				return nil, loop(l.Path)
 			}

@@ -98,28 +98,49 @@ func TestChain(t *testing.T) {
 	}
 }
 
-// oVirt names images by paths full of links, with backing files relative to
-// the link's directory.
+// oVirt names images by links, with backing files relative to the link's
+// directory. Images and links lie in different directories here, so that a
+// name which was resolved too early leads nowhere.
 func TestChainThroughLinks(t *testing.T) {
 	dir := room(t)
-	layers := chain(t, dir)
-	links := filepath.Join(dir, "links")
-	if err := os.Mkdir(links, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"mid.qcow2", "base.raw"} {
-		if err := os.Symlink(filepath.Join(dir, name), filepath.Join(links, name)); err != nil {
+	at := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
+	for _, sub := range []string{"links", "a", "b"} {
+		if err := os.Mkdir(at(sub), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	info, err := Chain(t.Context(), []Layer{
-		{filepath.Join(links, "mid.qcow2"), QCOW2}, {filepath.Join(links, "base.raw"), Raw},
-	}, within(dir))
+	write(t, at("b", "base.raw"), make([]byte, 1<<20))
+	qemuImg(t, "create", "-q", "-f", "qcow2", "-u", "-b", "base.raw", "-F", "raw", at("a", "top.qcow2"), "1M")
+	for link, to := range map[string]string{"top.qcow2": "../a/top.qcow2", "base.raw": "../b/base.raw"} {
+		if err := os.Symlink(to, at("links", link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	declared := []Layer{{at("links", "top.qcow2"), QCOW2}, {at("links", "base.raw"), Raw}}
+	info, err := Chain(t.Context(), declared, within(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(layers[1:], info.Layers); diff != "" {
+	if diff := cmp.Diff([]Layer{{at("a", "top.qcow2"), QCOW2}, {at("b", "base.raw"), Raw}}, info.Layers); diff != "" {
 		t.Error(diff)
+	}
+	found, err := Discover(t.Context(), declared[0], within(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(declared, found); diff != "" {
+		t.Error(diff)
+	}
+	// A link among the images themselves is followed from where the image is.
+	if err := os.Remove(at("links", "base.raw")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../b/base.raw", at("a", "base.raw")); err != nil {
+		t.Fatal(err)
+	}
+	declared[1].Path = at("b", "base.raw")
+	if _, err := Chain(t.Context(), declared, within(dir)); err != nil {
+		t.Error(err)
 	}
 }
 

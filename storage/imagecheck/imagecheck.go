@@ -65,7 +65,8 @@ type Info struct {
 	// ends within a sector is taken as filled up with zeros.
 	VirtualSize int64
 
-	// Layers is the chain, top first, with symlinks resolved.
+	// Layers is the chain, top first, with symlinks resolved: where it is now.
+	// Keep the declared paths, since /dev/dm-7 is another volume tomorrow.
 	Layers []Layer
 
 	// Headers holds the header of each qcow2 layer and nil for a raw one.

@@ -102,6 +102,9 @@ func (e *Engine) Copy(ctx context.Context, source Source, target Target, o Optio
 	if err := e.convert(ctx, source, target, o); err != nil {
 		return err
 	}
+	if err := still(f, target.Path); err != nil {
+		return err
+	}
 	if err := failpoint.Hit("transfer.converted"); err != nil {
 		return err
 	}
@@ -230,6 +233,27 @@ func convertOptions(source Source, target Target) qemuimg.ConvertOptions {
 		Target: target.Path, TargetFormat: imagecheck.Raw,
 		TargetExists: true, TargetSize: source.Size, TargetIsZero: target.Zeroed,
 	}
+}
+
+// still says whether path, by which qemu-img wrote, is what f has open. A
+// device may meanwhile have got another node.
+func still(f *os.File, path string) error {
+	var opened, now unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &opened); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if err := unix.Stat(path, &now); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	same := opened.Dev == now.Dev && opened.Ino == now.Ino
+	if opened.Mode&unix.S_IFMT == unix.S_IFBLK {
+		same = opened.Rdev == now.Rdev && now.Mode&unix.S_IFMT == unix.S_IFBLK
+	}
+	if !same {
+		err := failure.New(failure.Conflict, "%s: was replaced while it was written", path)
+		return failure.Hint(err, "find out who else writes to %s, then start it again", filepath.Dir(path))
+	}
+	return nil
 }
 
 // tail makes [source.Size, target.Size) read zero. A guest must not find there

@@ -275,6 +275,48 @@ func allocated(t *testing.T, path string) int64 {
 	return st.Blocks * 512
 }
 
+// A raw file may end within a sector; QEMU shows the rest of that as zeros.
+func TestRawFileEndsWithinASector(t *testing.T) {
+	dir := t.TempDir()
+	for _, size := range []int{1, 511, 513, 1<<20 + 100} {
+		path := filepath.Join(dir, fmt.Sprint("source", size))
+		content := bytes.Repeat([]byte{7}, size)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		source := inspect(t, []imagecheck.Layer{{Path: path, Format: "raw"}})
+		for _, size := range []int64{source.Size, source.Size + 4096} {
+			target := transfer.Target{Path: filepath.Join(dir, fmt.Sprint("target", size)), Size: size}
+			fillFile(t, target.Path, size)
+			if err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, target.Path, append(bytes.Clone(content), make([]byte, int(size)-len(content))...))
+		}
+	}
+}
+
+// A target that somebody replaces is noticed: what is flushed would not be
+// what was written.
+func TestReplacedTarget(t *testing.T) {
+	dir := t.TempDir()
+	chain, _ := build(t, dir, []layer{{"raw", 4096, nil}})
+	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 4096}
+	fillFile(t, target.Path, 4096)
+	fake := &commandtest.Runner{T: t, Answers: []commandtest.Answer{
+		{Prefix: "qemu-img --version", Stdout: "qemu-img version 7.2.22\n"},
+		{Prefix: "qemu-img convert", Do: func(command.Cmd) {
+			fillFile(t, target.Path+".new", 4096)
+			if err := os.Rename(target.Path+".new", target.Path); err != nil {
+				t.Error(err)
+			}
+		}},
+	}}
+	if err := (&transfer.Engine{Run: fake}).Copy(t.Context(), inspect(t, chain), target, transfer.Options{}); failure.KindOf(err) != failure.Conflict {
+		t.Errorf("got %v", err)
+	}
+}
+
 // A promise of zeros keeps a thin target thin and a preallocated one
 // allocated.
 func TestZeroedTargetKeepsItsAllocation(t *testing.T) {

@@ -33,8 +33,7 @@ type value struct {
 func parseDict(text []byte) (dict, error) {
 	d := dict{text: text, values: map[string]value{}}
 	wrong := func(what string) error {
-		err := failure.New(failure.Usage, "not a JSON object: %s", what)
-		return failure.Hint(err, "see which hook before this one wrote it")
+		return failure.New(failure.Usage, "not a JSON object: %s", what)
 	}
 	if !utf8.Valid(text) {
 		return d, wrong("it is not UTF-8")

@@ -4,7 +4,6 @@ package vdsm
 
 import (
 	"context"
-	"fmt"
 	"path"
 	"strings"
 
@@ -22,11 +21,11 @@ const noDeadline = 0
 func afterDiskPrepare(ctx context.Context, v *vm) error {
 	f, err := open(v.call.env("_hook_json"))
 	if err != nil {
-		return fmt.Errorf("vm %s: _hook_json: %w", v.id, err)
+		return v.unusable("_hook_json", err)
 	}
 	dict, err := parseDict(f.content)
 	if err != nil {
-		return fmt.Errorf("vm %s: _hook_json: %w", v.id, err)
+		return v.unusable("_hook_json", err)
 	}
 	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true, Disks: []bindings.Disk{dict.disk()}}
 	placements, err := v.fulfil(ctx, d)
@@ -36,7 +35,7 @@ func afterDiskPrepare(ctx context.Context, v *vm) error {
 	p := placements[0]
 	changed, err := dict.with("path", p.Path, "format", "raw", "diskType", sourceType(p))
 	if err != nil {
-		return fmt.Errorf("vm %s: _hook_json: %w", v.id, err)
+		return v.unusable("_hook_json", err)
 	}
 	return f.replace(changed)
 }

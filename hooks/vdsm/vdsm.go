@@ -111,15 +111,27 @@ func newVM(h *bindings.Host, c Call) (*vm, error) {
 	return &vm{h, c, id.String(), written}, nil
 }
 
+// unusable is for the file that VDSM named in the variable.
+func (v *vm) unusable(variable string, err error) error {
+	hint := failure.HintOf(err)
+	if hint == "" {
+		hint = "see in vdsm.log which hook before this one wrote it"
+	}
+	if failure.KindOf(err) == nil {
+		err = failure.Wrap(failure.Usage, err)
+	}
+	return failure.Hint(fmt.Errorf("vm %s: %s: %w", v.id, variable, err), "%s", hint)
+}
+
 // readXML reads the file of a hook point that gets XML.
 func (v *vm) readXML() (file, *xmlrewrite.Document, error) {
 	f, err := open(v.call.env("_hook_domxml"))
 	if err != nil {
-		return f, nil, fmt.Errorf("vm %s: _hook_domxml: %w", v.id, err)
+		return f, nil, v.unusable("_hook_domxml", err)
 	}
 	doc, err := xmlrewrite.Parse(f.content)
 	if err != nil {
-		return f, nil, fmt.Errorf("vm %s: _hook_domxml: %w", v.id, failure.Wrap(failure.Usage, err))
+		return f, nil, v.unusable("_hook_domxml", err)
 	}
 	return f, doc, nil
 }

@@ -92,7 +92,8 @@ type Rule struct {
 func Defaults(l Layout) Config {
 	return Config{
 		Paths: Paths{Roots: []string{
-			"/var/lib/libvirt/images", "/rhev/data-center", "/run/vdsm/storage", "/srv", "/mnt", "/media", "/dev/mapper", "/dev/disk",
+			l.at("/var/lib/libvirt/images"), l.at("/rhev/data-center"), l.at("/run/vdsm/storage"),
+			l.at("/srv"), l.at("/mnt"), l.at("/media"), l.at("/dev/mapper"), l.at("/dev/disk"),
 		}},
 		Local: Local{
 			Backend: "dir", VG: "ovirt-local", Pool: "pool0", Dir: l.LocalDir(),

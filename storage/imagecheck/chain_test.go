@@ -177,11 +177,11 @@ func TestFingerprint(t *testing.T) {
 		if err := c.do(); err != nil {
 			t.Fatalf("%s: %v", c.what, err)
 		}
-		print := take()
-		if before, ok := seen[print]; ok {
+		now := take()
+		if before, ok := seen[now]; ok {
 			t.Errorf("%s leaves the fingerprint as after %s", c.what, before)
 		}
-		seen[print] = c.what
+		seen[now] = c.what
 	}
 }
 

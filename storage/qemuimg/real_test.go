@@ -111,8 +111,10 @@ func TestLockedImage(t *testing.T) {
 	if err := writer.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer writer.Wait()
-	defer stdin.Close()
+	defer func() {
+		_ = stdin.Close()
+		_ = writer.Wait()
+	}()
 	if _, err := stdin.Write([]byte("read 0 512\n")); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@
 package transfer_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +32,7 @@ const slowly = 4 << 20
 // The writer inherits the lock: it is held when the one who took it has gone,
 // and free as soon as the writer was killed.
 func TestCancelKillsTheWriterAndFreesTheLock(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	source := slow(t, dir)
 	held, err := lock.Try(dir, "disk")
@@ -73,6 +73,7 @@ func TestCancelKillsTheWriterAndFreesTheLock(t *testing.T) {
 }
 
 func TestRateLimit(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	chain, content := build(t, dir, []layer{{"raw", 8 << 20, []step{{0, 8 << 20, 1}}}})
 	began := time.Now()
@@ -199,7 +200,7 @@ func TestExistingFileIsLeft(t *testing.T) {
 	if failure.KindOf(err) != failure.NotFound {
 		t.Errorf("got %v", err)
 	}
-	expect(t, path, bytes.Repeat([]byte{old}, 4096))
+	expect(t, path, oldBytes(4096))
 	if entries, err := os.ReadDir(dir); err != nil || fmt.Sprint(entries) != "[- target]" {
 		t.Errorf("left: %v, %v", entries, err)
 	}

@@ -103,10 +103,12 @@ func inspect(t testing.TB, chain []imagecheck.Layer) transfer.Source {
 
 const old = 0xAA // what a target held before
 
+func oldBytes(n int64) []byte { return bytes.Repeat([]byte{old}, int(n)) }
+
 // fillFile makes a file of old bytes.
 func fillFile(t testing.TB, path string, size int64) {
 	t.Helper()
-	if err := os.WriteFile(path, bytes.Repeat([]byte{old}, int(size)), 0o600); err != nil {
+	if err := os.WriteFile(path, oldBytes(size), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -146,76 +148,81 @@ func chains(seed uint64) map[string][]layer {
 // After Copy the target reads as the source, reads zero up to its size, and
 // is as before beyond: checked byte by byte and by qemu-img compare.
 func TestCopy(t *testing.T) {
-	const rest, beyond = 1<<20 + 512, 64 << 10 // the tail, and what is not ours
 	for name, layers := range chains(7) {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			chain, content := build(t, dir, layers)
+			t.Parallel() // most of the time is waiting for flushes
+			chain, content := build(t, t.TempDir(), layers)
 			source := inspect(t, chain)
 			if source.Size != int64(len(content)) {
 				t.Fatalf("virtual size %d, made %d", source.Size, len(content))
 			}
-			size := source.Size + rest
 			before := fingerprints(t, chain)
-			for kind, prepare := range map[string]func(t *testing.T, path string) transfer.Target{
-				"new file": func(t *testing.T, path string) transfer.Target {
-					return transfer.Target{Path: path, Size: size}
-				},
-				"preallocated file": func(t *testing.T, path string) transfer.Target {
-					preallocate(t, path, size+beyond)
-					return transfer.Target{Path: path, Size: size, Zeroed: true}
-				},
-				"old file": func(t *testing.T, path string) transfer.Target {
-					fillFile(t, path, size+beyond)
-					return transfer.Target{Path: path, Size: size}
-				},
-				"old file promised to be zero": func(t *testing.T, path string) transfer.Target {
-					fillFile(t, path, size+beyond)
-					return transfer.Target{Path: path, Size: size, Zeroed: true}
-				},
-				"old device": func(t *testing.T, path string) transfer.Target {
-					fillFile(t, path, size+beyond)
-					return transfer.Target{Path: loop(t, path), Block: true, Size: size}
-				},
-				"zeroed device": func(t *testing.T, path string) transfer.Target {
-					fillFile(t, path, size+beyond)
-					tool(t, "fallocate", "--zero-range", "--length", fmt.Sprint(size), path)
-					return transfer.Target{Path: loop(t, path), Block: true, Size: size, Zeroed: true}
-				},
-			} {
+			for kind, prepare := range targets {
 				t.Run(kind, func(t *testing.T) {
 					path := filepath.Join(t.TempDir(), "target")
-					target := prepare(t, path)
-					var last int64
-					engine := transfer.Engine{Run: command.System{}}
-					err := engine.Copy(t.Context(), source, target, transfer.Options{Verify: true, Progress: func(done, total int64) {
-						if total != source.Size || done < last {
-							t.Errorf("progress %d of %d after %d", done, total, last)
-						}
-						last = done
-					}})
-					if err != nil {
-						t.Fatal(err)
-					}
-					if last != source.Size {
-						t.Errorf("progress ended at %d of %d", last, source.Size)
-					}
+					target, after := prepare(t, path, source.Size+rest)
+					copyAndVerify(t, source, target)
 					want := append(bytes.Clone(content), make([]byte, rest)...)
-					switch kind {
-					case "new file":
-					case "preallocated file":
-						want = append(want, make([]byte, beyond)...)
-					default:
-						want = append(want, bytes.Repeat([]byte{old}, beyond)...)
-					}
-					expect(t, target.Path, want)
-					equal(t, chain, path, size)
+					expect(t, target.Path, append(want, after...))
+					equal(t, chain, path, target.Size)
 				})
 			}
 			if after := fingerprints(t, chain); before != after {
 				t.Errorf("the source was written to")
 			}
 		})
+	}
+}
+
+// rest is the tail that targets have behind the source's end, beyond is what
+// lies behind that and is not the copy's.
+const rest, beyond = 1<<20 + 512, 64 << 10
+
+// targets are the kinds of targets there are. Each makes one of size bytes at
+// path and says what has to be found behind them afterwards.
+var targets = map[string]func(t *testing.T, path string, size int64) (transfer.Target, []byte){
+	"new file": func(t *testing.T, path string, size int64) (transfer.Target, []byte) {
+		return transfer.Target{Path: path, Size: size}, nil
+	},
+	"preallocated file": func(t *testing.T, path string, size int64) (transfer.Target, []byte) {
+		preallocate(t, path, size+beyond)
+		return transfer.Target{Path: path, Size: size, Zeroed: true}, make([]byte, beyond)
+	},
+	"old file": func(t *testing.T, path string, size int64) (transfer.Target, []byte) {
+		fillFile(t, path, size+beyond)
+		return transfer.Target{Path: path, Size: size}, oldBytes(beyond)
+	},
+	"old file promised to be zero": func(t *testing.T, path string, size int64) (transfer.Target, []byte) {
+		fillFile(t, path, size+beyond)
+		return transfer.Target{Path: path, Size: size, Zeroed: true}, oldBytes(beyond)
+	},
+	"old device": func(t *testing.T, path string, size int64) (transfer.Target, []byte) {
+		fillFile(t, path, size+beyond)
+		return transfer.Target{Path: loop(t, path), Block: true, Size: size}, oldBytes(beyond)
+	},
+	"zeroed device": func(t *testing.T, path string, size int64) (transfer.Target, []byte) {
+		fillFile(t, path, size+beyond)
+		tool(t, "fallocate", "--zero-range", "--length", fmt.Sprint(size), path)
+		return transfer.Target{Path: loop(t, path), Block: true, Size: size, Zeroed: true}, oldBytes(beyond)
+	},
+}
+
+// copyAndVerify copies and holds the progress to its promise.
+func copyAndVerify(t *testing.T, source transfer.Source, target transfer.Target) {
+	t.Helper()
+	var last int64
+	engine := transfer.Engine{Run: command.System{}}
+	err := engine.Copy(t.Context(), source, target, transfer.Options{Verify: true, Progress: func(done, total int64) {
+		if total != source.Size || done < last {
+			t.Errorf("progress %d of %d after %d", done, total, last)
+		}
+		last = done
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last != source.Size {
+		t.Errorf("progress ended at %d of %d", last, source.Size)
 	}
 }
 
@@ -391,7 +398,7 @@ func TestRefusals(t *testing.T) {
 			}
 		})
 	}
-	expect(t, at("file"), bytes.Repeat([]byte{old}, 4096))
+	expect(t, at("file"), oldBytes(4096))
 }
 
 // The command lines, as a dry run shows them and as they are run.

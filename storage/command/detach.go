@@ -18,6 +18,7 @@ type Detached struct {
 	Unit        string
 	Description string
 	Argv        []string // absolute program first
+	Env         []string // KEY=VALUE beside the scrubbed environment
 	// Properties are systemd unit properties, "IOWeight=50".
 	Properties []string
 	// Log receives stdout and stderr where no systemd journals them; "" drops them.
@@ -34,7 +35,7 @@ func Detach(ctx context.Context, run Runner, d Detached) error {
 		for _, p := range d.Properties {
 			args = append(args, "--property="+p)
 		}
-		for _, kv := range testEnv() {
+		for _, kv := range append(testEnv(), d.Env...) {
 			args = append(args, "--setenv="+kv)
 		}
 		_, err := run.Run(ctx, Cmd{Name: "systemd-run", Args: append(append(args, "--"), d.Argv...)})
@@ -45,7 +46,7 @@ func Detach(ctx context.Context, run Runner, d Detached) error {
 
 func detachSession(d Detached) error {
 	proc := exec.Command(d.Argv[0], d.Argv[1:]...)
-	proc.Env = append(baseEnv(), testEnv()...)
+	proc.Env = append(append(baseEnv(), testEnv()...), d.Env...)
 	proc.Dir = "/"
 	proc.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if d.Log != "" {

@@ -85,10 +85,15 @@ func (s *Service) start(ctx context.Context, d Disk) (string, error) {
 	if err := atomicfile.WriteVolatile(path, data, 0o600); err != nil {
 		return "", err
 	}
+	var env []string
+	if s.Layout.Root != "" {
+		env = []string{"DISKHOOK_ROOT=" + s.Layout.Root}
+	}
 	return job.ID, command.Detach(ctx, s.Run, command.Detached{
 		Unit:        "diskhook-copy-" + job.ID,
 		Description: failure.OneLine("diskhook: local copy of " + d.String()),
 		Argv:        []string{s.Program, "local", "fill", path},
+		Env:         env,
 		Properties:  []string{"Nice=10", "IOSchedulingClass=best-effort", "IOSchedulingPriority=7"},
 		Log:         filepath.Join(dir, d.Key()+".log"),
 	})

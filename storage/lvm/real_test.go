@@ -27,8 +27,6 @@ import (
 // activation is not. They need root and lvm2, and fail without unless
 // SKIP_REAL_LVM=1.
 
-const group = "diskhook-test"
-
 // withEnv runs real programs with LVM's configuration directory moved.
 type withEnv struct{ env []string }
 

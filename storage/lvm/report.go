@@ -44,7 +44,8 @@ func (lv LV) HasTag(tag string) bool { return slices.Contains(lv.Tags, tag) }
 func (lv LV) Closed() bool { return lv.Open != nil && !*lv.Open }
 
 // Health returns what is wrong with the volume (a sentinel such as
-// ErrPartial), or nil.
+// ErrPartial), or nil. A thin volume does not show that its pool is full or
+// failed: ask the pool too.
 func (lv LV) Health() error {
 	if err := lv.Attr.Health(); err != nil {
 		return fmt.Errorf("%s: %w", lv, err)

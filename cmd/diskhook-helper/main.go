@@ -31,7 +31,7 @@ func main() {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	service, err := newService(log)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "diskhook-helper: "+failure.Line(err))
+		privileged.Refuse(os.Stdout, err)
 		os.Exit(1)
 	}
 	server := privileged.Server{Service: service}

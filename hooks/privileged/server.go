@@ -43,12 +43,15 @@ func (s *Server) Serve(ctx context.Context, args []string, in io.Reader, out, lo
 		r.Result, err = json.Marshal(result)
 	}
 	if err != nil {
-		r = response{Error: toWire(err)}
+		Refuse(out, err)
+		return false
 	}
-	if json.NewEncoder(out).Encode(r) != nil {
-		return false // nobody listens
-	}
-	return err == nil
+	return json.NewEncoder(out).Encode(r) == nil
+}
+
+// Refuse answers a call with an error.
+func Refuse(out io.Writer, err error) {
+	_ = json.NewEncoder(out).Encode(response{Error: toWire(err)}) // if nobody listens, so be it
 }
 
 func (s *Server) serve(ctx context.Context, args []string, in io.Reader, log io.Writer) (any, error) {

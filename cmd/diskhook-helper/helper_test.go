@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var installed, steered string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "diskhook-helper")
+	if err == nil {
+		installed, steered = dir+"/diskhook-helper", dir+"/diskhook-helper.testroot"
+		err = errors.Join(build(installed, ""), build(steered, "testroot"))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+func build(path, tags string) error {
+	cmd := exec.Command("go", "build", "-tags", tags, "-ldflags", "-X main.version=1.2.3", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+type response struct {
+	Result json.RawMessage
+	Error  *struct{ Code, Message, Hint string }
+}
+
+func run(t *testing.T, program, stdin string, env []string, args ...string) (int, response, string) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(program, args...)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, strings.NewReader(stdin), &stdout, &stderr
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	var r response
+	if err := json.Unmarshal(stdout.Bytes(), &r); err != nil {
+		t.Fatalf("%v: stdout %q, stderr %q", err, &stdout, &stderr)
+	}
+	return cmd.ProcessState.ExitCode(), r, stderr.String()
+}
+
+const domain = "69b6b942-b5bf-4740-bb95-6752ffbd3bcf"
+
+// TestMoved runs a verb below a root of its own, in the build that has one.
+func TestMoved(t *testing.T) {
+	root := t.TempDir()
+	env := []string{"DISKHOOK_ROOT=" + root}
+	code, r, _ := run(t, steered, `{"domain":"`+domain+`"}`, env, "local", "mark-saved")
+	if code != 0 || r.Error != nil {
+		t.Errorf("%d %+v", code, r.Error)
+	}
+	if _, err := os.Stat(filepath.Join(root, "var/lib/diskhook/receipts", domain, "saved")); err != nil {
+		t.Error(err)
+	}
+	code, r, _ = run(t, steered, "{}", env, "local", "format", "/dev/sda")
+	if code != 1 || r.Error == nil || r.Error.Code != "usage" {
+		t.Errorf("%d %+v", code, r.Error)
+	}
+}
+
+// TestNotSteered: the installed build takes nothing from its environment. It
+// refuses on a host that is not oVirt's, and on one that is refuses the request.
+func TestNotSteered(t *testing.T) {
+	root := t.TempDir()
+	env := []string{"DISKHOOK_ROOT=" + root, "DISKHOOK_PROGRAM=/tmp/evil", "DISKHOOK_TOOLS=/tmp/evil", "PATH=/tmp/evil"}
+	code, r, _ := run(t, installed, `{"domain":"../x"}`, env, "local", "mark-saved")
+	if code != 1 || r.Error == nil || r.Error.Message == "" {
+		t.Errorf("%d %+v", code, r)
+	}
+	if made, _ := os.ReadDir(root); len(made) != 0 {
+		t.Errorf("made %v", made)
+	}
+}
+
+// TestBrokenConfiguration: what others could have written is refused; what is
+// merely wrong is told, and the work goes on.
+func TestBrokenConfiguration(t *testing.T) {
+	root := t.TempDir()
+	env := []string{"DISKHOOK_ROOT=" + root}
+	config := filepath.Join(root, "etc/diskhook/diskhook.toml")
+	if err := errors.Join(os.MkdirAll(filepath.Dir(config), 0o755), os.WriteFile(config, []byte("odd = 1\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	code, r, stderr := run(t, steered, `{"domain":"`+domain+`"}`, env, "local", "clear-saved")
+	if code != 0 || r.Error != nil || !strings.Contains(stderr, "unknown key odd") {
+		t.Errorf("%d %+v %q", code, r.Error, stderr)
+	}
+	if err := os.Chmod(config, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	code, r, _ = run(t, steered, `{"domain":"`+domain+`"}`, env, "local", "clear-saved")
+	if code != 1 || r.Error == nil || r.Error.Code != "precondition" || !strings.Contains(r.Error.Hint, "chmod") {
+		t.Errorf("%d %+v", code, r.Error)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	out, err := exec.Command(installed, "--version").Output()
+	if err != nil || string(out) != "diskhook-helper 1.2.3\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+}

@@ -182,8 +182,7 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// toFill are the disks that a definition binds with fill=now. A copy that a
-// guest has used is not among them: its source may be gone.
+// toFill are the disks that a definition binds with fill=now.
 func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]localdisk.Disk, error) {
 	d, err := bindings.ReadDomain(doc)
 	if err != nil {
@@ -195,14 +194,18 @@ func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]local
 	}
 	var targets []string
 	for _, b := range bound {
-		if b.Binding.Kind == "local" && b.Binding.Option("fill", "now") == "now" && !s.isReady(d, b.Disk.Target) {
+		if b.Binding.Kind == "local" && b.Binding.Option("fill", "now") == "now" {
 			targets = append(targets, b.Disk.Target)
 		}
 	}
 	if len(targets) == 0 {
 		return nil, nil
 	}
-	return s.LocalDisks(ctx, d, bound, targets...)
+	disks, err := s.LocalDisks(ctx, d, bound, targets...)
+	if err != nil {
+		return nil, err
+	}
+	return disks, s.fillable(disks)
 }
 
 // Apply does what a plan of PlanApply or PlanRebind says.

@@ -15,6 +15,9 @@ import (
 
 // Prestage fills the disks' copies and notes them in the metadata.
 func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w localdisk.Waiting) error {
+	if err := s.fillable(disks); err != nil {
+		return err
+	}
 	if err := s.Local.Prestage(ctx, disks, w); err != nil || len(disks) == 0 {
 		return err
 	}

@@ -59,7 +59,8 @@ func (s *Service) localDisk(ctx context.Context, d bindings.Domain, b bindings.B
 	if err := disk.Validate(); err != nil {
 		return disk, fmt.Errorf("%s: %w", d, err)
 	}
-	if err := s.known(d, disk); err != nil {
+	receipt, err := s.receiptOf(disk)
+	if err != nil {
 		return disk, err
 	}
 	source := b.Disk
@@ -77,43 +78,47 @@ func (s *Service) localDisk(ctx context.Context, d bindings.Domain, b bindings.B
 	disk.Source = source.Layers()
 	if last := len(disk.Source) - 1; last >= 0 && !source.Complete && disk.Source[last].Format != "raw" {
 		below, err := imagecheck.Discover(ctx, disk.Source[last], s.Host.Config.Paths.Allowed)
-		if err != nil {
+		switch {
+		case err == nil:
+			disk.Source = append(disk.Source[:last:last], below...)
+		case receipt != nil:
+			// Most likely the copy is complete, and needs its source no more.
+			disk.Source = receipt.Source
+			s.Host.Log.Info("the chain of the source cannot be read", "disk", disk.String(), "err", err)
+		default:
 			return disk, fmt.Errorf("%s: its chain: %w", disk, err)
 		}
-		disk.Source = append(disk.Source[:last:last], below...)
 	}
 	return disk, nil
 }
 
-// known refuses to make a copy anew where the metadata name one that this host
-// knows nothing of: the guest's writes may be in it.
-func (s *Service) known(d bindings.Domain, disk localdisk.Disk) error {
-	if disk.Copy == "" {
-		return nil
-	}
-	all, err := localdisk.Receipts(s.Host.Layout, d.UUID)
-	if err != nil {
-		return err
-	}
-	for _, r := range all {
-		if r.Key() == disk.Key() {
-			return nil
+// fillable refuses to make a copy anew where the metadata name one that this
+// host knows nothing of: the guest's writes may be in it.
+func (s *Service) fillable(disks []localdisk.Disk) error {
+	for _, disk := range disks {
+		receipt, err := s.receiptOf(disk)
+		if err != nil {
+			return err
+		}
+		if receipt == nil && disk.Copy != "" {
+			err := failure.New(failure.Precondition, "%s: its metadata name the copy %s, of which this host has no receipt", disk, disk.Copy)
+			arg := bindings.Domain{Name: disk.DomainName, UUID: disk.Domain}.NameArg()
+			return failure.Hint(err, "take it over with `diskhook local adopt %[1]s %[2]s`, or start over with `diskhook local recreate --discard-guest-data %[1]s %[2]s`", arg, disk.Target)
 		}
 	}
-	err = failure.New(failure.Precondition, "%s: its metadata name the copy %s, of which this host has no receipt", disk, disk.Copy)
-	return failure.Hint(err, "take it over with `diskhook local adopt %[1]s %[2]s`, or start over with `diskhook local recreate --discard-guest-data %[1]s %[2]s`", d.NameArg(), disk.Target)
+	return nil
 }
 
-// isReady says that a disk's chain need not be known: its copy is complete.
-func (s *Service) isReady(d bindings.Domain, target string) bool {
-	all, err := localdisk.Receipts(s.Host.Layout, d.UUID)
+// receiptOf is the receipt of a disk's copy; nil: there is none.
+func (s *Service) receiptOf(disk localdisk.Disk) (*localdisk.Receipt, error) {
+	all, err := localdisk.Receipts(s.Host.Layout, disk.Domain)
 	if err != nil {
-		return false
+		return nil, err
 	}
 	for _, r := range all {
-		if r.Target == target && r.Used && !r.Discarding {
-			return true
+		if r.Key() == disk.Key() && !r.Discarding {
+			return &r, nil
 		}
 	}
-	return false
+	return nil, nil
 }

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"time"
+)
+
+// rounds is how often each program is started.
+const rounds = 400
+
+// unbound is a domain of an oVirt host with nothing of diskhook in it.
+const unbound = "testdata/domains/vdsm-mixed.in.xml"
+
+// hookCalls starts the hook as libvirt does, /bin/true and Python in turns.
+func hookCalls(ctx context.Context, out io.Writer) error {
+	contestants := []struct {
+		name string
+		argv []string
+	}{
+		{"/bin/true", []string{"/bin/true"}},
+		{"qemu-hook prepare", []string{"bin/qemu-hook", "vm1", "prepare", "begin", "-"}},
+		{"qemu-hook started", []string{"bin/qemu-hook", "vm1", "started", "begin", "-"}},
+		{"python3 -c pass", []string{"python3", "-c", "pass"}},
+	}
+	times := make([][]time.Duration, len(contestants))
+	for range rounds {
+		for i, c := range contestants {
+			took, err := spawn(ctx, c.argv, unbound)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			times[i] = append(times[i], took)
+		}
+	}
+	base := median(times[0])
+	for i, c := range contestants {
+		m := median(times[i])
+		fmt.Fprintf(out, "  %-20s %8.2f ms  %5.1f × /bin/true\n", c.name, milliseconds(m), ratio(m, base))
+	}
+	hook, python := median(times[1]), median(times[3])
+	fmt.Fprintf(out, "  the hook is %.1f × faster than Python doing nothing (medians of %d starts)\n", ratio(python, hook), rounds)
+	return nil
+}
+
+// spawn runs argv with the file on its standard input and returns the time
+// from start to exit.
+func spawn(ctx context.Context, argv []string, stdin string) (time.Duration, error) {
+	in, err := os.Open(stdin)
+	if err != nil {
+		return 0, err
+	}
+	defer in.Close()
+	command := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	command.Stdin = in
+	command.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"} // as libvirt has it
+	from := time.Now()
+	err = command.Run()
+	return time.Since(from), err
+}
+
+func median(times []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(times))
+	return sorted[len(sorted)/2]
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func ratio(a, b time.Duration) float64 { return float64(a) / float64(b) }

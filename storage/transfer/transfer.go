@@ -30,7 +30,6 @@ import (
 	"path/filepath"
 	"time"
 
-
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/blockdev"
 	"diskhook/storage/command"

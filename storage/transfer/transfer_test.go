@@ -301,3 +301,31 @@ func TestCopyThroughDescriptors(t *testing.T) {
 	}
 	expect(t, target.Path, content)
 }
+
+// qcow2 and raw directly on block devices, as on shared LVM, by path and by
+// descriptor.
+func TestBlockSource(t *testing.T) {
+	for _, format := range []string{"qcow2", "raw"} {
+		t.Run(format, func(t *testing.T) {
+			dir := t.TempDir()
+			chain, content := build(t, dir, []layer{{format, 2 << 20, []step{{512, 4096, 5}, {1 << 20, 512, 6}}}})
+			if err := os.Truncate(chain[0].Path, 2<<20); err != nil { // whole sectors for the device
+				t.Fatal(err)
+			}
+			chain[0].Path = loop(t, chain[0].Path)
+			opened, err := imagecheck.Checker{Allowed: filepath.EvalSymlinks}.Open(t.Context(), chain)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer opened.Close()
+			for name, files := range map[string][]*os.File{"path": nil, "descriptor": opened.Files} {
+				source := transfer.Source{Layers: chain, Size: opened.VirtualSize, Files: files}
+				target := transfer.Target{Path: filepath.Join(dir, name), Size: opened.VirtualSize}
+				if err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{Verify: true}); err != nil {
+					t.Fatal(err)
+				}
+				expect(t, target.Path, content)
+			}
+		})
+	}
+}

@@ -182,7 +182,26 @@ func TestCopyAsUser(t *testing.T) {
 	if err := unix.Stat(target.Path, &st); err != nil || st.Uid != 12345 || st.Mode&0o777 != 0o600 {
 		t.Errorf("owner %d, mode %o, %v", st.Uid, st.Mode&0o777, err)
 	}
-	// The same by a user who may not read it.
+	// Through descriptors it is the same, even where the user no longer gets
+	// at the path.
+	user := &command.Credential{UID: 12345, GID: 12345}
+	opened, err := imagecheck.Checker{Allowed: filepath.EvalSymlinks, User: user}.Open(t.Context(), chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	if err := os.Rename(chain[0].Path, chain[0].Path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	second := transfer.Target{Path: target.Path + "3", Size: 1 << 20}
+	if err := engine.Copy(t.Context(), transfer.Source{Layers: chain, Size: opened.VirtualSize, Files: opened.Files}, second, transfer.Options{User: user}); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, second.Path, content)
+	if err := os.Rename(chain[0].Path+".away", chain[0].Path); err != nil {
+		t.Fatal(err)
+	}
+	// A user who may not read it does not.
 	err = engine.Copy(t.Context(), source, transfer.Target{Path: target.Path + "2", Size: 1 << 20}, transfer.Options{User: &command.Credential{UID: 54321, GID: 54321}})
 	if failure.KindOf(err) != failure.Precondition {
 		t.Errorf("got %v", err)

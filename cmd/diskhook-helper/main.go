@@ -25,7 +25,7 @@ var (
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == "--version" {
-		fmt.Println("diskhook-helper", version)
+		fmt.Fprintln(os.Stdout, "diskhook-helper", version)
 		return
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))

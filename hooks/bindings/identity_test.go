@@ -25,12 +25,12 @@ func applied(t *testing.T, w *hooktest.World) *xmlrewrite.Document {
 	return r.After
 }
 
-func edit(t *testing.T, doc *xmlrewrite.Document, old, new string) *xmlrewrite.Document {
+func edit(t *testing.T, doc *xmlrewrite.Document, from, to string) *xmlrewrite.Document {
 	t.Helper()
-	if !bytes.Contains(doc.Bytes(), []byte(old)) {
-		t.Fatalf("%q is not in\n%s", old, doc.Bytes())
+	if !bytes.Contains(doc.Bytes(), []byte(from)) {
+		t.Fatalf("%q is not in\n%s", from, doc.Bytes())
 	}
-	return parseDoc(t, bytes.ReplaceAll(doc.Bytes(), []byte(old), []byte(new)))
+	return parseDoc(t, bytes.ReplaceAll(doc.Bytes(), []byte(from), []byte(to)))
 }
 
 func TestIdentity(t *testing.T) {

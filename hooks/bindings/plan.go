@@ -81,46 +81,50 @@ func Simulate(ctx context.Context, h *Host, op string, xml []byte, written []Bin
 	if err != nil {
 		return nil, failure.Wrap(failure.Usage, fmt.Errorf("domain XML: %w", err))
 	}
+	plan := &Plan{Op: op, Note: note}
+	plan.Veto = plan.work(ctx, h, doc, written)
+	return plan, nil
+}
+
+// work fills in the plan and returns why the operation would be refused.
+func (p *Plan) work(ctx context.Context, h *Host, doc *xmlrewrite.Document, written []Binding) error {
 	d, err := ReadDomain(doc)
-	plan := &Plan{Domain: d.Name, Op: op, Note: note, Veto: err}
+	p.Domain = d.Name
 	if err != nil {
-		return plan, nil
+		return err
 	}
-	_, plan.Skipped, _ = Resolve(d, written)
+	_, p.Skipped, _ = Resolve(d, written)
 	bound, err := h.Settle(ctx, d, written)
 	switch {
 	case err != nil:
-		plan.Veto = err
-		return plan, nil
+		return err
 	case len(bound) == 0:
-		plan.Note = "nothing: no disk is bound"
-		return plan, nil
-	case strings.Contains(op, "migrate"):
-		plan.Veto = Migratable(d, bound)
-		return plan, nil
+		p.Note = "nothing: no disk is bound"
+		return nil
+	case strings.Contains(p.Op, "migrate"):
+		return Migratable(d, bound)
 	}
-	return plan, plan.observe(ctx, h, doc, d, bound)
+	return p.observe(ctx, h, doc, d, bound)
 }
 
 // observe asks the storage and fills in the steps and the change of the XML.
-func (p *Plan) observe(ctx context.Context, h *Host, doc *xmlrewrite.Document, d Domain, bound []Bound) error {
-	if steps, err := h.Plan(ctx, d, bound); err != nil {
-		p.Veto = err
-	} else {
-		p.Steps = steps
+func (p *Plan) observe(ctx context.Context, h *Host, doc *xmlrewrite.Document, d Domain, bound []Bound) (veto error) {
+	var err error
+	if p.Steps, err = h.Plan(ctx, d, bound); err != nil {
+		return err
 	}
 	for _, s := range p.Steps {
-		p.Veto = errors.Join(p.Veto, s.Err)
+		veto = errors.Join(veto, s.Err)
 	}
 	if !d.OVirt {
-		return nil
+		return veto
 	}
 	after, err := xmlrewrite.Apply(doc, h.expected(bound)...)
 	if err != nil {
-		return fmt.Errorf("%s: %w", d, err)
+		return errors.Join(veto, fmt.Errorf("%s: %w", d, err))
 	}
 	p.Diff = xmlrewrite.Diff(doc.Bytes(), after.Bytes(), "before", "after")
-	return nil
+	return veto
 }
 
 // Plan looks at the storage once per kind and returns what a fulfil would do.

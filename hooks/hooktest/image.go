@@ -4,9 +4,9 @@ package hooktest
 
 import (
 	"bytes"
-	"os"
-	"os/exec"
 	"path/filepath"
+
+	"diskhook/storage/command"
 )
 
 // UUID is that of the domain in testdata/hooks/plain.xml.
@@ -30,9 +30,7 @@ func (w *World) Chain(dir string) []byte {
 // Tool runs a program that must succeed.
 func (w *World) Tool(name string, args ...string) {
 	w.Helper()
-	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		w.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	if _, err := (command.System{}).Run(w.Context(), command.Cmd{Name: name, Args: args}); err != nil {
+		w.Fatal(err)
 	}
 }

@@ -4,7 +4,7 @@
 // name, operation, sub-operation and extra word in, domain XML on stdin, XML on
 // stdout for those operations that filter.
 //
-//	prepare begin    make the disks ready, or refuse the start
+//	prepare begin    make the disks ready, or refuse
 //	start begin      give nodes to QEMU's user where libvirt was told not to label them
 //	release end      undo, whatever happened before
 //	migrate begin    refuse an incoming domain with disks that cannot be migrated

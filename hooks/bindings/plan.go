@@ -107,24 +107,22 @@ func (p *Plan) work(ctx context.Context, h *Host, doc *xmlrewrite.Document, writ
 	return p.observe(ctx, h, doc, d, bound)
 }
 
-// observe asks the storage and fills in the steps and the change of the XML.
-func (p *Plan) observe(ctx context.Context, h *Host, doc *xmlrewrite.Document, d Domain, bound []Bound) (veto error) {
-	var err error
-	if p.Steps, err = h.Plan(ctx, d, bound); err != nil {
-		return err
+// observe fills in the change of the XML, asks the storage and fills in the
+// steps.
+func (p *Plan) observe(ctx context.Context, h *Host, doc *xmlrewrite.Document, d Domain, bound []Bound) error {
+	if d.OVirt {
+		after, err := xmlrewrite.Apply(doc, h.expected(bound)...)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d, err)
+		}
+		p.Diff = xmlrewrite.Diff(doc.Bytes(), after.Bytes(), "before", "after")
 	}
-	for _, s := range p.Steps {
-		veto = errors.Join(veto, s.Err)
+	steps, err := h.Plan(ctx, d, bound)
+	p.Steps = steps
+	for _, s := range steps {
+		err = errors.Join(err, s.Err)
 	}
-	if !d.OVirt {
-		return veto
-	}
-	after, err := xmlrewrite.Apply(doc, h.expected(bound)...)
-	if err != nil {
-		return errors.Join(veto, fmt.Errorf("%s: %w", d, err))
-	}
-	p.Diff = xmlrewrite.Diff(doc.Bytes(), after.Bytes(), "before", "after")
-	return veto
+	return err
 }
 
 // Plan looks at the storage once per kind and returns what a fulfil would do.

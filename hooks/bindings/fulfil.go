@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,10 @@ func byKind(bound []Bound) ([]Kind, map[string][]Bound) {
 // the others did is undone.
 func (h *Host) Fulfil(ctx context.Context, d Domain, bound []Bound, deadline time.Duration) ([]Placement, error) {
 	kinds, groups := byKind(bound)
+	return h.fulfil(ctx, d, kinds, groups, deadline)
+}
+
+func (h *Host) fulfil(ctx context.Context, d Domain, kinds []Kind, groups map[string][]Bound, deadline time.Duration) ([]Placement, error) {
 	placed := make([][]Placement, len(kinds))
 	failed := make([]error, len(kinds))
 	var work sync.WaitGroup
@@ -47,22 +52,19 @@ func (h *Host) Fulfil(ctx context.Context, d Domain, bound []Bound, deadline tim
 		})
 	}
 	work.Wait()
-	if err := errors.Join(failed...); err != nil {
-		for i, k := range kinds {
-			if failed[i] != nil {
-				continue // it has undone its own
-			}
-			if undo := k.Release(context.WithoutCancel(ctx), h, d, groups[k.Name()], ""); undo != nil {
-				h.Log.Warn("undo", "domain", d.UUID, "kind", k.Name(), "err", undo)
-			}
+	err := errors.Join(failed...)
+	if err == nil {
+		return slices.Concat(placed...), nil
+	}
+	for i, k := range kinds {
+		if failed[i] != nil {
+			continue // it has undone its own
 		}
-		return nil, err
+		if undo := k.Release(context.WithoutCancel(ctx), h, d, groups[k.Name()], ""); undo != nil {
+			h.Log.Warn("undo", "domain", d.UUID, "kind", k.Name(), "err", undo)
+		}
 	}
-	var all []Placement
-	for _, p := range placed {
-		all = append(all, p...)
-	}
-	return all, nil
+	return nil, err
 }
 
 // Release undoes a fulfil of all kinds; every one is tried.

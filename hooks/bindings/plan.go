@@ -68,8 +68,8 @@ var operations = map[string]string{
 }
 
 // Simulate works out what the operation op of libvirt or hook point of VDSM
-// would do with the domain, given the properties' bindings as written. It
-// changes nothing. That the operation would be refused is told in the plan;
+// would do with the domain, given the properties' bindings as written (none:
+// those that an oVirt domain has in its metadata). It changes nothing. That the operation would be refused is told in the plan;
 // the error is for XML that cannot be read and for an unknown operation.
 func Simulate(ctx context.Context, h *Host, op string, xml []byte, written []Binding) (*Plan, error) {
 	note, known := operations[op]
@@ -92,6 +92,13 @@ func (p *Plan) work(ctx context.Context, h *Host, doc *xmlrewrite.Document, writ
 	p.Domain = d.Name
 	if err != nil {
 		return err
+	}
+	if vdsm, ovirt := doc.VDSM(); ovirt && len(written) == 0 {
+		// VDSM hands a hook the properties that Engine wrote here.
+		written, err = Properties(func(name string) (string, bool) { v, ok := vdsm.Custom[name]; return v, ok })
+		if err != nil {
+			return err
+		}
 	}
 	_, p.Skipped, _ = Resolve(d, written)
 	bound, err := h.Settle(ctx, d, written)

@@ -17,6 +17,7 @@ import (
 	"diskhook/hooks/hooktest"
 	"diskhook/hooks/libvirt"
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
@@ -106,6 +107,7 @@ func TestOperations(t *testing.T) {
 func TestUnboundDomains(t *testing.T) {
 	w, local := fake(t)
 	plain := w.Fixture("hooks/plain.xml")
+	w.Config.Rules = []host.Rule{{Name: "*", Binding: "local=dir"}} // for rewrite and apply alone
 	w.Write("etc/diskhook/diskhook.toml", "broken [[[")
 	w.Write("var/lib/diskhook/receipts", "a file where a directory should be")
 	for name, xml := range map[string][]byte{
@@ -329,4 +331,24 @@ func TestDeadlineIsTheConfigured(t *testing.T) {
 	if want := "fulfil vda=dir vdb=dir deadline=" + (3 * time.Second).String(); local.Calls[0] != want {
 		t.Errorf("%q", local.Calls)
 	}
+}
+
+// FuzzRun: no XML makes the hook panic or print, and none without our
+// namespace is ever refused.
+func FuzzRun(f *testing.F) {
+	f.Add("prepare", []byte("<domain type='kvm'><name>x</name><uuid>"+id+"</uuid></domain>"))
+	f.Add("migrate", []byte("<domain><metadata><d:disks xmlns:d='urn:diskhook:1' domain=''><d:disk target='vda'><d:local/></d:disk></d:disks></metadata></domain>"))
+	f.Add("start", []byte("<domain><seclabel model='dac'><imagelabel>+1:+1</imagelabel></seclabel></domain>"))
+	f.Add("restore", []byte("<!DOCTYPE x><domain/>"))
+	local := &hooktest.Local{}
+	w := hooktest.New(f, local)
+	f.Fuzz(func(t *testing.T, op string, xml []byte) {
+		stdout, err := libvirt.Run(context.Background(), w.Host, libvirt.Call{Domain: "x", Op: op, SubOp: "begin", Extra: "-", Stdin: xml})
+		if stdout != nil || err != nil && !bytes.Contains(xml, []byte("urn:")) {
+			t.Errorf("%q, %v", stdout, err)
+		}
+		if err != nil && strings.ContainsAny(failure.Line(err), "\n\x1b") {
+			t.Errorf("line %q", failure.Line(err))
+		}
+	})
 }

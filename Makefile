@@ -51,8 +51,8 @@ build: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-domain) #
 
 # `go build` knows best what is up to date.
 .PHONY: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-domain)
-$(out)/diskhook: LDFLAGS += -X main.domainProgram=$(programs)/diskhook-domain -X main.helperProgram=$(programs)/diskhook-helper
-$(out)/qemu-hook: LDFLAGS += -X main.program=$(bindir)/diskhook
+$(out)/diskhook: LDFLAGS += -X main.domainProgram=$(programs)/diskhook-domain
+$(out)/qemu-hook $(out)/diskhook-helper: LDFLAGS += -X main.program=$(bindir)/diskhook
 $(out)/diskhook $(out)/qemu-hook $(out)/diskhook-helper:
 	CGO_ENABLED=0 $(BUILD) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 $(out)/diskhook-domain:
@@ -90,6 +90,7 @@ lint: $(GOLANGCI_LINT)
 	contrib/lint-selftest $(GOLANGCI_LINT)
 	shellcheck $$(git ls-files -co --exclude-standard | xargs awk 'FNR == 1 && /^#!\/bin\/(ba)?sh/ { print FILENAME } { nextfile }')
 	shellcheck -s bash contrib/completion/diskhook.bash
+	mandoc -T lint -W warning contrib/man/*.[58]
 
 .PHONY: unit
 unit:

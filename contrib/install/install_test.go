@@ -104,12 +104,10 @@ func TestUninstallKeepsTheConfiguration(t *testing.T) {
 // TestPrefix moves programs, and every file and program that names them.
 func TestPrefix(t *testing.T) {
 	dest := t.TempDir()
-	makeTarget(t, "install-vdsm", "DESTDIR="+dest, "PREFIX=/opt/diskhook", "VERSION=v1.2.3-test")
+	makeTarget(t, "install", "DESTDIR="+dest, "PREFIX=/opt/diskhook", "VERSION=v1.2.3-test")
 	for path, mention := range map[string]string{
-		"/etc/libvirt/hooks/qemu.d/50-diskhook":         "/opt/diskhook/bin/diskhook",
-		"/opt/diskhook/bin/diskhook":                    "/opt/diskhook/libexec/diskhook/diskhook-domain",
-		"/etc/sudoers.d/50_vdsm_hook_diskhook":          "NOPASSWD: /opt/diskhook/libexec/diskhook/diskhook-helper",
-		"/usr/lib/udev/rules.d/61-diskhook-local.rules": "ovirt-local",
+		"/etc/libvirt/hooks/qemu.d/50-diskhook": "/opt/diskhook/bin/diskhook",
+		"/opt/diskhook/bin/diskhook":            "/opt/diskhook/libexec/diskhook/diskhook-domain",
 	} {
 		content := read(t, dest+path)
 		if !bytes.Contains(content, []byte(mention)) {
@@ -119,15 +117,24 @@ func TestPrefix(t *testing.T) {
 			t.Errorf("%s still mentions /usr", path)
 		}
 	}
-	link, err := os.Readlink(dest + "/usr/libexec/vdsm/hooks/before_vm_start/50_diskhook")
-	if err != nil || link != "/opt/diskhook/libexec/diskhook/qemu-hook" {
-		t.Errorf("the VDSM hook points to %q (%v)", link, err)
-	}
 	for _, program := range []string{"bin/diskhook", "libexec/diskhook/qemu-hook"} {
 		out, err := exec.CommandContext(t.Context(), dest+"/opt/diskhook/"+program, "--version").CombinedOutput()
 		if err != nil || !strings.Contains(string(out), "v1.2.3-test") {
 			t.Errorf("%s --version: %v: %s", program, err, out)
 		}
+	}
+}
+
+// TestVDSMIsForUsrOnly: the path of the helper that VDSM's hooks start is fixed.
+func TestVDSMIsForUsrOnly(t *testing.T) {
+	dest := t.TempDir()
+	out, err := exec.CommandContext(t.Context(), "make", "--no-print-directory", "-C", "../..", "out="+programs,
+		"install-vdsm", "DESTDIR="+dest, "PREFIX=/opt/diskhook").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "use PREFIX=/usr") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if _, err := os.Stat(dest + "/usr/libexec/vdsm"); !os.IsNotExist(err) {
+		t.Errorf("hook points were made: %v", err)
 	}
 }
 

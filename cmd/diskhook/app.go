@@ -57,6 +57,7 @@ func New(p *program) *cli.App {
 			localCommand(p),
 			rewriteCommand(p),
 			showCommand(p),
+			doctorCommand(p),
 			hookCommand(p),
 			configCommand(p),
 			versionCommand(p),

@@ -4,10 +4,10 @@ package localdisk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"diskhook/storage/atomicfile"
@@ -29,9 +29,9 @@ type Placement struct {
 	Copy  string `json:"copy"` // UUID
 }
 
-// attempts bounds how often a fulfil looks again: once to start copies, once
-// after they ended, and once more when somebody else's ended.
-const attempts = 3
+// fillings bounds how often one call starts copies: again once, when what
+// somebody else was at came to nothing.
+const fillings = 2
 
 // Fulfil makes the disks of one domain ready: all of them, or none. Ready
 // copies cost one LVM report and one lvchange, and their sources are not
@@ -40,16 +40,31 @@ const attempts = 3
 // and the copies go on. Calling it again, for a running domain too, is quick
 // and changes nothing.
 func (s *Service) Fulfil(ctx context.Context, disks []Disk, w Waiting) ([]Placement, error) {
-	for range attempts {
-		placements, pending, err := s.tryFulfil(ctx, disks)
-		if err != nil || len(pending) == 0 {
-			return placements, err
+	var placements []Placement
+	err := s.settle(ctx, &w, func() (later []pending, err error) {
+		placements, later, err = s.tryFulfil(ctx, disks)
+		return later, err
+	})
+	return placements, err
+}
+
+// settle looks until nothing is left to wait for, and starts what has to be
+// filled. Waiting for others is bounded by the deadline alone.
+func (s *Service) settle(ctx context.Context, w *Waiting, look func() ([]pending, error)) error {
+	for started := 0; ; {
+		later, err := look()
+		if err != nil || len(later) == 0 {
+			return err
 		}
-		if err := s.fillAndWait(ctx, pending, &w); err != nil {
-			return nil, err
+		if slices.ContainsFunc(later, func(p pending) bool { return p.action != Wait }) {
+			if started++; started > fillings {
+				return failure.New(failure.Temporary, "%s: its copy keeps changing; try again", later[0].Disk)
+			}
+		}
+		if err := s.fillAndWait(ctx, later, w); err != nil {
+			return err
 		}
 	}
-	return nil, failure.New(failure.Temporary, "%s: its copy keeps changing; try again", disks[0])
 }
 
 // Prestage fills what is absent and waits as w says. It activates nothing and
@@ -58,20 +73,14 @@ func (s *Service) Prestage(ctx context.Context, disks []Disk, w Waiting) error {
 	for i := range disks {
 		disks[i].Create = true
 	}
-	for range attempts {
+	return s.settle(ctx, &w, func() ([]pending, error) {
 		observed, err := s.Observe(ctx, disks)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		_, pending, err := sortOut(observed)
-		if err != nil || len(pending) == 0 {
-			return err
-		}
-		if err := s.fillAndWait(ctx, pending, &w); err != nil {
-			return err
-		}
-	}
-	return failure.New(failure.Temporary, "%s: its copy keeps changing; try again", disks[0])
+		_, later, err := sortOut(observed)
+		return later, err
+	})
 }
 
 // pending is a disk whose copy has to be filled, or is being worked on.
@@ -148,35 +157,38 @@ func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Pla
 				return nil, err
 			}
 		}
-		placement, err := s.use(ctx, p.Observed)
+		placement, made, err := s.use(ctx, p.Observed)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.Disk, err)
 		}
-		undo = append(undo, func() { _ = os.Remove(link(s.Layout, p.Disk)) })
+		if made {
+			undo = append(undo, func() { _ = os.Remove(link(s.Layout, p.Disk)) })
+		}
 		placements = append(placements, placement)
 	}
 	return placements, nil
 }
 
 // use publishes one active copy. The receipt says used, durably, before the
-// path appears: from then on the guest's writes may live there.
-func (s *Service) use(ctx context.Context, o Observed) (Placement, error) {
+// path appears: from then on the guest's writes may live there. made says that
+// the path was not there before.
+func (s *Service) use(ctx context.Context, o Observed) (placement Placement, made bool, err error) {
 	if err := o.Copy.awaitNode(ctx); err != nil {
-		return Placement{}, err
+		return placement, false, err
 	}
-	placement, err := s.checkNode(o)
-	if err != nil {
-		return Placement{}, err
+	if placement, err = s.checkNode(o); err != nil {
+		return placement, false, err
 	}
 	if err := s.markUsed(o); err != nil {
-		return Placement{}, err
+		return placement, false, err
 	}
 	if s.Owner != nil {
 		if err := s.SetOwner(ctx, placement, s.Owner.UID, s.Owner.GID); err != nil {
-			return Placement{}, err
+			return placement, false, err
 		}
 	}
-	return placement, s.publish(o)
+	made, err = s.publish(o)
+	return placement, made, err
 }
 
 // checkNode looks at what is really there: its kind and its size.
@@ -228,20 +240,23 @@ func (s *Service) markUsed(o Observed) error {
 
 // publish makes the stable path. A link that is right is left alone; on oVirt
 // it only records that this boot has fulfilled the disk.
-func (s *Service) publish(o Observed) error {
+func (s *Service) publish(o Observed) (made bool, err error) {
 	path := link(s.Layout, o.Disk)
 	if to, err := os.Readlink(path); err == nil && to == o.Copy.Path {
-		return nil
+		return false, nil
 	}
 	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+		return false, err
 	}
 	tmp := path + ".new"
 	_ = os.Remove(tmp)
-	if err := errors.Join(os.Symlink(o.Copy.Path, tmp), os.Rename(tmp, path)); err != nil {
-		return fmt.Errorf("link %s: %w", path, err)
+	if err := os.Symlink(o.Copy.Path, tmp); err != nil {
+		return false, fmt.Errorf("link: %w", err)
 	}
-	return failpoint.Hit("fulfil.link")
+	if err := os.Rename(tmp, path); err != nil {
+		return false, fmt.Errorf("link: %w", err)
+	}
+	return true, failpoint.Hit("fulfil.link")
 }
 
 // group is what one command of a backend can do together.

@@ -108,7 +108,10 @@ func (s *Service) jobPath(d Disk, id string) string {
 func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) error {
 	began := time.Now()
 	var last progress.Status
-	for {
+	for ; ; time.Sleep(pollEvery) {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("%s: wait for its copy: %w", d, err)
+		}
 		st, err := progress.Read(s.statusPath(d.Domain, d.Key()))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.Log.Warn("status", "err", err)
@@ -127,8 +130,11 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		}
 		switch {
 		case held:
-		case job == "" || mine && st.State == progress.Ready:
+		case mine && st.State == progress.Ready:
 			return nil // look again
+		case job == "" && time.Since(began) >= pollEvery:
+			return nil // not at once: a lock of a moment is no reason to look again and again
+		case job == "":
 		case s.waitsForLock(d, job):
 			if time.Since(began) > startTimeout {
 				err := failure.New(failure.Temporary, "%s: its copy process did not start", d)
@@ -142,11 +148,6 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		}
 		if !w.until.IsZero() && time.Now().After(w.until) {
 			return stillCopying(d, st)
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s: wait for its copy: %w", d, ctx.Err())
-		case <-time.After(pollEvery):
 		}
 	}
 }

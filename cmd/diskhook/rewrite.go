@@ -96,9 +96,12 @@ func rewrite(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	r, err := s.host.Rewrite(doc, append(written, rules...))
-	if err != nil {
-		return err
+	r := bindings.Rewritten{Before: doc, After: doc}
+	// What nothing binds need not even be a domain.
+	if written = append(written, rules...); len(written) > 0 || d.Metadata != nil {
+		if r, err = s.host.Rewrite(doc, written); err != nil {
+			return err
+		}
 	}
 	for _, skipped := range r.Skipped {
 		fmt.Fprintf(p.stderr, "diskhook: disk %s: not bound: %s\n", harmless(skipped.Target), skipped.Why)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
@@ -148,6 +149,11 @@ func (s *services) domainID(ctx context.Context, name string) (string, error) {
 // keyOf is the key of a disk's copy: its target, or for a VM of oVirt the id
 // of its image, which may be given as well.
 func (s *services) keyOf(domain, disk string) (string, error) {
+	odd := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
+	if strings.ContainsFunc(disk, odd) || len(disk) > 64 {
+		err := failure.New(failure.Usage, "%q is not the target of a disk", disk)
+		return "", failure.Hint(err, "name it like vda; see `diskhook local list`")
+	}
 	receipts, err := localdisk.Receipts(s.local.Layout, domain)
 	if err != nil {
 		return "", err

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"diskhook/storage/failure"
-	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
@@ -28,16 +27,12 @@ func (local) Name() string { return "local" }
 // pass, and the guest would go on over whatever lies there on the other host.
 func (local) Migrate() Migration { return Refuse }
 
-// localOptions are the options and their values; nil takes what localdisk
-// itself checks.
-var localOptions = []struct {
-	name   string
-	values []string
-}{
-	{"fill", []string{fillNow, fillStart}},
-	{"on-stop", []string{localdisk.Keep, localdisk.Discard}},
-	{"host", nil},
-	{"copy", nil}, // written by apply only
+// localOptions are the options and their values; nil takes any that is well
+// formed. The option copy is beside them: only apply writes it, to metadata.
+var localOptions = map[string][]string{
+	"fill":    {fillNow, fillStart},
+	"on-stop": {localdisk.Keep, localdisk.Discard},
+	"host":    nil,
 }
 
 // When a copy is filled.
@@ -55,17 +50,13 @@ func (local) Check(b Binding) error {
 		return wrong("local", b.Value, localdisk.Backends())
 	}
 	for name, value := range b.Options {
-		i := slices.IndexFunc(localOptions, func(o struct {
-			name   string
-			values []string
-		}) bool {
-			return o.name == name && (name != "copy" || b.From == Metadata)
-		})
-		if i < 0 {
+		values, known := localOptions[name]
+		switch {
+		case name == "copy" && b.From == Metadata:
+		case !known:
 			err := failure.New(failure.Usage, "local has no option %s", clip(name))
 			return failure.Hint(err, "its options are fill, on-stop and host")
-		}
-		if values := localOptions[i].values; values != nil && !slices.Contains(values, value) {
+		case values != nil && !slices.Contains(values, value):
 			return wrong(name, value, values)
 		}
 	}
@@ -161,50 +152,6 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 		}, nil
 }
 
-// expected are the rewrites that a VDSM hook would do once the disks are ready.
-func (h *Host) expected(bound []Bound) []xmlrewrite.Rewriter {
-	var all []xmlrewrite.Rewriter
-	for _, b := range bound {
-		p := h.home(b)
-		all = append(all, xmlrewrite.LocalDisk{Target: p.Target, Path: p.Path, Block: p.Block})
-	}
-	return all
-}
-
-// home is where the copy of an oVirt disk lies.
-func (h *Host) home(b Bound) Placement {
-	if backend := cmp.Or(b.Binding.Value, h.Config.Local.Backend); backend == "dir" {
-		return Placement{b.Disk.Target, filepath.Join(h.Config.Local.Dir, b.Disk.Volume+".raw"), false}
-	}
-	return Placement{b.Disk.Target, filepath.Join("/dev", h.Config.Local.VG, b.Disk.Volume), true}
-}
-
-// LocalDisks are those of the bound disks that are local, in localdisk's words
-// and with the chains to fill their copies from. They may be filled, whatever
-// their binding says of starts.
-func (h *Host) LocalDisks(ctx context.Context, d Domain, bound []Bound) ([]localdisk.Disk, error) {
-	_, groups := byKind(bound)
-	return local{}.disks(ctx, h, d, groups[local{}.Name()], true)
-}
-
-// disks are the bound disks in localdisk's words, with the chains to fill from
-// where they may be needed.
-func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, create bool) ([]localdisk.Disk, error) {
-	disks := make([]localdisk.Disk, len(bound))
-	for i, b := range bound {
-		disk := k.disk(h, d, b)
-		disk.Create = disk.Create || create
-		if err := disk.Validate(); err != nil {
-			return nil, fmt.Errorf("%s: %w", d, err)
-		}
-		if err := k.discover(ctx, h, b, &disk); err != nil {
-			return nil, err
-		}
-		disks[i] = disk
-	}
-	return disks, nil
-}
-
 func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 	fill := fillNow
 	if d.OVirt {
@@ -230,81 +177,6 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 	return disk
 }
 
-// source is the chain that the disk had before it was bound, and whether that
-// is all of it.
-func (b Bound) source() (layers []imagecheck.Layer, complete bool) {
-	if b.Recorded == nil {
-		return b.Disk.Layers(), b.Disk.Complete
-	}
-	origin, err := b.Recorded.OriginDisk()
-	if err != nil {
-		return nil, false
-	}
-	was := ReadDisk(origin, false, xmlrewrite.VDSMDevice{})
-	return was.Layers(), was.Complete
-}
-
-// IsLocal says whether path lies where copies are kept.
-func (h *Host) IsLocal(path string) bool {
-	for _, dir := range []string{"/dev/" + h.Config.Local.VG, h.Config.Local.Dir, h.Layout.Links()} {
-		if within(path, dir) {
-			return true
-		}
-	}
-	// device-mapper doubles the hyphens of both names (dm names, lvm(8)).
-	return strings.HasPrefix(path, "/dev/mapper/"+strings.ReplaceAll(h.Config.Local.VG, "-", "--")+"-")
-}
-
-// discoverTimeout bounds how long a start may look at image headers on shared
-// storage.
-const discoverTimeout = 10 * time.Second
-
-// discover completes the chain of a disk that may have to be filled, by
-// reading image headers. A used copy settles everything: then the shared
-// storage may be away. If there is a receipt but no guest used the copy yet, a
-// chain that cannot be read is told to the log alone, as the copy is most
-// likely ready.
-func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.Disk) error {
-	if len(disk.Source) == 0 || disk.Source[len(disk.Source)-1].Format == "raw" {
-		return nil
-	}
-	if _, complete := b.source(); complete {
-		return nil
-	}
-	receipt, err := readReceipt(h.Layout, disk.Domain, disk.Key())
-	if err != nil {
-		return nil // whoever fulfils reads it again, and says so
-	}
-	if receipt != nil && receipt.Used && !receipt.Discarding && receipt.Volume == disk.Volume {
-		return nil
-	}
-	if !disk.Create && !disk.OVirt() {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
-	defer cancel()
-	last := len(disk.Source) - 1
-	below, err := imagecheck.Discover(ctx, disk.Source[last], h.Config.Paths.Allowed)
-	switch {
-	case err == nil:
-		disk.Source = append(disk.Source[:last:last], below...)
-	case receipt == nil:
-		return unreadable(*disk, err)
-	default:
-		h.Log.Warn("the chain of the source cannot be read", "disk", disk.String(), "err", err)
-	}
-	return nil
-}
-
-func unreadable(disk localdisk.Disk, err error) error {
-	hint := failure.HintOf(err)
-	if hint == "" {
-		hint = "bring its storage back, then start again"
-	}
-	err = fmt.Errorf("%s: there is no local copy yet, and its source %s cannot be read: %w", disk, failure.OneLine(disk.Source[0].Path), err)
-	return failure.Hint(err, "%s", hint)
-}
-
 // OnlyReady are the same disks, but bound such that no copy is ever made.
 func OnlyReady(bound []Bound) []Bound {
 	ready := slices.Clone(bound)
@@ -312,19 +184,4 @@ func OnlyReady(bound []Bound) []Bound {
 		ready[i].Binding = b.Binding.with("fill", fillNow)
 	}
 	return ready
-}
-
-// Placed says whether the disk of an oVirt VM lies in its own copy already,
-// because another hook point did the work. A path among the copies that is not
-// the disk's own is refused: it is never a source.
-func (h *Host) Placed(d Domain, b Bound) (Placement, bool, error) {
-	if !h.IsLocal(b.Disk.Path) {
-		return Placement{}, false, nil
-	}
-	p := h.home(b)
-	if b.Disk.Path == p.Path {
-		return p, true, nil
-	}
-	err := failure.New(failure.Conflict, "%s: disk %s: %s lies where local copies are kept, but is not the disk's own (%s)", d, b.Disk.Target, failure.OneLine(b.Disk.Path), p.Path)
-	return p, false, failure.Hint(err, "give the disk its shared volume again, or see which hook changed it")
 }

@@ -73,5 +73,5 @@ func forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {
 	if d.OVirt {
 		return failure.Hint(err, "set the property localdisk=%s again, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", r.Backend, args, args)
 	}
-	return failure.Hint(err, "bind it again with `diskhook domain apply`, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", args, args)
+	return failure.Hint(err, "bind it again with `diskhook domain apply --bind %s:local=%s %s`, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", disk.Target, r.Backend, d.NameArg(), args, args)
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -35,7 +36,15 @@ const (
 	volume = "1dfad482-c65c-436c-aa59-87e020b63302"
 )
 
-// newServer works below the root of a world, with ourselves as owner.
+// owner is whom copies are given to: as root vdsm:qemu, else ourselves.
+func owner() *localdisk.Owner {
+	if os.Geteuid() == 0 {
+		return &localdisk.Owner{UID: 36, GID: 107}
+	}
+	return &localdisk.Owner{UID: os.Geteuid(), GID: os.Getegid()}
+}
+
+// newServer works below the root of a world.
 func newServer(t *testing.T) (*hooktest.World, *privileged.Server) {
 	w := hooktest.New(t, nil)
 	exe, err := os.Executable()
@@ -44,7 +53,7 @@ func newServer(t *testing.T) (*hooktest.World, *privileged.Server) {
 	}
 	return w, &privileged.Server{Service: &localdisk.Service{
 		Layout: w.Layout, Config: w.Config, Run: command.System{}, Log: slog.New(slog.DiscardHandler), Program: exe,
-		Owner: &localdisk.Owner{UID: os.Geteuid(), GID: os.Getegid()},
+		Owner: owner(),
 	}}
 }
 
@@ -103,7 +112,10 @@ func TestBothEnds(t *testing.T) {
 	if !strings.Contains(wire.stderr.String(), `{"disk":"sda","status":{`) {
 		t.Errorf("no progress on stderr: %q", wire.stderr.String())
 	}
-	if err := c.SetOwner(ctx, placements[0], os.Geteuid(), os.Getegid()); err != nil {
+	if st, err := os.Stat(path); err != nil || *owner() != (localdisk.Owner{UID: int(st.Sys().(*syscall.Stat_t).Uid), GID: int(st.Sys().(*syscall.Stat_t).Gid)}) {
+		t.Errorf("the copy is not given to %v: %v, %v", *owner(), st, err)
+	}
+	if err := c.SetOwner(ctx, placements[0], owner().UID, owner().GID); err != nil {
 		t.Error(err)
 	}
 	if err := c.MarkSaved(ctx, domain); err != nil || !localdisk.Saved(w.Layout, domain) {
@@ -164,7 +176,7 @@ func TestMaliciousRequests(t *testing.T) {
 		return set("source", []any{map[string]any{"path": path, "format": format}})
 	}
 	node := func(path string) string {
-		b, _ := json.Marshal(map[string]any{"placement": map[string]any{"target": "sda", "node": path}, "uid": os.Geteuid(), "gid": os.Getegid()})
+		b, _ := json.Marshal(map[string]any{"placement": map[string]any{"target": "sda", "node": path}, "uid": owner().UID, "gid": owner().GID})
 		return string(b)
 	}
 	before := w.Files("")

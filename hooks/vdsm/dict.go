@@ -68,7 +68,7 @@ func parseDict(text []byte) (dict, error) {
 	return d, nil
 }
 
-// text returns a value as text: a string's content, "true" or "false", a
+// get returns a value as text: a string's content, "true" or "false", a
 // number as it stands, and "" for anything else.
 func (d dict) get(key string) string {
 	raw := bytes.TrimSpace(d.values[key].RawMessage)
@@ -132,7 +132,7 @@ var formats = map[string]string{"cow": "qcow2"}
 
 // disk is the disk that the object describes.
 func (d dict) disk() bindings.Disk {
-	kind := d.get("diskType")
+	kind := cmp.Or(d.get("diskType"), "file") // VDSM of old does not tell
 	x := &xmlrewrite.Disk{
 		Target: d.get("name"), Serial: d.get("serial"), Device: d.get("device"), Type: kind,
 		Driver:    xmlrewrite.Driver{Type: cmp.Or(formats[d.get("format")], d.get("format"))},

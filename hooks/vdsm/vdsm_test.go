@@ -471,3 +471,14 @@ func TestOwnerIsKept(t *testing.T) {
 		t.Errorf("%s", b)
 	}
 }
+
+// TestDiskOfAnOldVDSM has no diskType; the answer has one.
+func TestDiskOfAnOldVDSM(t *testing.T) {
+	w, _ := fake(t)
+	oVirt(t, w)
+	old := strings.Replace(string(w.Fixture("vdsm/disk-file.json")), `"diskType": "file", `, "", 1)
+	got, err := call(t, w, "after_disk_prepare", []byte(old), map[string]string{"localdisk": "lvm"})
+	if err != nil || !strings.HasSuffix(strings.TrimSpace(string(got)), `, "diskType": "block"}`) {
+		t.Errorf("%v\n%s", err, got)
+	}
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/localdisk"
+	"diskhook/xmlrewrite"
+)
+
+// discoverTimeout bounds how long a start may look at image headers on shared
+// storage, for all disks together.
+const discoverTimeout = 10 * time.Second
+
+// LocalDisks are those of the bound disks that are local, in localdisk's words
+// and with the chains to fill their copies from. They may be filled, whatever
+// their binding says of starts.
+func (h *Host) LocalDisks(ctx context.Context, d Domain, bound []Bound) ([]localdisk.Disk, error) {
+	_, groups := byKind(bound)
+	return local{}.disks(ctx, h, d, groups[local{}.Name()], true)
+}
+
+// disks are the bound disks in localdisk's words, with the chains to fill from
+// where they may be needed.
+func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, create bool) ([]localdisk.Disk, error) {
+	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
+	defer cancel()
+	disks := make([]localdisk.Disk, len(bound))
+	for i, b := range bound {
+		disk := k.disk(h, d, b)
+		disk.Create = disk.Create || create
+		if err := disk.Validate(); err != nil {
+			return nil, fmt.Errorf("%s: %w", d, err)
+		}
+		if err := k.discover(ctx, h, b, &disk); err != nil {
+			return nil, err
+		}
+		disks[i] = disk
+	}
+	return disks, nil
+}
+
+// source is the chain that the disk had before it was bound, and whether that
+// is all of it.
+func (b Bound) source() (layers []imagecheck.Layer, complete bool) {
+	if b.Recorded == nil {
+		return b.Disk.Layers(), b.Disk.Complete
+	}
+	origin, err := b.Recorded.OriginDisk()
+	if err != nil {
+		return nil, false
+	}
+	was := ReadDisk(origin, false, xmlrewrite.VDSMDevice{})
+	return was.Layers(), was.Complete
+}
+
+// discover completes the chain of a disk that may have to be filled, by
+// reading image headers. A used copy settles everything: then the shared
+// storage may be away. If there is a receipt but no guest used the copy yet, a
+// chain that cannot be read is told to the log alone, as the copy is most
+// likely ready.
+func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.Disk) error {
+	if len(disk.Source) == 0 || disk.Source[len(disk.Source)-1].Format == "raw" {
+		return nil
+	}
+	if _, complete := b.source(); complete {
+		return nil
+	}
+	receipt, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+	if err != nil {
+		return nil // whoever fulfils reads it again, and says so
+	}
+	if receipt != nil && receipt.Used && !receipt.Discarding && receipt.Volume == disk.Volume {
+		return nil
+	}
+	if !disk.Create && !disk.OVirt() {
+		return nil
+	}
+	last := len(disk.Source) - 1
+	below, err := imagecheck.Discover(ctx, disk.Source[last], h.Config.Paths.Allowed)
+	switch {
+	case err == nil:
+		disk.Source = append(disk.Source[:last:last], below...)
+	case receipt == nil:
+		return unreadable(*disk, err)
+	default:
+		h.Log.Warn("the chain of the source cannot be read", "disk", disk.String(), "err", err)
+	}
+	return nil
+}
+
+func unreadable(disk localdisk.Disk, err error) error {
+	hint := failure.HintOf(err)
+	if hint == "" {
+		hint = "bring its storage back, then start again"
+	}
+	err = fmt.Errorf("%s: no local copy of it is known, and its source %s cannot be read: %w", disk, failure.OneLine(disk.Source[0].Path), err)
+	return failure.Hint(err, "%s", hint)
+}

@@ -31,7 +31,7 @@ func inGuest(part string) func(context.Context, io.Writer) error {
 		}
 
 		guest := exec.CommandContext(ctx, "contrib/testguest/run",
-			"--payload", payload, "--disk-size", "8G", "--disk", filepath.Join(work, "pool"), "--disk", filepath.Join(work, "images"), "--timeout", "1200",
+			"--payload", payload, "--disk-size", "12G", "--disk", filepath.Join(work, "pool"), "--disk", filepath.Join(work, "images"), "--timeout", "1200",
 			"--", "./bench", part)
 		guest.Stdout, guest.Stderr = out, os.Stderr
 		return guest.Run()

@@ -170,7 +170,7 @@ func oldHook(ctx context.Context, top string) (filling, error) {
 		lvm    bool
 		script string
 	}{
-		{true, `lvm lvs -q --reportformat json -o name,attr,tags,size --select 'lv_name="old"' ovirt-local >&2`},
+		{true, `lvm lvs -q --reportformat json -o name,attr,tags,size --select 'lv_name="old"' ovirt-local >/dev/null`},
 		{false, `qemu-img info --output json "$1" >/dev/null`},
 		{true, `lvm lvcreate -q -y -n old --addtag UPDATING --virtualsize "$2b" --thinpool pool0 ovirt-local`},
 		{false, `qemu-img convert -t none -T none -f qcow2 -O raw "$1" /srv/images/localdisk.tmp`},
@@ -201,7 +201,7 @@ func setUp(ctx context.Context) (*localdisk.Service, *counting, error) {
 		mkdir -p /srv/images
 		mount /dev/vdc /srv/images
 		vgs -q ovirt-local >/dev/null 2>&1 || vgcreate -q ovirt-local /dev/vdb
-		lvcreate -q -y -L 6G -T ovirt-local/pool0`); err != nil {
+		lvcreate -q -y -L 10G -T ovirt-local/pool0`); err != nil {
 		return nil, nil, err
 	}
 	layout := host.Layout{}

@@ -185,3 +185,17 @@ func setFacts(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Check(storeDomain(dir, f))
 }
+
+// edit NAME OLD NEW: what virsh edit is for.
+func editDomain(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.Getenv("DISKHOOK_FAKE_LIBVIRT")
+	f, err := loadDomain(dir, args[0])
+	ts.Check(err)
+	// The first match is in the metadata, which an editor leaves alone.
+	i := strings.LastIndex(f.XML, args[1])
+	if i < 0 {
+		ts.Fatalf("%s is not in %s", args[1], f.XML)
+	}
+	f.XML = f.XML[:i] + args[2] + f.XML[i+len(args[1]):]
+	ts.Check(storeDomain(dir, f))
+}

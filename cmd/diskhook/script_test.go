@@ -45,6 +45,7 @@ func TestScripts(t *testing.T) {
 			"image":     image,
 			"domain":    defineDomain,
 			"facts":     setFacts,
+			"edit":      editDomain,
 			"keep":      trees.keep,
 			"unchanged": trees.unchanged,
 			"exits":     exits,

@@ -120,7 +120,7 @@ func await(ctx context.Context, proc *exec.Cmd, ended <-chan error) error {
 	}
 	_ = syscall.Kill(-proc.Process.Pid, syscall.SIGKILL)
 	select {
-	case <-ended:
+	case <-ended: //nolint:errcheck // we killed it; how it ended says nothing
 		return ctx.Err()
 	case <-time.After(grace):
 		return fmt.Errorf("%w: %w", ErrAbandoned, ctx.Err())

@@ -60,24 +60,28 @@ type LVM struct {
 	Timeout Duration `toml:"timeout"`
 }
 
-// Managed, Quorum, Repository and Thin configure the other kinds of storage.
-type (
-	Managed struct {
-		Database string   `toml:"database"`
-		Adapters []string `toml:"adapters"`
-	}
-	Quorum struct {
-		Daemon      string   `toml:"daemon"`
-		HangTimeout Duration `toml:"hang_timeout"`
-	}
-	Repository struct {
-		HostID   int      `toml:"host_id"`
-		Deadline Duration `toml:"deadline"`
-	}
-	Thin struct {
-		Cluster string `toml:"cluster"`
-	}
-)
+// Managed configures managed volumes.
+type Managed struct {
+	Database string   `toml:"database"`
+	Adapters []string `toml:"adapters"`
+}
+
+// Quorum configures replica sets.
+type Quorum struct {
+	Daemon      string   `toml:"daemon"`
+	HangTimeout Duration `toml:"hang_timeout"`
+}
+
+// Repository configures storage repositories.
+type Repository struct {
+	HostID   int      `toml:"host_id"`
+	Deadline Duration `toml:"deadline"`
+}
+
+// Thin configures the thin-cluster.
+type Thin struct {
+	Cluster string `toml:"cluster"`
+}
 
 // Rule binds disks in rewrite and apply; never at a start. Name, Target and
 // Path are globs (path.Match); an empty one fits everything.

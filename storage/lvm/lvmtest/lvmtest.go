@@ -12,10 +12,10 @@
 package lvmtest
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -23,6 +23,8 @@ import (
 	"syscall"
 
 	"github.com/google/uuid"
+
+	"diskhook/storage/command"
 )
 
 // Environment of the fake, all below the test's directory.
@@ -250,7 +252,9 @@ func (g *Group) lvextend(c call) int {
 		return fail("fake lvm: %v", err)
 	}
 	if v.Active {
-		return tool("losetup", "-c", v.Loop)
+		if _, err := losetup("-c", v.Loop); err != nil {
+			return fail("fake lvm: %v", err)
+		}
 	}
 	return 0
 }
@@ -275,11 +279,11 @@ func (g *Group) activate(name string, v *Volume) int {
 			return fail("fake lvm: %v", err)
 		}
 	}
-	out, err := exec.Command("losetup", "-f", "--show", img).Output()
+	loop, err := losetup("-f", "--show", img)
 	if err != nil {
-		return fail("fake lvm: losetup: %v", err)
+		return fail("fake lvm: %v", err)
 	}
-	v.Loop, v.Active = strings.TrimSpace(string(out)), true
+	v.Loop, v.Active = loop, true
 	node := filepath.Join(os.Getenv(EnvDev), g.Name, name)
 	if err := os.MkdirAll(filepath.Dir(node), 0o755); err != nil {
 		return fail("fake lvm: %v", err)
@@ -295,15 +299,13 @@ func (g *Group) deactivate(name string, v *Volume) {
 		return
 	}
 	_ = os.Remove(filepath.Join(os.Getenv(EnvDev), g.Name, name))
-	tool("losetup", "-d", v.Loop)
+	_, _ = losetup("-d", v.Loop)
 	v.Loop, v.Active = "", false
 }
 
-func tool(name string, args ...string) int {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		return fail("fake lvm: %s: %v: %s", name, err, out)
-	}
-	return 0
+func losetup(args ...string) (string, error) {
+	result, err := command.System{}.Run(context.Background(), command.Cmd{Name: "losetup", Args: args})
+	return strings.TrimSpace(string(result.Stdout)), err
 }
 
 func roundUp(n int64) int64 { return (n + extent - 1) / extent * extent }

@@ -2,7 +2,7 @@
 
 //go:build testroot
 
-package main_test
+package main
 
 import (
 	"bytes"
@@ -18,6 +18,7 @@ import (
 // they are, on a domain that diskhook itself has bound: as libvirt calls
 // them, then as VDSM does.
 func TestWithTheRealDiskhook(t *testing.T) {
+	dependsOn(t, "../diskhook", "../../hooks", "../../storage", "../../xmlrewrite")
 	root := t.TempDir()
 	diskhook := root + "/bin/diskhook"
 	build := exec.Command("go", "build", "-tags", "testroot", "-o", diskhook, "diskhook/cmd/diskhook")
@@ -100,5 +101,21 @@ func TestWithTheRealDiskhook(t *testing.T) {
 	wrong := append(env, "vmId="+uuid, "_hook_json="+file, "localdisk=zfs")
 	if r := run(t, built.steered, "/usr/libexec/vdsm/hooks/after_disk_prepare/50_diskhook", wrong, ""); r.Code != 2 || strings.Count(r.Stderr, "\n") != 1 {
 		t.Errorf("a wrong value: %+v", r)
+	}
+}
+
+// dependsOn has the go command run the test again when a source file changed
+// that it does not import, but builds.
+func dependsOn(t *testing.T, dirs ...string) {
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }

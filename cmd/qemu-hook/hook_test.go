@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main_test
+package main
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ const (
 
 // hooks are the two builds: the one that is installed, and the one that tests
 // can steer.
-type hooks struct{ real, steered, diskhook string }
+type hooks struct{ installed, steered, diskhook string }
 
 var built hooks
 
@@ -56,7 +56,7 @@ cat /proc/self/environ >env
 	if err := os.WriteFile(built.diskhook, []byte(script), 0o755); err != nil {
 		return err
 	}
-	for path, tags := range map[string]string{built.real: "", built.steered: "testroot"} {
+	for path, tags := range map[string]string{built.installed: "", built.steered: "testroot"} {
 		cmd := exec.Command("go", "build", "-tags", tags, "-ldflags", "-X main.version=1.2.3 -X main.program="+built.diskhook, "-o", path, ".")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -158,22 +158,22 @@ func TestUnbound(t *testing.T) {
 
 func TestHuge(t *testing.T) {
 	blank := strings.Repeat(" ", 16<<20)
-	if r := run(t, built.real, asLibvirt, nil, plain+blank, "vm", "prepare", "begin", "-"); r.Code != 0 || r.Called || r.Stderr != "" {
+	if r := run(t, built.installed, asLibvirt, nil, plain+blank, "vm", "prepare", "begin", "-"); r.Code != 0 || r.Called || r.Stderr != "" {
 		t.Errorf("unbound and huge: %+v", r)
 	}
 	// The mark lies across the place where reading stops to keep.
 	for _, cut := range []int{1, 7, 14, 15, 5000} {
 		xml := plain + blank[:16<<20+1-len(plain)-cut] + "urn:diskhook:1" + blank[:100_000]
-		r := run(t, built.real, asLibvirt, nil, xml, "vm", "prepare", "begin", "-")
+		r := run(t, built.installed, asLibvirt, nil, xml, "vm", "prepare", "begin", "-")
 		if r.Code != 1 || r.Called || !strings.Contains(r.Stderr, "16 MiB") || strings.Count(r.Stderr, "\n") != 1 {
 			t.Errorf("bound and huge, cut %d: code %d, %q", cut, r.Code, r.Stderr)
 		}
-		if r := run(t, built.real, asLibvirt, nil, xml, "vm", "reconnect", "begin", "-"); r.Code != 0 {
+		if r := run(t, built.installed, asLibvirt, nil, xml, "vm", "reconnect", "begin", "-"); r.Code != 0 {
 			t.Errorf("reconnect: code %d", r.Code)
 		}
 	}
 	fits := bound + blank[:16<<20-len(bound)]
-	if r := run(t, built.real, asLibvirt, nil, fits, "vm", "prepare", "begin", "-"); r.Code != 0 || r.Stdin != fits {
+	if r := run(t, built.installed, asLibvirt, nil, fits, "vm", "prepare", "begin", "-"); r.Code != 0 || r.Stdin != fits {
 		t.Errorf("16 MiB: code %d, %d bytes handed over", r.Code, len(r.Stdin))
 	}
 }
@@ -184,7 +184,7 @@ func TestHandOver(t *testing.T) {
 	hostile := []string{"PATH=/tmp/evil", "LD_PRELOAD=/tmp/evil.so", "DISKHOOK_ROOT=/tmp/evil", "DISKHOOK_PROGRAM=/tmp/evil", "DISKHOOK_TOOLS=/tmp/evil", "HOME=/root", "LC_ALL=tr_TR", "localdisk=lvm", "vmId=x"}
 	for _, name := range []string{"vm", "-rf", "--help", "../x", "a\nb", "", "a b 'c' \"d\" $(e)"} {
 		for _, op := range []string{"prepare", "start", "migrate", "restore", "reconnect", "release"} {
-			r := run(t, built.real, asLibvirt, hostile, bound, name, op, "begin", "from snapshot")
+			r := run(t, built.installed, asLibvirt, hostile, bound, name, op, "begin", "from snapshot")
 			want := result{Called: true, Argv: []string{"hook", "run", "--", "libvirt", name, op, "begin", "from snapshot"}, Env: scrubbed, Stdin: bound}
 			if diff := cmp.Diff(want, r); diff != "" {
 				t.Errorf("%s %q: %s", op, name, diff)
@@ -192,29 +192,29 @@ func TestHandOver(t *testing.T) {
 		}
 	}
 	for _, op := range []string{"started", "stopped", "attach", "something-new"} {
-		if r := run(t, built.real, asLibvirt, hostile, bound, "vm", op, "begin", "-"); r.Called || r.Code != 0 {
+		if r := run(t, built.installed, asLibvirt, hostile, bound, "vm", op, "begin", "-"); r.Called || r.Code != 0 {
 			t.Errorf("%s: %+v", op, r)
 		}
 	}
 	t.Run("more arguments of a libvirt to come", func(t *testing.T) {
-		r := run(t, built.real, asLibvirt, nil, bound, "vm", "prepare", "begin", "-", "new")
+		r := run(t, built.installed, asLibvirt, nil, bound, "vm", "prepare", "begin", "-", "new")
 		if diff := cmp.Diff([]string{"hook", "run", "--", "libvirt", "vm", "prepare", "begin", "-"}, r.Argv); diff != "" {
 			t.Error(diff)
 		}
 	})
 	t.Run("filter", func(t *testing.T) {
 		answers(t, "say", "<domain/>")
-		if r := run(t, built.real, asLibvirt, nil, bound, "vm", "restore", "begin", "-"); r.Stdout != "<domain/>" {
+		if r := run(t, built.installed, asLibvirt, nil, bound, "vm", "restore", "begin", "-"); r.Stdout != "<domain/>" {
 			t.Errorf("stdout %q", r.Stdout)
 		}
 	})
 	t.Run("refusal", func(t *testing.T) {
 		answers(t, "code", "1")
-		if r := run(t, built.real, asLibvirt, nil, bound, "vm", "prepare", "begin", "-"); r.Code != 1 || r.Stderr != "why it failed\n" {
+		if r := run(t, built.installed, asLibvirt, nil, bound, "vm", "prepare", "begin", "-"); r.Code != 1 || r.Stderr != "why it failed\n" {
 			t.Errorf("%d %q", r.Code, r.Stderr)
 		}
 		for _, op := range []string{"reconnect", "release"} {
-			if r := run(t, built.real, asLibvirt, nil, bound, "vm", op, "begin", "-"); r.Code != 0 || !r.Called {
+			if r := run(t, built.installed, asLibvirt, nil, bound, "vm", op, "begin", "-"); r.Code != 0 || !r.Called {
 				t.Errorf("%s: %+v", op, r)
 			}
 		}
@@ -230,22 +230,22 @@ func TestVDSM(t *testing.T) {
 	for _, point := range []string{"before_vm_start", "after_disk_prepare", "before_disk_hotplug", "before_vm_migrate_source", "after_vm_destroy", "after_vm_hibernate", "after_vm_dehibernate"} {
 		for _, property := range []string{"localdisk=lvm", "diskhook=", "quorum=db"} {
 			env := []string{"vmId=" + uuid, "_hook_domxml=" + file, "PATH=/tmp/evil", "LD_PRELOAD=x", "PYTHONPATH=/y", "DISKHOOK_ROOT=/tmp/evil", "GODEBUG=x=1", property}
-			r := run(t, built.real, in+point+"/50_diskhook", env, "ignored")
+			r := run(t, built.installed, in+point+"/50_diskhook", env, "ignored")
 			want := result{Called: true, Argv: []string{"hook", "run", "--", "vdsm", point}, Env: []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "_hook_domxml=" + file, property, "vmId=" + uuid}}
 			slices.Sort(want.Env)
 			if diff := cmp.Diff(want, r); diff != "" {
 				t.Errorf("%s %s: %s", point, property, diff)
 			}
-			if byArgument := run(t, built.real, "qemu-hook", env, "", point); !cmp.Equal(want.Argv, byArgument.Argv) {
+			if byArgument := run(t, built.installed, "qemu-hook", env, "", point); !cmp.Equal(want.Argv, byArgument.Argv) {
 				t.Errorf("%s as argument: %q", point, byArgument.Argv)
 			}
 		}
 	}
 	env := []string{"vmId=" + uuid, "_hook_json=" + file, "localdisk=lvm"}
-	if r := run(t, built.real, in+"after_disk_prepare/x", env, ""); !slices.Contains(r.Env, "_hook_json="+file) {
+	if r := run(t, built.installed, in+"after_disk_prepare/x", env, ""); !slices.Contains(r.Env, "_hook_json="+file) {
 		t.Errorf("env %q", r.Env)
 	}
-	if r := run(t, built.real, in+"before_vm_start/x", []string{"vmId=" + uuid, "_hook_domxml=" + file}, ""); r.Called || r.Code != 0 {
+	if r := run(t, built.installed, in+"before_vm_start/x", []string{"vmId=" + uuid, "_hook_domxml=" + file}, ""); r.Called || r.Code != 0 {
 		t.Errorf("unbound: %+v", r)
 	}
 	t.Run("metadata", func(t *testing.T) {
@@ -253,19 +253,19 @@ func TestVDSM(t *testing.T) {
 		if err := os.WriteFile(marked, []byte(bound), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if r := run(t, built.real, in+"before_vm_start/x", []string{"vmId=" + uuid, "_hook_domxml=" + marked}, ""); !r.Called {
+		if r := run(t, built.installed, in+"before_vm_start/x", []string{"vmId=" + uuid, "_hook_domxml=" + marked}, ""); !r.Called {
 			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("before VDSM starts", func(t *testing.T) {
 		answers(t, "code", "1")
-		if r := run(t, built.real, in+"before_vdsm_start/x", nil, ""); r.Code != 0 || !r.Called {
+		if r := run(t, built.installed, in+"before_vdsm_start/x", nil, ""); r.Code != 0 || !r.Called {
 			t.Errorf("%+v", r)
 		}
 	})
 	t.Run("refusal", func(t *testing.T) {
 		answers(t, "code", "2")
-		if r := run(t, built.real, in+"before_vm_start/x", env, ""); r.Code != 2 {
+		if r := run(t, built.installed, in+"before_vm_start/x", env, ""); r.Code != 2 {
 			t.Errorf("%+v", r)
 		}
 	})
@@ -320,7 +320,7 @@ func TestDiskhookMissing(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
-	if r := run(t, built.real, "qemu-hook", nil, "", "--version"); r.Stdout != "qemu-hook 1.2.3\n" || r.Code != 0 {
+	if r := run(t, built.installed, "qemu-hook", nil, "", "--version"); r.Stdout != "qemu-hook 1.2.3\n" || r.Code != 0 {
 		t.Errorf("%+v", r)
 	}
 }
@@ -348,7 +348,7 @@ func TestBare(t *testing.T) {
 			}
 		}
 	}
-	linked, err := exec.Command("go", "version", "-m", built.real).Output()
+	linked, err := exec.Command("go", "version", "-m", built.installed).Output()
 	if err != nil || !strings.Contains(string(linked), "CGO_ENABLED=0") {
 		t.Errorf("not static: %v %s", err, linked)
 	}

@@ -44,6 +44,7 @@ func TestIdentity(t *testing.T) {
 		"clone":            {edit(t, doc, "<uuid>"+hooktest.UUID, "<uuid>11111111-2222-4333-8444-555555555555"), []string{"domain vm", hooktest.UUID, "diskhook domain rebind vm", "diskhook domain unbind vm"}},
 		"another source":   {edit(t, doc, "<source file='"+stable+"'", "<source file='/srv/other.raw'"), []string{"vda", stable, "/srv/other.raw", "domain apply --refresh vm"}},
 		"metadata swapped": {edit(t, doc, "source='"+stable+"'", "source='"+strings.Replace(stable, "vda", "vdb", 1)+"'"), []string{"vda", stable, "domain apply --refresh vm"}},
+		"another's path":   {edit(t, doc, stable, strings.Replace(stable, "/vda", "/vdb", 1)), []string{"vda", stable, "domain apply --refresh vm"}},
 		"target renamed":   {edit(t, doc, "<target dev='vda'", "<target dev='vdx'"), []string{"vda", "vdx", "domain apply --refresh vm"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,6 +193,21 @@ func TestChainIsLookedAtOnlyWhenNeeded(t *testing.T) {
 		t.Errorf("chain %s", got)
 	}
 
+	used := func(volume string) {
+		w.Write("var/lib/diskhook/receipts/"+hooktest.UUID+"/vda.json", `{"schema":"diskhook.receipt/v1","used":true,"copy":"u","volume":"`+volume+`"}`)
+	}
+	used("")
+	if _, err := w.Fulfil(context.Background(), d, bound, 0); err != nil || layers() != "/images/top.qcow2:qcow2" {
+		t.Errorf("read for a used copy: %s, %v", layers(), err)
+	}
+	used("another leaf")
+	if _, err := w.Fulfil(context.Background(), d, bound, 0); err != nil || !strings.HasSuffix(layers(), "base.raw:raw") {
+		t.Errorf("not read for another leaf: %s, %v", layers(), err)
+	}
+	if err := os.RemoveAll(w.Path("var")); err != nil {
+		t.Fatal(err)
+	}
+
 	if err := os.RemoveAll(w.Path("images")); err != nil {
 		t.Fatal(err)
 	}
@@ -199,8 +215,43 @@ func TestChainIsLookedAtOnlyWhenNeeded(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "top.qcow2") {
 		t.Errorf("no copy, no source: %v", err)
 	}
-	w.Write("var/lib/diskhook/receipts/"+hooktest.UUID+"/vda.json", `{"schema":"diskhook.receipt/v1","used":true,"copy":"u"}`)
+	used("")
 	if _, err := w.Fulfil(context.Background(), d, bound, 0); err != nil {
 		t.Errorf("a used copy, its source away: %v", err)
+	}
+}
+
+// TestForsaken: which receipts of an unbound disk forbid its start.
+func TestForsaken(t *testing.T) {
+	for name, c := range map[string]struct {
+		receipt string
+		ovirt   bool
+		refused bool
+	}{
+		"none":                   {"", false, false},
+		"used":                   {`{"used":true}`, false, true},
+		"not used":               {`{"used":false}`, false, false},
+		"given up":               {`{"used":true,"discarding":true}`, false, false},
+		"of oVirt, not its hook": {`{"used":true,"volume":"v"}`, false, false},
+		"not understood":         {`{"used":`, false, true},
+		"oVirt, used":            {`{"used":true,"volume":"v"}`, true, true},
+		"oVirt, not used":        {`{"volume":"v"}`, true, true},
+		"oVirt, given up":        {`{"used":true,"volume":"v","discarding":true}`, true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := hooktest.New(t, &hooktest.Local{})
+			d := domainWith(nil)
+			d.OVirt, d.Disks[0].Image = c.ovirt, "vda"
+			if c.receipt != "" {
+				w.Write("var/lib/diskhook/receipts/"+d.UUID+"/vda.json", c.receipt)
+			}
+			err := w.Forsaken(d, nil)
+			if (err != nil) != c.refused || err != nil && failure.HintOf(err) == "" {
+				t.Errorf("%v", err)
+			}
+			if err := w.Forsaken(d, []bindings.Bound{{Disk: d.Disks[0]}}); err != nil {
+				t.Errorf("bound, and refused: %v", err)
+			}
+		})
 	}
 }

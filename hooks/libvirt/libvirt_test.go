@@ -319,6 +319,22 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestDomainOfOVirt is VDSM's to look after: its disks lie in copies, and have
+// receipts, but its XML has no binding.
+func TestDomainOfOVirt(t *testing.T) {
+	w, local := fake(t)
+	const image, volume = "c9865ca8-f6d2-4363-bec2-af870a87a819", "1dfad482-c65c-436c-aa59-87e020b63302"
+	w.Write("var/lib/diskhook/receipts/"+id+"/"+image+".json", `{"used":true,"volume":"`+volume+`"}`)
+	for op, sub := range map[string]string{"prepare": "begin", "start": "begin", "reconnect": "begin", "restore": "begin", "release": "end"} {
+		if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: op, SubOp: sub, Stdin: w.Fixture("vdsm/engine.xml")}); err != nil {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	if len(local.Calls) != 0 || strings.Contains(w.Log.String(), "level=ERROR") {
+		t.Errorf("%q\n%s", local.Calls, w.Log)
+	}
+}
+
 func TestDeadlineIsTheConfigured(t *testing.T) {
 	w, local := fake(t)
 	w.Config.Local.Deadline = 3_000_000_000

@@ -453,7 +453,7 @@ func TestOwnerIsKept(t *testing.T) {
 	}
 	w, _ := fake(t)
 	path := w.Write("hook.json", `{"imageID": "`+image+`", "volumeID": "`+volume+`", "name": "sda", "device": "disk", "diskType": "file", "format": "raw", "path": "/srv/x"}`)
-	if err := errors.Join(os.Chown(path, uid, gid), os.Chmod(path, 0o600)); err != nil {
+	if err := errors.Join(os.Chown(path, uid, gid), os.Chmod(path, 0o640)); err != nil {
 		t.Fatal(err)
 	}
 	env := map[string]string{"vmId": vmID, "_hook_json": path, "localdisk": "lvm"}
@@ -464,7 +464,7 @@ func TestOwnerIsKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sys := st.Sys().(*syscall.Stat_t); int(sys.Uid) != uid || int(sys.Gid) != gid || st.Mode().Perm() != 0o600 {
+	if sys := st.Sys().(*syscall.Stat_t); int(sys.Uid) != uid || int(sys.Gid) != gid || st.Mode().Perm() != 0o640 {
 		t.Errorf("owner %d:%d, mode %v", sys.Uid, sys.Gid, st.Mode())
 	}
 	if b, _ := os.ReadFile(path); !strings.Contains(string(b), `"path": "/dev/ovirt-local/`) {

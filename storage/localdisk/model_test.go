@@ -64,7 +64,7 @@ func (m *model) disk() localdisk.Disk {
 }
 
 // failing sets a failpoint for one operation, or none.
-func (m *model) failing(rt *rapid.T, points ...string) (point string, clear func()) {
+func (m *model) failing(rt *rapid.T, points ...string) (point string, reset func()) {
 	point = rapid.SampledFrom(append([]string{""}, points...)).Draw(rt, "fails at")
 	if point != "" {
 		must(m.t, os.Setenv("DISKHOOK_FAILPOINT", point+"=error"))
@@ -73,9 +73,9 @@ func (m *model) failing(rt *rapid.T, points ...string) (point string, clear func
 }
 
 func (m *model) start(rt *rapid.T) {
-	point, clear := m.failing(rt, "fill.created", "transfer.zeroed", "fill.receipt", "dir.claimed", "fill.finished", "fulfil.used", "fulfil.link")
+	point, reset := m.failing(rt, "fill.created", "transfer.zeroed", "fill.receipt", "dir.claimed", "fill.finished", "fulfil.used", "fulfil.link")
 	_, err := service().Fulfil(m.t.Context(), []localdisk.Disk{m.disk()}, localdisk.Waiting{})
-	clear()
+	reset()
 	switch {
 	case err == nil && m.lost:
 		rt.Fatal("a lost copy was replaced without a word")
@@ -111,9 +111,9 @@ func (m *model) write(rt *rapid.T) {
 
 func (m *model) stop(rt *rapid.T) {
 	reason := rapid.SampledFrom([]string{"shutdown", "destroyed", "crashed", "saved", "failed", ""}).Draw(rt, "reason")
-	point, clear := m.failing(rt, "discard.intent", "discard.removed", "discard.done")
+	point, reset := m.failing(rt, "discard.intent", "discard.removed", "discard.done")
 	err := service().Release(m.t.Context(), domain, []localdisk.Disk{m.disk()}, reason)
-	clear()
+	reset()
 	discards := m.running && m.onStop == localdisk.Discard && (reason == "shutdown" || reason == "destroyed")
 	switch {
 	case !discards && err != nil:

@@ -20,6 +20,7 @@ FUZZTIME    ?= 30s
 # libvirt_dlopen finds libvirt at run time: no headers to build with, no .so to start with.
 TAGS        ?= libvirt_dlopen
 out         ?= bin
+dist        ?= dist
 programs    := $(libexecdir)/diskhook
 LDFLAGS      = -s -w -X main.version=$(VERSION)
 BUILD        = $(GO) build -trimpath -buildvcs=false
@@ -148,4 +149,4 @@ bin/tools/nfpm-%:
 	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$*
 	mv bin/tools/nfpm $@
 
-export PREFIX bindir libexecdir sysconfdir datadir mandir systemdir vdsmdir DESTDIR VERSION out
+export PREFIX bindir libexecdir sysconfdir datadir mandir systemdir vdsmdir DESTDIR VERSION out dist

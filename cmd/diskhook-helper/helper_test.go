@@ -47,6 +47,7 @@ type response struct {
 
 func run(t *testing.T, program, stdin string, env []string, args ...string) (int, response, string) {
 	t.Helper()
+	dependsOn(t, ".", "../../hooks", "../../storage", "../../xmlrewrite")
 	var stdout, stderr bytes.Buffer
 	cmd := exec.Command(program, args...)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, strings.NewReader(stdin), &stdout, &stderr
@@ -120,5 +121,22 @@ func TestVersion(t *testing.T) {
 	out, err := exec.Command(installed, "--version").Output()
 	if err != nil || string(out) != "diskhook-helper 1.2.3\n" {
 		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// dependsOn looks at the sources of the programs that tests build and run: the
+// go command takes the result of an earlier run otherwise, as the test binary
+// itself is the same.
+func dependsOn(t *testing.T, dirs ...string) {
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }

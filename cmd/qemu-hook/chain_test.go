@@ -103,19 +103,3 @@ func TestWithTheRealDiskhook(t *testing.T) {
 		t.Errorf("a wrong value: %+v", r)
 	}
 }
-
-// dependsOn has the go command run the test again when a source file changed
-// that it does not import, but builds.
-func dependsOn(t *testing.T, dirs ...string) {
-	for _, dir := range dirs {
-		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-			if err == nil && strings.HasSuffix(path, ".go") {
-				_, err = os.Stat(path)
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-}

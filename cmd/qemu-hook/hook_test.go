@@ -79,6 +79,7 @@ type result struct {
 // run starts a hook with exactly this environment. name is argv[0].
 func run(t *testing.T, hook, name string, env []string, stdin string, args ...string) result {
 	t.Helper()
+	dependsOn(t, ".")
 	dir := filepath.Dir(built.diskhook)
 	for _, file := range []string{"argv", "env", "stdin"} {
 		_ = os.Remove(filepath.Join(dir, file))
@@ -351,5 +352,22 @@ func TestBare(t *testing.T) {
 	linked, err := exec.Command("go", "version", "-m", built.installed).Output()
 	if err != nil || !strings.Contains(string(linked), "CGO_ENABLED=0") {
 		t.Errorf("not static: %v %s", err, linked)
+	}
+}
+
+// dependsOn looks at the sources of the programs that tests build and run: the
+// go command takes the result of an earlier run otherwise, as the test binary
+// itself is the same.
+func dependsOn(t *testing.T, dirs ...string) {
+	for _, dir := range dirs {
+		err := filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+			if err == nil && strings.HasSuffix(path, ".go") {
+				_, err = os.Stat(path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -224,6 +224,7 @@ func TestMaliciousRequests(t *testing.T) {
 		"own a climb":              {"local owner", node(w.Path("var/lib/diskhook/local") + "/../../../../secret"), failure.Usage},
 		"own a sidecar":            {"local owner", node(w.Path("var/lib/diskhook/local/" + volume + ".json")), failure.Usage},
 		"own another volume":       {"local owner", node("/dev/ovirt-local/root"), failure.Usage},
+		"own an odd uuid":          {"local owner", node("/dev/ovirt-local/" + strings.ToUpper(volume)), failure.Usage},
 		"own a disk":               {"local owner", node("/dev/sda"), failure.Usage},
 		"own for somebody else":    {"local owner", strings.Replace(node("/dev/ovirt-local/"+volume), `"uid":`, `"uid":9`, 1), failure.Usage},
 	} {

@@ -482,3 +482,18 @@ func TestDiskOfAnOldVDSM(t *testing.T) {
 		t.Errorf("%v\n%s", err, got)
 	}
 }
+
+// TestNothingIsMadeFromACopy: a path among the copies is used if it is the
+// disk's own, and is no source whatever it is.
+func TestNothingIsMadeFromACopy(t *testing.T) {
+	w, local := fake(t)
+	for _, path := range []string{"/dev/ovirt-local/" + volume, "/dev/ovirt-local/" + image, "/dev/mapper/ovirt--local-x", w.Path("var/lib/diskhook/local/x.raw")} {
+		json := strings.Replace(string(w.Fixture("vdsm/disk-file.json")), w.Path(where+"/"+volume), path, 1)
+		if _, err := call(t, w, "after_disk_prepare", []byte(json), map[string]string{"localdisk": "lvm"}); err != nil {
+			t.Fatal(err)
+		}
+		if d := local.Asked[0]; d.Source != nil || d.Create {
+			t.Errorf("%s: asked for %+v", path, d)
+		}
+	}
+}

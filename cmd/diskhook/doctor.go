@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -36,7 +37,7 @@ func examine(p *program, c *cli.Context) error {
 	}
 	findings := doctor.Examine(c.Context, &doctor.Host{
 		Layout: p.layout, Config: config, ConfigErr: wrong, Run: command.System{Log: log}, Log: log, Local: local,
-		DomainProgram: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), Proc: "/proc",
+		DomainProgram: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), Proc: filepath.Join("/", p.layout.Root, "proc"),
 	})
 	l := listing{schema: "diskhook.doctor/v1", member: "findings", items: findings}
 	failures := 0

@@ -220,13 +220,19 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	}
 	if len(disks) > 0 {
 		if err := s.Local.Prestage(ctx, disks, w); err != nil {
-			if failure.HintOf(err) == "" {
-				err = failure.Hint(err, "the domain is bound and does not start before its copy is complete: run this again, or `diskhook domain revert %s`", p.Domain.NameArg())
-			}
-			return err
+			return unfilled(stored, err)
 		}
 	}
 	return s.Record(ctx, stored.UUID)
+}
+
+// unfilled says what state a domain is left in when its copies were not made.
+func unfilled(d Domain, err error) error {
+	err = fmt.Errorf("%s is bound, and does not start before its copies are made: %w", d, err)
+	if failure.HintOf(err) == "" {
+		err = failure.Hint(err, "run this again, or `diskhook domain revert %s`", d.NameArg())
+	}
+	return err
 }
 
 // Record notes in a domain's metadata which copies its disks have now; what

@@ -65,7 +65,7 @@ func tokens(src []byte, in surroundings) iter.Seq2[token, error] {
 		for {
 			start := int(dec.InputOffset())
 			raw, err := dec.RawToken()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				if err := s.checkEnd(); err != nil {
 					yield(token{}, err)
 				}

@@ -4,8 +4,8 @@
 // what it is compared with, in one run: `make bench`.
 //
 // It prints ratios, never a verdict: a busy machine makes all times worse, the
-// ratios much less. Programs are started in turns, so that what else goes on
-// on the machine hits all of them alike.
+// ratios much less. Programs are started in turns, so that whatever else the
+// machine does hits all of them alike.
 package main
 
 import (

@@ -4,8 +4,8 @@ package xmlrewrite_test
 
 import (
 	"bytes"
-	"errors"
 	"encoding/xml"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"

@@ -28,7 +28,7 @@ func main() {
 		fmt.Fprintln(os.Stdout, "diskhook-helper", version)
 		return
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	service, err := newService(log)
 	if err != nil {
 		privileged.Refuse(os.Stdout, err)

@@ -53,18 +53,32 @@ type Plan struct {
 	Diff    string    `json:"diff"` // how the XML would change
 }
 
-// operations are those that Simulate knows, and what they do.
-var operations = map[string]string{
-	"prepare":                  "make the disks ready, or refuse the start",
-	"start":                    "give the disks' nodes to QEMU's user where libvirt was told not to",
-	"release":                  "deactivate the copies and remove their links",
-	"restore":                  "pass the XML as it is, if the bindings hold",
-	"migrate":                  "pass the XML as it is, or refuse the migration",
-	"reconnect":                "make missing links of a running domain again",
-	"after_disk_prepare":       "make the disk ready, or refuse the start",
-	"before_vm_start":          "make the disks ready, or refuse the start",
-	"before_vm_migrate_source": "refuse the migration if a disk cannot be migrated",
-	"after_vm_destroy":         "deactivate the copies",
+// effect is what an operation does with bound disks.
+type effect int
+
+const (
+	checks   effect = iota // refuses if a binding does not hold
+	fulfils                // makes the disks ready
+	relinks                // makes links again, and no copy
+	moves                  // refuses what cannot be migrated
+	releases               // undoes a fulfil
+)
+
+// operations are those that Simulate knows: libvirt's, then VDSM's hook points.
+var operations = map[string]struct {
+	effect effect
+	note   string
+}{
+	"prepare":                  {fulfils, "make the disks ready, or refuse the start"},
+	"start":                    {checks, "give the disks' nodes to QEMU's user where libvirt was told not to"},
+	"release":                  {releases, "deactivate the copies and remove their links"},
+	"restore":                  {checks, "pass the XML as it is, if the bindings hold"},
+	"migrate":                  {moves, "pass the XML as it is, or refuse the migration"},
+	"reconnect":                {relinks, "make missing links of a running domain again"},
+	"after_disk_prepare":       {fulfils, "make the disk ready, or refuse the start"},
+	"before_vm_start":          {fulfils, "make the disks ready, or refuse the start"},
+	"before_vm_migrate_source": {moves, "refuse the migration if a disk cannot be migrated"},
+	"after_vm_destroy":         {releases, "deactivate the copies"},
 }
 
 // Simulate works out what the operation op of libvirt or hook point of VDSM
@@ -72,7 +86,7 @@ var operations = map[string]string{
 // those that an oVirt domain has in its metadata). It changes nothing. That the operation would be refused is told in the plan;
 // the error is for XML that cannot be read and for an unknown operation.
 func Simulate(ctx context.Context, h *Host, op string, xml []byte, written []Binding) (*Plan, error) {
-	note, known := operations[op]
+	_, known := operations[op]
 	if !known {
 		err := failure.New(failure.Usage, "operation %q: diskhook does nothing at it", clip(op))
 		return nil, failure.Hint(err, "use --op prepare, start, release, restore, migrate, reconnect, or a hook point of VDSM")
@@ -81,7 +95,7 @@ func Simulate(ctx context.Context, h *Host, op string, xml []byte, written []Bin
 	if err != nil {
 		return nil, failure.Wrap(failure.Usage, fmt.Errorf("domain XML: %w", err))
 	}
-	plan := &Plan{Op: op, Note: note}
+	plan := &Plan{Op: op, Note: operations[op].note}
 	plan.Veto = plan.work(ctx, h, doc, written)
 	return plan, nil
 }
@@ -108,10 +122,21 @@ func (p *Plan) work(ctx context.Context, h *Host, doc *xmlrewrite.Document, writ
 	case len(bound) == 0:
 		p.Note = "nothing: no disk is bound"
 		return nil
-	case strings.Contains(p.Op, "migrate"):
-		return Migratable(d, bound)
 	}
-	return p.observe(ctx, h, doc, d, bound)
+	switch operations[p.Op].effect {
+	case fulfils:
+		return p.observe(ctx, h, doc, d, bound)
+	case relinks:
+		return p.observe(ctx, h, doc, d, OnlyReady(bound))
+	case moves:
+		return Migratable(d, bound)
+	case releases:
+		for _, b := range bound {
+			what := fmt.Sprintf("disk %s: release its copy (%s) unless it is open", b.Disk.Target, b.Binding)
+			p.Steps = append(p.Steps, Step{Target: b.Disk.Target, Kind: b.Binding.Kind, What: what})
+		}
+	}
+	return nil
 }
 
 // observe fills in the change of the XML, asks the storage and fills in the

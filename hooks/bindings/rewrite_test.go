@@ -131,7 +131,10 @@ func TestSimulateChangesNothing(t *testing.T) {
 	for op, words := range map[string][]string{
 		"prepare": {"domain vm: prepare", "disk vda: make and fill a copy", "qemu-img", "link " + w.Path("run/diskhook/disks/"+hooktest.UUID+"/vda")},
 		"migrate": {"refused: domain vm: disk vda is bound to local and cannot be migrated"},
-		"release": {"domain vm: release"},
+		"release": {"domain vm: release", "disk vda: release its copy"},
+		"restore": {"domain vm: restore: pass the XML as it is"},
+		// Nothing runs, so there is no copy to link to, and none is made.
+		"reconnect": {"disk vda: refuse", "refused: domain vm: disk vda"},
 	} {
 		plan, err := bindings.Simulate(t.Context(), w.Host, op, doc.Bytes(), nil)
 		if err != nil {

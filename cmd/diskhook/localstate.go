@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -49,10 +50,18 @@ func (p *program) printCopies(f format, entries []localdisk.Entry) error {
 				used = "yes"
 			}
 		}
-		l.rows = append(l.rows, []string{name, e.Target, e.Backend, stateOf(e), used, size(bytes), e.Copy.Home + "/" + e.Copy.Name, e.Problem})
+		l.rows = append(l.rows, []string{name, e.Target, e.Backend, stateOf(e), used, size(bytes), placeOf(e.Copy), e.Problem})
 		l.names = append(l.names, name+"/"+e.Key)
 	}
 	return p.print(f, l)
+}
+
+// placeOf is where a copy is: VG/LV, or its file.
+func placeOf(c localdisk.Copy) string {
+	if filepath.IsAbs(c.Home) && c.Path != "" {
+		return c.Path
+	}
+	return c.Home + "/" + c.Name
 }
 
 // stateOf is a copy's state, with how far it is while somebody works on it.

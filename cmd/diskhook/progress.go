@@ -24,6 +24,7 @@ import (
 type reporter struct {
 	out   io.Writer
 	style style
+	began time.Time
 	stop  func()
 
 	mu    sync.Mutex
@@ -52,7 +53,7 @@ const tellEvery = 30 * time.Second
 
 // reporter starts one; the caller ends it with close.
 func (p *program) reporter(f format) *reporter {
-	r := &reporter{out: p.stderr, works: map[string]*work{}}
+	r := &reporter{out: p.stderr, began: time.Now(), works: map[string]*work{}}
 	switch {
 	case f == inJSON:
 		r.style = jsonLines
@@ -85,8 +86,13 @@ func (r *reporter) close() {
 	}
 }
 
-// copies is told of copies by localdisk.
-func (r *reporter) copies(d localdisk.Disk, st progress.Status) { r.tell(d.String(), st) }
+// copies is told of copies by localdisk. How an earlier copy ended is no news.
+func (r *reporter) copies(d localdisk.Disk, st progress.Status) {
+	if st.State.Final() && st.Updated.Before(r.began) {
+		return
+	}
+	r.tell(d.String(), st)
+}
 
 // work returns what to call for work on one object; rate and ETA are taken
 // from the start.

@@ -47,11 +47,12 @@ func TestProgressInLines(t *testing.T) {
 	p := &program{stderr: out}
 	r := p.reporter(table)
 	defer r.close()
+	r.copies(vda, progress.Status{State: progress.Failed, Updated: time.Now().Add(-time.Hour)}) // an earlier one
 	for _, percent := range []int64{0, 1, 9, 10, 11, 19, 55, 56} {
 		r.copies(vda, copying(percent))
 	}
-	r.copies(vda, progress.Status{State: progress.Ready})
-	r.copies(vda, progress.Status{State: progress.Ready})
+	r.copies(vda, progress.Status{State: progress.Ready, Updated: time.Now()})
+	r.copies(vda, progress.Status{State: progress.Ready, Updated: time.Now()})
 	want := []string{
 		"diskhook: domain vm: disk vda: 0 % of 100 MiB, 1.0 MiB/s, 1m40s left",
 		"diskhook: domain vm: disk vda: 10 % of 100 MiB, 1.0 MiB/s, 1m30s left",

@@ -255,3 +255,29 @@ func TestForsaken(t *testing.T) {
 		})
 	}
 }
+
+// TestLocalDisks: a verb may fill what a start may not, but not from a copy.
+func TestLocalDisks(t *testing.T) {
+	w := hooktest.New(t, &hooktest.Local{})
+	w.Chain("images")
+	doc := parseDoc(t, w.Fixture("hooks/plain.xml"))
+	bound := func(doc *xmlrewrite.Document) (bindings.Domain, []bindings.Bound) {
+		d, err := bindings.ReadDomain(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _, err := bindings.Resolve(d, mustParse(t, "vda:local=dir,fill=now", bindings.Flag))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d, b
+	}
+	d, b := bound(doc)
+	disks, err := w.LocalDisks(t.Context(), d, b)
+	if err != nil || len(disks) != 1 || !disks[0].Create || len(disks[0].Source) != 3 {
+		t.Errorf("%+v, %v", disks, err)
+	}
+	d, b = bound(edit(t, doc, w.Path("images/top.qcow2"), w.Path("var/lib/diskhook/local/x.raw")))
+	_, err = w.LocalDisks(t.Context(), d, b)
+	refused(t, err, failure.Precondition, "vda", "never a source")
+}

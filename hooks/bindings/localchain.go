@@ -19,7 +19,7 @@ const discoverTimeout = 10 * time.Second
 
 // LocalDisks are those of the bound disks that are local, in localdisk's words
 // and with the chains to fill their copies from. They may be filled, whatever
-// their binding says of starts.
+// their binding says of starts: this is for verbs, not for hooks.
 func (h *Host) LocalDisks(ctx context.Context, d Domain, bound []Bound) ([]localdisk.Disk, error) {
 	_, groups := byKind(bound)
 	return local{}.disks(ctx, h, d, groups[local{}.Name()], true)
@@ -33,7 +33,12 @@ func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, crea
 	disks := make([]localdisk.Disk, len(bound))
 	for i, b := range bound {
 		disk := k.disk(h, d, b)
-		disk.Create = disk.Create || create
+		if create {
+			if len(disk.Source) == 0 || h.IsLocal(disk.Source[0].Path) {
+				return nil, noSource(d, b.Disk)
+			}
+			disk.Create = true
+		}
 		if err := disk.Validate(); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}
@@ -63,7 +68,7 @@ func (b Bound) source() (layers []imagecheck.Layer, complete bool) {
 // reading image headers. A used copy settles everything: then the shared
 // storage may be away. If there is a receipt but no guest used the copy yet, a
 // chain that cannot be read is told to the log alone, as the copy is most
-// likely ready.
+// likely ready; the receipt knows what the chain was.
 func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.Disk) error {
 	if len(disk.Source) == 0 || disk.Source[len(disk.Source)-1].Format == "raw" {
 		return nil
@@ -89,6 +94,7 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 	case receipt == nil:
 		return unreadable(*disk, err)
 	default:
+		disk.Source = receipt.Source
 		h.Log.Warn("the chain of the source cannot be read", "disk", disk.String(), "err", err)
 	}
 	return nil

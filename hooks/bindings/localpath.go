@@ -22,6 +22,12 @@ func (h *Host) IsLocal(path string) bool {
 	return strings.HasPrefix(path, "/dev/mapper/"+strings.ReplaceAll(h.Config.Local.VG, "-", "--")+"-")
 }
 
+// noSource refuses to fill a copy from a copy, or from nothing.
+func noSource(d Domain, disk Disk) error {
+	err := failure.New(failure.Precondition, "%s: disk %s: %s lies where local copies are kept, and is never a source", d, disk.Target, describe(disk))
+	return failure.Hint(err, "give the disk its own source with `virsh edit %s` first", d.NameArg())
+}
+
 // Placed says whether the disk of an oVirt VM lies in its own copy already,
 // because another hook point did the work. A path among the copies that is not
 // the disk's own is refused: it is never a source.

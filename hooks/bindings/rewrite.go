@@ -72,8 +72,7 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 func (h *Host) bind(doc *xmlrewrite.Document, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewrite.BoundDisk, error) {
 	var entry xmlrewrite.BoundDisk
 	if h.IsLocal(b.Disk.Path) {
-		err := failure.New(failure.Precondition, "%s: disk %s: %s lies where local copies are kept, and is never a source", d, b.Disk.Target, b.Disk.Path)
-		return nil, entry, failure.Hint(err, "give the disk its own source with `virsh edit %s` first", d.NameArg())
+		return nil, entry, noSource(d, b.Disk)
 	}
 	kind, err := kindOf(b.Binding.Kind)
 	if err != nil {

@@ -76,7 +76,11 @@ func fakeVerb(dir, verb string, request []byte) (any, error) {
 	}
 	switch verb {
 	case domains.VerbVersion:
-		return domains.Version{URI: "fake:///system", Driver: "QEMU", Daemon: 9_000_000, Library: 9_000_000}, nil
+		v := domains.Version{URI: "fake:///system", Driver: "QEMU", Daemon: 9_000_000, Library: 9_000_000}
+		if os.Getenv("DISKHOOK_FAKE_NEW") != "" {
+			v.Daemon = 10_005_000 // says why a domain stopped
+		}
+		return v, nil
 	case domains.VerbList:
 		all, err := loadDomains(dir)
 		return domains.List{Domains: all}, err

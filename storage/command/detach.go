@@ -30,7 +30,7 @@ type Detached struct {
 // process shares no descriptor with us: libvirt and VDSM read a hook's pipes
 // to their end and would wait for it.
 func Detach(ctx context.Context, run Runner, d Detached) error {
-	if _, err := os.Stat("/run/systemd/system"); err == nil && os.Geteuid() == 0 && testDirs() == nil {
+	if underSystemd() {
 		args := []string{"--quiet", "--collect", "--no-block", "--unit=" + d.Unit, "--description=" + d.Description}
 		for _, p := range d.Properties {
 			args = append(args, "--property="+p)
@@ -42,6 +42,19 @@ func Detach(ctx context.Context, run Runner, d Detached) error {
 		return err
 	}
 	return detachSession(d)
+}
+
+func underSystemd() bool {
+	_, err := os.Stat("/run/systemd/system") // sd_booted(3)
+	return err == nil && os.Geteuid() == 0 && testDirs() == nil
+}
+
+// LogCommand is the command that shows what the process said.
+func (d Detached) LogCommand() string {
+	if underSystemd() {
+		return Quote([]string{"journalctl", "-u", d.Unit})
+	}
+	return Quote([]string{"cat", d.Log})
 }
 
 func detachSession(d Detached) error {

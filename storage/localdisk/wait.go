@@ -85,18 +85,23 @@ func (s *Service) start(ctx context.Context, d Disk) (string, error) {
 	if err := atomicfile.WriteVolatile(path, data, 0o600); err != nil {
 		return "", err
 	}
+	return job.ID, command.Detach(ctx, s.Run, s.process(d, job.ID))
+}
+
+// process is the copy process of a job.
+func (s *Service) process(d Disk, job string) command.Detached {
 	var env []string
 	if s.Layout.Root != "" {
 		env = []string{"DISKHOOK_ROOT=" + s.Layout.Root}
 	}
-	return job.ID, command.Detach(ctx, s.Run, command.Detached{
-		Unit:        "diskhook-copy-" + job.ID,
+	return command.Detached{
+		Unit:        "diskhook-copy-" + job,
 		Description: failure.OneLine("diskhook: local copy of " + d.String()),
-		Argv:        []string{s.Program, "local", "fill", path},
+		Argv:        []string{s.Program, "local", "fill", s.jobPath(d, job)},
 		Env:         env,
 		Properties:  []string{"Nice=10", "IOSchedulingClass=best-effort", "IOSchedulingPriority=7"},
-		Log:         filepath.Join(dir, d.Key()+".log"),
-	})
+		Log:         strings.TrimSuffix(s.statusPath(d.Domain, d.Key()), ".json") + ".log",
+	}
 }
 
 func (s *Service) jobPath(d Disk, id string) string {
@@ -138,13 +143,13 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		case s.waitsForLock(d, job):
 			if time.Since(began) > startTimeout {
 				err := failure.New(failure.Temporary, "%s: its copy process did not start", d)
-				return failure.Hint(err, "see `journalctl -b -u 'diskhook-copy-*'`, then start again")
+				return failure.Hint(err, "see `%s`, then start again", s.process(d, job).LogCommand())
 			}
 		case !mine:
 			return nil // it has been there, and so has somebody after it
 		default:
 			err := failure.New(failure.Temporary, "%s: its copy process died", d)
-			return failure.Hint(err, "see `journalctl -b -u 'diskhook-copy-*'`, then start again")
+			return failure.Hint(err, "see `%s`, then start again", s.process(d, job).LogCommand())
 		}
 		if !w.until.IsZero() && time.Now().After(w.until) {
 			return stillCopying(d, st)

@@ -279,28 +279,29 @@ func localRecreate(p *program, c *cli.Context) error {
 	})
 }
 
-// diskOf is a disk with its source: as the domain is bound, else as its
-// receipt says.
+// diskOf is a disk with the source to make its copy from: as the domain is
+// bound, or where that cannot be known, as its receipt says. The chain below
+// is looked up again, since it may be another than the copy was made from.
 func (s *services) diskOf(p *program, c *cli.Context, name, target, domain, key string) (localdisk.Disk, error) {
-	receipts, err := localdisk.Receipts(s.local.Layout, domain)
-	if err != nil {
+	disks, err := boundDisks(p, c, s, name, target)
+	if err == nil {
+		return s.domains.Rediscover(c.Context, disks[0])
+	}
+	if k := kindOf(err); k != failure.NotFound && k != failure.Precondition {
 		return localdisk.Disk{}, err
+	}
+	receipts, failed := localdisk.Receipts(s.local.Layout, domain)
+	if failed != nil {
+		return localdisk.Disk{}, failed
 	}
 	for _, r := range receipts {
-		if r.Key() == key && len(r.Source) > 0 && c.String("xml") == "" {
-			d := r.Disk()
-			d.Create = true
-			return d, nil
+		if r.Key() == key && len(r.Source) > 0 {
+			disk := r.Disk()
+			disk.Create = true
+			return s.domains.Rediscover(c.Context, disk)
 		}
 	}
-	disks, err := boundDisks(p, c, s, name, target)
-	if err != nil {
-		return localdisk.Disk{}, err
-	}
-	if len(disks[0].Source) == 0 {
-		return disks[0], failure.New(failure.Precondition, "%s: it has no source to copy from", disks[0])
-	}
-	return disks[0], nil
+	return localdisk.Disk{}, err
 }
 
 func localExport(p *program, c *cli.Context) error {

@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/user"
-	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -54,39 +52,14 @@ func (p *program) localService(config host.Config, log *slog.Logger) (*localdisk
 	if err != nil {
 		return nil, fmt.Errorf("find diskhook itself: %w", err)
 	}
-	reader, err := sourceReader(p.layout)
-	if err != nil {
+	reader, owner, err := localdisk.OVirtIdentities(p.layout)
+	if err != nil && !errors.Is(err, localdisk.ErrNotOVirt) {
 		return nil, err
 	}
 	return &localdisk.Service{
 		Layout: p.layout, Config: config, Run: command.System{Log: log}, Log: log,
-		Program: pathOf("DISKHOOK_PROGRAM", self), User: reader,
+		Program: pathOf("DISKHOOK_PROGRAM", self), User: reader, Owner: owner,
 	}, nil
-}
-
-// sourceReader is who reads images: on a host of oVirt the user vdsm, since
-// root may not read its exports; else ourselves.
-func sourceReader(l host.Layout) (*command.Credential, error) {
-	vdsm, err := user.Lookup("vdsm")
-	if l.Root != "" || os.Geteuid() != 0 || errors.As(err, new(user.UnknownUserError)) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("user vdsm: %w", err)
-	}
-	groups, err := vdsm.GroupIds()
-	if err != nil {
-		return nil, fmt.Errorf("user vdsm: %w", err)
-	}
-	var ids []uint32
-	for _, s := range append([]string{vdsm.Uid, vdsm.Gid}, groups...) {
-		id, err := strconv.ParseUint(s, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("user vdsm: %w", err)
-		}
-		ids = append(ids, uint32(id))
-	}
-	return &command.Credential{UID: ids[0], GID: ids[1], Groups: ids[2:]}, nil
 }
 
 // Flags that several nouns have.

@@ -56,10 +56,7 @@ func show(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	disks, err := shownDisks(doc)
-	if err != nil {
-		return err
-	}
+	disks := shownDisks(doc)
 	plan, err := bindings.Simulate(c.Context, s.host, "prepare", doc.Bytes(), nil)
 	if err != nil {
 		return err
@@ -113,11 +110,8 @@ func (p *program) documentOf(c *cli.Context, s *services, word string) (*xmlrewr
 	return d.Doc, nil
 }
 
-func shownDisks(doc *xmlrewrite.Document) ([]shownDisk, error) {
-	metadata, err := doc.Metadata()
-	if err != nil {
-		return nil, err
-	}
+func shownDisks(doc *xmlrewrite.Document) []shownDisk {
+	metadata, _ := doc.Metadata() // damaged ones veto a start, which is told
 	vdsm, ovirt := doc.VDSM()
 	shown := []shownDisk{}
 	for _, x := range doc.Disks() {
@@ -133,7 +127,7 @@ func shownDisks(doc *xmlrewrite.Document) ([]shownDisk, error) {
 		}
 		shown = append(shown, d)
 	}
-	return shown, nil
+	return shown
 }
 
 func describeBinding(e *xmlrewrite.BoundDisk) string {

@@ -194,7 +194,7 @@ func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]local
 	}
 	var targets []string
 	for _, b := range bound {
-		if b.Binding.Kind == "local" && b.Binding.Option("fill", "now") == "now" {
+		if isLocal(b) && b.Binding.Option("fill", "now") == "now" {
 			targets = append(targets, b.Disk.Target)
 		}
 	}

@@ -4,8 +4,10 @@ package domains
 
 import (
 	"context"
+	"fmt"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 )
 
@@ -34,6 +36,16 @@ func (s *Service) Recreate(ctx context.Context, disk localdisk.Disk, g localdisk
 		return err
 	}
 	return s.note(ctx, disk.Domain, disk.Target)
+}
+
+// Rediscover looks up again what lies below a disk's source.
+func (s *Service) Rediscover(ctx context.Context, disk localdisk.Disk) (localdisk.Disk, error) {
+	source, err := imagecheck.Discover(ctx, disk.Source[0], s.Host.Config.Paths.Allowed)
+	if err != nil {
+		return disk, fmt.Errorf("%s: its source: %w", disk, err)
+	}
+	disk.Source = source
+	return disk, nil
 }
 
 // Remove gives the copy of a disk up, as g says.

@@ -90,9 +90,9 @@ func TestLibvirtReload(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	at(49)
-	one(t, libvirtReload(t.Context(), h), OK, "libvirtd was started after", "")
 	at(51)
+	one(t, libvirtReload(t.Context(), h), OK, "libvirtd was started after", "")
+	at(53)
 	one(t, libvirtReload(t.Context(), h), Warn, "unless it was reloaded", "systemctl reload libvirtd")
 }
 

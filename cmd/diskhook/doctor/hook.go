@@ -91,7 +91,7 @@ func libvirtReload(_ context.Context, h *Host) []Finding {
 		if began == nil {
 			continue
 		}
-		if began.Before(st.ModTime()) {
+		if began.Add(clockSlack).Before(st.ModTime()) {
 			return []Finding{warn("systemctl reload "+name, "%s has run since %s, the hook is of %s: unless it was reloaded it may not know that it has hooks",
 				name, began.Format(time.DateTime), st.ModTime().Format(time.DateTime))}
 		}
@@ -99,6 +99,10 @@ func libvirtReload(_ context.Context, h *Host) []Finding {
 	}
 	return []Finding{ok("no daemon of libvirt runs")}
 }
+
+// clockSlack is by how much the start of a process may seem too early: the time
+// of boot is known to the second.
+const clockSlack = 2 * time.Second
 
 // started is when the oldest process of that name was started; nil: none runs.
 func (h *Host) started(name string) *time.Time {

@@ -53,7 +53,7 @@ func newService(log *slog.Logger) (*localdisk.Service, error) {
 		err := failure.New(failure.Precondition, "it must run as root")
 		return nil, failure.Hint(err, "VDSM's hooks run it by `sudo -n %s`", privileged.Helper)
 	}
-	reader, owner, err := identities(layout)
+	reader, owner, err := localdisk.OVirtIdentities(layout)
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,6 @@ type directory struct {
 	dir     string
 	sparse  bool
 	reserve int64
-	owner   *Owner
 }
 
 const (
@@ -51,7 +50,7 @@ type sidecar struct {
 }
 
 func newDirectory(s *Service) backend {
-	return &directory{dir: s.Config.Local.Dir, sparse: s.Config.Local.Sparse, reserve: int64(s.Config.Local.Reserve), owner: s.Owner}
+	return &directory{dir: s.Config.Local.Dir, sparse: s.Config.Local.Sparse, reserve: int64(s.Config.Local.Reserve)}
 }
 
 func (b *directory) home() string { return b.dir }
@@ -174,11 +173,6 @@ func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) 
 	defer f.Close()
 	if err := b.allocate(f, size); err != nil {
 		return Copy{}, fmt.Errorf("file %s: allocate: %w", path, err)
-	}
-	if b.owner != nil {
-		if err := f.Chown(b.owner.UID, b.owner.GID); err != nil {
-			return Copy{}, fmt.Errorf("file %w", err)
-		}
 	}
 	return b.describe(name, Updating, path)
 }

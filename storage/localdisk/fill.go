@@ -130,7 +130,7 @@ func (s *Service) clear(ctx context.Context, o Observed) error {
 func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) (err error) {
 	d, b := o.Disk, s.backend(o.Disk)
 	// What was looked at is what is read: the files stay open from here on.
-	source, err := s.checker().Open(ctx, d.Source)
+	source, err := s.checker(d).Open(ctx, d.Source)
 	if err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
@@ -163,13 +163,16 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	if err := o.Copy.awaitNode(ctx); err != nil {
 		return err
 	}
+	if err := s.own(o); err != nil {
+		return err
+	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	return engine.Copy(ctx,
 		transfer.Source{Layers: source.Layers, Size: source.VirtualSize, Files: source.Files},
 		transfer.Target{Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size},
 		transfer.Options{
-			Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.User,
+			Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
 			Progress: status.Advance,
 		})
 }
@@ -177,7 +180,7 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 // complete ends a copy whose data has reached the disk: the source is still
 // what was read, the receipt is durable, then the mark goes.
 func (s *Service) complete(ctx context.Context, o Observed, info imagecheck.Info) error {
-	again, err := s.inspect(ctx, o.Disk.Source)
+	again, err := s.checker(o.Disk).Chain(ctx, o.Disk.Source)
 	if err != nil {
 		return fmt.Errorf("%s: look at the source again: %w", o.Disk, err)
 	}

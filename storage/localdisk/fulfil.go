@@ -182,10 +182,8 @@ func (s *Service) use(ctx context.Context, o Observed) (placement Placement, mad
 	if err := s.markUsed(o); err != nil {
 		return placement, false, err
 	}
-	if s.Owner != nil {
-		if err := s.SetOwner(ctx, placement, s.Owner.UID, s.Owner.GID); err != nil {
-			return placement, false, err
-		}
+	if err := s.own(o); err != nil {
+		return placement, false, err
 	}
 	made, err = s.publish(o)
 	return placement, made, err
@@ -304,7 +302,7 @@ func (s *Service) deactivateIdle(g *group) {
 // adoptOVirt takes over a volume of oVirt's hook. Its guest may have written
 // to it, so the receipt says used before anything else happens.
 func (s *Service) adoptOVirt(ctx context.Context, o Observed) error {
-	info, err := s.inspect(ctx, o.Disk.Source)
+	info, err := s.checker(o.Disk).Chain(ctx, o.Disk.Source)
 	if err != nil {
 		return fmt.Errorf("%s: adopt %s: its size is not known: %w", o.Disk, o.Copy, err)
 	}
@@ -342,11 +340,7 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 	}
 }
 
-// inspect looks at the headers of a chain, as the user who may read it.
-func (s *Service) inspect(ctx context.Context, layers []imagecheck.Layer) (imagecheck.Info, error) {
-	return s.checker().Chain(ctx, layers)
-}
-
-func (s *Service) checker() imagecheck.Checker {
-	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.User}
+// checker looks at the headers of the source of d, as the user who may read it.
+func (s *Service) checker(d Disk) imagecheck.Checker {
+	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.reader(d)}
 }

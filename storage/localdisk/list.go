@@ -129,7 +129,7 @@ func (s *Service) SourceChanged(ctx context.Context, r Receipt) (changed bool, w
 	if len(r.Source) == 0 {
 		return false, "", nil
 	}
-	info, err := s.inspect(ctx, r.Source)
+	info, err := s.checker(r.Disk()).Chain(ctx, r.Source)
 	switch {
 	case err != nil:
 		return false, "", err

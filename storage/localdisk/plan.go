@@ -20,7 +20,7 @@ func (s *Service) Commands(ctx context.Context, o Observed, dec Decision) []stri
 	var fill []string
 	switch dec.Action {
 	case Create, Replace, Retire:
-		info, err := s.inspect(ctx, d.Source)
+		info, err := s.checker(d).Chain(ctx, d.Source)
 		if err != nil {
 			return []string{"# refused: " + err.Error()}
 		}

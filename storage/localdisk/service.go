@@ -30,10 +30,9 @@ type Service struct {
 	// Program is the absolute path of diskhook, which is started as
 	// `diskhook local fill JOBFILE` for each copy.
 	Program string
-	// User reads sources; nil is ourselves. On oVirt it is vdsm, since root
-	// may not read NFS exports.
-	User *command.Credential
-	// Owner is given the nodes of copies; nil leaves them to libvirt.
+	// User reads the sources of oVirt's disks, and Owner gets the nodes of
+	// their copies; see OVirtIdentities. nil is ourselves.
+	User  *command.Credential
 	Owner *Owner
 }
 

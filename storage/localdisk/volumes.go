@@ -5,7 +5,6 @@ package localdisk
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -22,7 +21,6 @@ type volumes struct {
 	vg, pool    string // pool "" is linear
 	reserve     int64
 	poolReserve int // percent
-	owner       *Owner
 }
 
 func newVolumes(s *Service, pool string) backend {
@@ -30,7 +28,7 @@ func newVolumes(s *Service, pool string) backend {
 	return &volumes{
 		lvm: &lvm.LVM{Run: s.Run, Devices: c.LVM.Devices, Timeout: time.Duration(c.LVM.Timeout)},
 		dev: s.Layout.Dev(), vg: c.Local.VG, pool: pool,
-		reserve: int64(c.Local.Reserve), poolReserve: c.Local.PoolReserve, owner: s.Owner,
+		reserve: int64(c.Local.Reserve), poolReserve: c.Local.PoolReserve,
 	}
 }
 
@@ -140,10 +138,7 @@ func (b *volumes) create(ctx context.Context, d Disk, size int64) (Copy, error) 
 		return Copy{}, failure.New(failure.Conflict, "lv %s/%s: vanished after it was created", b.vg, d.CopyName())
 	}
 	c := b.describe(lv)
-	if err := c.awaitNode(ctx); err != nil {
-		return c, err
-	}
-	return c, b.own(c)
+	return c, c.awaitNode(ctx)
 }
 
 // createOptions: sizes are rounded to sectors, for which lvcreate asks, and by
@@ -155,16 +150,6 @@ func (b *volumes) createOptions(d Disk, size int64) lvm.CreateOptions {
 		VG: b.vg, Name: d.CopyName(), Size: (size + sector - 1) / sector * sector, Pool: b.pool,
 		Tags: creationTags(d), SkipActivation: !d.OVirt(), Activate: true,
 	}
-}
-
-func (b *volumes) own(c Copy) error {
-	if b.owner == nil {
-		return nil
-	}
-	if err := os.Chown(c.Path, b.owner.UID, b.owner.GID); err != nil {
-		return fmt.Errorf("%s: owner: %w", c, err)
-	}
-	return nil
 }
 
 func (b *volumes) finish(ctx context.Context, d Disk, c Copy, machine string) error {

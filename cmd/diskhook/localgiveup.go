@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+// giveUp reads the options that say what becomes of a guest's data, and the
+// steps of giving a copy up. It refuses, as the verb itself would, when the
+// data would be lost without a word.
+func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveUp, steps []string, err error) {
+	g.DiscardGuestData = c.Bool("discard-guest-data")
+	if file := c.String("export"); file != "" {
+		if g.Export, err = absolute(file); err != nil {
+			return g, nil, err
+		}
+	}
+	entries, err := s.local.List(c.Context)
+	if err != nil {
+		return g, nil, err
+	}
+	for _, e := range entries {
+		if e.Domain != domain || e.Key != key {
+			continue
+		}
+		if r := e.Receipt; r != nil && r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData {
+			err := failure.New(failure.Conflict, "domain %s: disk %s: what the guest wrote is in its local copy, and nowhere else", domain, e.Target)
+			return g, nil, failure.Hint(err, "add --export FILE to keep it, or --discard-guest-data to give it up")
+		}
+		if g.Export != "" {
+			steps = append(steps, fmt.Sprintf("export disk %s to %s", e.Target, g.Export))
+		}
+		if e.Copy.State != localdisk.Absent {
+			steps = append(steps, fmt.Sprintf("remove %s", e.Copy))
+		}
+		if e.Receipt != nil {
+			steps = append(steps, fmt.Sprintf("remove the receipt of disk %s", e.Target))
+		}
+	}
+	return g, steps, nil
+}
+
+func localRemove(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c)
+	if err != nil {
+		return err
+	}
+	g, steps, err := s.giveUp(c, domain, key)
+	if err != nil {
+		return err
+	}
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		return s.domains.Remove(c.Context, domain, key, g)
+	})
+}
+
+func localRecreate(p *program, c *cli.Context) error {
+	f, s, words, domain, key, err := copyArgs(p, c)
+	if err != nil {
+		return err
+	}
+	g, steps, err := s.giveUp(c, domain, key)
+	if err != nil {
+		return err
+	}
+	disk, err := s.diskOf(p, c, words[0], words[1], domain, key)
+	if err != nil {
+		return err
+	}
+	steps = append(steps, fmt.Sprintf("make a copy of disk %s from %s", disk.Target, disk.Source[0].Path))
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		r := p.reporter(f)
+		defer r.close()
+		return s.domains.Recreate(c.Context, disk, g, localdisk.Waiting{Notify: r.copies})
+	})
+}
+
+// diskOf is a disk with the source to make its copy from: as the domain is
+// bound, or where that cannot be known, as its receipt says. The chain below
+// is looked up again, since it may be another than the copy was made from.
+func (s *services) diskOf(p *program, c *cli.Context, name, target, domain, key string) (localdisk.Disk, error) {
+	disks, err := boundDisks(p, c, s, name, target)
+	if err == nil {
+		return s.domains.Rediscover(c.Context, disks[0])
+	}
+	if k := kindOf(err); k != failure.NotFound && k != failure.Precondition {
+		return localdisk.Disk{}, err
+	}
+	receipts, failed := localdisk.Receipts(s.local.Layout, domain)
+	if failed != nil {
+		return localdisk.Disk{}, failed
+	}
+	for _, r := range receipts {
+		if r.Key() == key && len(r.Source) > 0 {
+			disk := r.Disk()
+			disk.Create = true
+			return s.domains.Rediscover(c.Context, disk)
+		}
+	}
+	return localdisk.Disk{}, err
+}

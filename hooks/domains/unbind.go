@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/xmlrewrite"
+)
+
+// PlanUnbind works out how to take bindings away that are void: those of a
+// cloned definition, and damaged ones. Copies are not touched. A domain that
+// has copies of its own is for PlanRevert.
+func (s *Service) PlanUnbind(ctx context.Context, name string) (*Plan, error) {
+	d, err := s.Look(ctx, name)
+	damaged := errors.Is(err, xmlrewrite.ErrMetadata)
+	if err != nil && !damaged {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if !damaged && d.Metadata == nil {
+		return p, nil
+	}
+	if err := s.untouchable(d); err != nil {
+		return nil, err
+	}
+	receipts, err := s.receipts(d)
+	if err != nil {
+		return nil, err
+	}
+	if len(receipts) > 0 && !damaged {
+		err := failure.New(failure.Conflict, "%s: it has local copies of its own", d)
+		return nil, failure.Hint(err, "run `diskhook domain revert %s`", d.NameArg())
+	}
+	for target, r := range receipts {
+		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its local copy %s/%s stays", target, r.Home, r.Name))
+	}
+	if damaged {
+		p.Notes = append(p.Notes, "the metadata are damaged: the disks' sources stay as they are")
+		p.After, err = xmlrewrite.Apply(d.Doc, xmlrewrite.RemoveMetadata{})
+		return p, err
+	}
+	var targets []string
+	for _, e := range d.Metadata.Disks {
+		targets = append(targets, e.Target)
+	}
+	return p, p.release(targets)
+}
+
+// Unbind does what a plan of PlanUnbind says.
+func (s *Service) Unbind(ctx context.Context, p *Plan) error {
+	_, err := s.define(ctx, p)
+	return err
+}
+
+// PlanRebind works out how to give a cloned definition bindings of its own.
+// Its disks are copied again, from the image that the clone names or, if it
+// still names the other domain's copy, from that disk's origin.
+func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
+	d, err := s.Look(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc}
+	if d.Metadata == nil {
+		err := failure.New(failure.NotFound, "%s: none of its disks is bound", d)
+		return nil, failure.Hint(err, "bind them with `diskhook domain apply %s`", d.NameArg())
+	}
+	if bindings.SameDomain(d.Domain) != nil {
+		if err := s.untouchable(d); err != nil {
+			return nil, err
+		}
+		for _, e := range d.Metadata.Disks {
+			if disk, ok := d.Disk(e.Target); ok && disk.Path == e.Source {
+				p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its copy starts from %s; what domain %s wrote since is not in it", e.Target, originOf(e), d.Metadata.Domain))
+			}
+		}
+		if p.After, err = s.Host.Refresh(d.Doc, nil); err != nil {
+			return nil, err
+		}
+		if p.After, err = s.Host.Rebind(p.After); err != nil {
+			return nil, err
+		}
+	}
+	return p, s.planFill(ctx, p)
+}
+
+func originOf(e xmlrewrite.BoundDisk) string {
+	origin, err := e.OriginDisk()
+	if err != nil {
+		return "its origin"
+	}
+	return origin.Source.String()
+}

@@ -103,6 +103,7 @@ scripts: ## tier 2: the programs against fake tools, kills at every step; no roo
 
 .PHONY: integration
 integration: build ## tier 3: real qemu-img, LVM metadata, a private libvirtd; root
+	DISKHOOK_LIBVIRT_TESTS=$${DISKHOOK_LIBVIRT_TESTS:-$$(contrib/libvirt-tests)} \
 	$(GO) test -tags $(TAGS),testroot,integration -count=1 -timeout 20m $(call tagged,integration)
 
 .PHONY: e2e
@@ -119,6 +120,12 @@ bench: build ## hook call, ready path, rewrite, fill: ratios side by side
 	@contrib/bench/bench
 
 ##@ Install
+
+# What the scripts behind these targets read. Not exported to the others: a make
+# that runs tests of make must not tell it where to install.
+installing := install install-vdsm uninstall packages
+$(foreach v,bindir libexecdir sysconfdir datadir mandir systemdir vdsmdir DESTDIR VERSION out dist,\
+	$(eval $(installing): export $(v) := $($(v))))
 
 .PHONY: install
 install: build ## programs, libvirt hook, manuals (DESTDIR= PREFIX=)
@@ -148,5 +155,3 @@ bin/tools/golangci-lint-%:
 bin/tools/nfpm-%:
 	GOBIN=$(CURDIR)/bin/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$*
 	mv bin/tools/nfpm $@
-
-export PREFIX bindir libexecdir sysconfdir datadir mandir systemdir vdsmdir DESTDIR VERSION out dist

@@ -42,7 +42,7 @@ func (o *Opened) Close() {
 
 // Open is Chain for those who go on to read; they call Close.
 func (c Checker) Open(ctx context.Context, layers []Layer) (*Opened, error) {
-	return abandon(ctx, func(at func(string)) (*Opened, error) {
+	return abandon(ctx, c.User, func(at func(string)) (*Opened, error) {
 		images, err := c.openAll(layers, at)
 		if err != nil {
 			closeAll(images)
@@ -96,7 +96,7 @@ func (c Checker) open(l Layer) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	return open(Layer{resolved, l.Format}, c.User)
+	return open(Layer{resolved, l.Format})
 }
 
 func closeAll(images []*image) {

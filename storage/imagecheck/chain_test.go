@@ -317,6 +317,14 @@ func TestOpenAsUser(t *testing.T) {
 	if err := look(); err != nil {
 		t.Errorf("readable by a supplementary group: %v", err)
 	}
+	// A directory that the user may not search hides what is in it, as an
+	// export that squashes root does from root.
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := look(); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("below root's directory: %v", err)
+	}
 	if _, err := Chain(t.Context(), []Layer{{path, Raw}}, within(dir)); err != nil {
 		t.Errorf("the process lost its own identity: %v", err)
 	}

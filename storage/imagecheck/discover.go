@@ -17,7 +17,7 @@ import (
 // where an operator names an image and trusts what its header says; every path
 // still has to be allowed. A format that a header does not name is not guessed.
 func (c Checker) Discover(ctx context.Context, top Layer) ([]Layer, error) {
-	return abandon(ctx, func(at func(string)) ([]Layer, error) {
+	return abandon(ctx, c.User, func(at func(string)) ([]Layer, error) {
 		var images []*image
 		defer func() { closeAll(images) }()
 		var layers []Layer

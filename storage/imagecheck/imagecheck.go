@@ -88,9 +88,9 @@ type Checker struct {
 	// MaxVirtualSize in bytes; 0 is DefaultMaxVirtualSize.
 	MaxVirtualSize int64
 
-	// User opens the files with that identity instead of the process's own:
-	// an NFS server that squashes root serves oVirt's images to vdsm only.
-	// Only root may ask for it.
+	// User finds and opens the files with that identity instead of the
+	// process's own: an NFS server that squashes root serves oVirt's images to
+	// vdsm only. Only root may ask for it.
 	User *command.Credential
 }
 

@@ -31,7 +31,7 @@ type image struct {
 // Only when that handle is a file or block device, and is what the path was
 // resolved to even if a directory on the way was swapped for a link, it is
 // opened for reading, through the handle.
-func open(l Layer, user *command.Credential) (_ *image, err error) {
+func open(l Layer) (_ *image, err error) {
 	handle, err := unix.Open(l.Path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, classify(l.Path, err)
@@ -54,7 +54,7 @@ func open(l Layer, user *command.Credential) (_ *image, err error) {
 	if at, err := os.Readlink(proc); err != nil || at != l.Path {
 		return nil, errors.Join(swapped(l.Path), err)
 	}
-	fd, err := openAs(proc, user)
+	fd, err := unix.Open(proc, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, classify(l.Path, err)
 	}
@@ -106,10 +106,10 @@ func classify(path string, err error) error {
 	return err
 }
 
-// abandon runs work where it can be left behind. When ctx ends first, the
+// abandon runs work as user where it can be left behind. When ctx ends first, the
 // error names what work was at and is a failure.Temporary; the goroutine
 // lingers until the kernel lets go of it, and what it returns is dropped.
-func abandon[T any](ctx context.Context, work func(at func(path string)) (T, error)) (T, error) {
+func abandon[T any](ctx context.Context, user *command.Credential, work func(at func(path string)) (T, error)) (T, error) {
 	type outcome struct {
 		value T
 		err   error
@@ -118,8 +118,11 @@ func abandon[T any](ctx context.Context, work func(at func(path string)) (T, err
 	where.Store("")
 	done := make(chan outcome, 1)
 	go func() {
-		v, err := work(func(path string) { where.Store(path) })
-		done <- outcome{v, err}
+		var o outcome
+		if o.err = assume(user); o.err == nil {
+			o.value, o.err = work(func(path string) { where.Store(path) })
+		}
+		done <- o
 	}()
 	select {
 	case o := <-done:

@@ -14,30 +14,16 @@ import (
 	"diskhook/storage/command"
 )
 
-// openAs opens path for reading with the file system identity of user. That
-// identity belongs to the thread, so the thread is not used for anything else
-// again: it ends with its goroutine.
-func openAs(path string, user *command.Credential) (int, error) {
-	const flags = unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
+// assume gives this goroutine the file system identity of user, for everything
+// that it does from here on: on an export that squashes root, root may not even
+// look for a path. The identity belongs to the thread, which is kept from all
+// other goroutines and ends with this one.
+func assume(user *command.Credential) error {
 	if user == nil || int(user.UID) == os.Geteuid() {
-		return unix.Open(path, flags, 0)
+		return nil
 	}
-	type opened struct {
-		fd  int
-		err error
-	}
-	done := make(chan opened)
-	go func() {
-		runtime.LockOSThread()
-		if err := become(user); err != nil {
-			done <- opened{-1, err}
-			return
-		}
-		fd, err := unix.Open(path, flags, 0)
-		done <- opened{fd, err}
-	}()
-	o := <-done
-	return o.fd, o.err
+	runtime.LockOSThread()
+	return become(user)
 }
 
 // become sets groups, group and user of this thread, as far as files go.

@@ -91,6 +91,8 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 	switch {
 	case err == nil:
 		disk.Source = append(disk.Source[:last:last], below...)
+	case receipt == nil && h.busy(ctx, *disk):
+		h.Log.Warn("the chain of the source cannot be read, but its copy is under way", "disk", disk.String(), "err", err)
 	case receipt == nil:
 		return unreadable(*disk, err)
 	default:
@@ -98,6 +100,14 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 		h.Log.Warn("the chain of the source cannot be read", "disk", disk.String(), "err", err)
 	}
 	return nil
+}
+
+// busy says that somebody works on the disk's copy: who starts the domain
+// meanwhile waits for that, and is told how far it is. The time for looking at
+// sources may be over.
+func (h *Host) busy(ctx context.Context, disk localdisk.Disk) bool {
+	observed, err := h.Local.Observe(context.WithoutCancel(ctx), []localdisk.Disk{disk})
+	return err == nil && len(observed) == 1 && observed[0].Busy
 }
 
 func unreadable(disk localdisk.Disk, err error) error {

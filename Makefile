@@ -115,9 +115,9 @@ fuzz: ## every fuzz target for FUZZTIME (30s)
 	@contrib/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: build ## hook call, ready path, rewrite, fill: ratios side by side
+bench: build ## hook call, rewrite, ready path, fill: ratios side by side (PARTS=)
 	@contrib/setup bench
-	@contrib/bench/bench
+	@$(GO) run ./contrib/bench $(PARTS)
 
 ##@ Install
 

@@ -149,7 +149,7 @@ func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, er
 		}
 		if decision.Action != localdisk.Use {
 			lines = append(lines, "# "+o.Describe(decision))
-			lines = append(lines, s.local.Commands(c.Context, o, decision)...)
+			lines = append(lines, s.local.FillCommands(c.Context, o, decision)...)
 		}
 	}
 	return lines, nil

@@ -176,7 +176,7 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		}
 		p.Fill = append(p.Fill, bindings.Step{
 			Target: o.Disk.Target, Kind: "local", What: o.Describe(decision),
-			Commands: s.Local.Commands(ctx, o, decision),
+			Commands: s.Local.FillCommands(ctx, o, decision),
 		})
 	}
 	return nil

@@ -108,12 +108,23 @@ func (e *Error) Error() string {
 	}
 	if e.Stderr != "" {
 		b.WriteString(": ")
-		b.WriteString(failure.OneLine(e.Stderr))
+		b.WriteString(digest(e.Stderr))
 	}
 	return b.String()
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// digest is what of stderr fits in one line: tools that work in parallel say
+// the same once per worker. The whole is in Stderr.
+func digest(stderr string) string {
+	const most = 3
+	lines := strings.Split(stderr, "\n")
+	if len(lines) <= most {
+		return failure.OneLine(stderr)
+	}
+	return fmt.Sprintf("%s (and %d lines more)", failure.OneLine(strings.Join(lines[:most-1], " ")), len(lines)-most+1)
+}
 
 // brief names program and verb; the whole argv is in the log and in Argv.
 func brief(argv []string) string {

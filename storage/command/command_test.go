@@ -30,6 +30,17 @@ func TestErrorCarriesArgvCodeAndStderr(t *testing.T) {
 	}
 }
 
+func TestErrorTextIsBoundedAndStderrIsNot(t *testing.T) {
+	_, err := command.System{}.Run(t.Context(), command.Cmd{Name: "sh", Args: []string{"-c", "for i in 1 2 3 4 5 6 7 8; do echo full $i >&2; done; exit 1"}})
+	if want := "sh -c exited 1: full 1 full 2 (and 6 lines more)"; err.Error() != want {
+		t.Errorf("text %q, want %q", err, want)
+	}
+	var failed *command.Error
+	if !errors.As(err, &failed) || !strings.HasSuffix(failed.Stderr, "full 8") {
+		t.Errorf("stderr %q", failed.Stderr)
+	}
+}
+
 func TestEnvironmentIsScrubbed(t *testing.T) {
 	t.Setenv("LD_PRELOAD", "/nonexistent/evil.so")
 	t.Setenv("LVM_SYSTEM_DIR", "/nonexistent")

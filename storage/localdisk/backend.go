@@ -21,6 +21,8 @@ type backend interface {
 	// room is a failure.NoSpace unless copies of these sizes fit and the
 	// configured reserve stays free.
 	room(ctx context.Context, sizes []int64) error
+	// moreRoom is the way out when it is full.
+	moreRoom() string
 	// create makes the copy of d, marked updating in the same step, with at
 	// least size bytes, and returns it with its node present.
 	create(ctx context.Context, d Disk, size int64) (Copy, error)

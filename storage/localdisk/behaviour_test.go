@@ -423,3 +423,64 @@ func TestVolumeOfOVirtsHookIsAdopted(t *testing.T) {
 		t.Errorf("receipt %+v", r)
 	}
 }
+
+// Disks that fit one by one, but not together, are refused before the first.
+func TestRoomIsAskedForAllDisksTogether(t *testing.T) {
+	w := newWorld(t, "lvm")
+	must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Size = 128<<20 + 4<<20 }))
+	one, two := w.disk(), w.disk()
+	two.Target = "vdb"
+	for name, try := range map[string]func() error{
+		"room": func() error { return service().Room(t.Context(), []localdisk.Disk{one, two}) },
+		"fulfil": func() error {
+			_, err := service().Fulfil(t.Context(), []localdisk.Disk{one, two}, localdisk.Waiting{})
+			return err
+		},
+	} {
+		if err := try(); !errors.Is(err, failure.NoSpace) || !strings.Contains(failure.HintOf(err), "vgextend") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	g, err := lvmtest.Load(w.path("lvm"))
+	must(t, err)
+	if len(g.Volumes) != 1 {
+		t.Errorf("created: %v", g.Volumes)
+	}
+	must(t, service().Room(t.Context(), []localdisk.Disk{one}))
+}
+
+// A dry run shows what a start, and what prestage, would do; and does nothing.
+func TestCommandsShowAndDoNothing(t *testing.T) {
+	w := newWorld(t, "lvm")
+	s := service()
+	show := func() (start, fill []string) {
+		observed, err := s.Observe(t.Context(), []localdisk.Disk{w.disk()})
+		must(t, err)
+		decision := localdisk.Decide(observed[0])
+		return s.Commands(t.Context(), observed[0], decision), s.FillCommands(t.Context(), observed[0], decision)
+	}
+	contains := func(lines []string, words ...string) {
+		t.Helper()
+		for i, word := range words {
+			if i >= len(lines) || !strings.Contains(lines[i], word) {
+				t.Fatalf("lines %q, want %q", lines, words)
+			}
+		}
+		if len(lines) != len(words) {
+			t.Fatalf("lines %q, want %q", lines, words)
+		}
+	}
+	start, fill := show()
+	contains(fill, "lvm lvcreate", "qemu-img convert", "# flush", "write ")
+	contains(start, "lvm lvcreate", "qemu-img convert", "# flush", "write ", "(used)", "link ")
+	g, err := lvmtest.Load(w.path("lvm"))
+	must(t, err)
+	if len(g.Volumes) != 1 {
+		t.Errorf("created: %v", g.Volumes)
+	}
+	_, err = w.hook()
+	must(t, err)
+	start, fill = show()
+	contains(start, "lvm lvchange", "link ")
+	contains(fill)
+}

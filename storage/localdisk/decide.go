@@ -92,6 +92,9 @@ func Decide(o Observed) Decision {
 	if o.Busy {
 		return Decision{Action: Wait}
 	}
+	if o.Receipt == nil && o.Disk.Copy != "" && o.Copy.State != Ready {
+		return Decision{Veto, forgotten(o)}
+	}
 	if retires(o) {
 		return permitted(o, Retire)
 	}
@@ -140,7 +143,7 @@ func adopt(o Observed) Decision {
 	note(o.Copy.ours(), "it is diskhook's own but has no receipt")
 	note(!o.Copy.has(tagVM+o.Disk.Domain), "it has no tag %s%s", tagVM, o.Disk.Domain)
 	note(o.Disk.OVirt() && !o.Copy.has(tagImage+o.Disk.Image), "it has no tag %s%s", tagImage, o.Disk.Image)
-	note(!o.Copy.closed(), "it is open, or may be")
+	note(o.Disk.OVirt() && !o.Copy.closed(), "it is open, or may be")
 	note(o.Copy.Sick != "", "it is not well: %s", o.Copy.Sick)
 	if len(differs) == 0 {
 		return Decision{Action: Adopt}
@@ -156,6 +159,13 @@ func veto(why func(Observed) error) func(Observed) Decision {
 func lost(o Observed) error {
 	err := failure.New(failure.NotFound, "%s: its local copy %s/%s is gone, and the guest has written to it", o.Disk, o.Receipt.Home, o.Receipt.Name)
 	return failure.Hint(err, "bring the volume back, or give its data up with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
+}
+
+// forgotten: the metadata say that a copy was made, so the guest may have
+// written to it; that nothing here knows of it does not make the source the truth.
+func forgotten(o Observed) error {
+	err := failure.New(failure.NotFound, "%s: its metadata name the copy %s, of which this host has neither a receipt nor a complete volume", o.Disk, o.Disk.Copy)
+	return failure.Hint(err, "bring the copy back, or start over with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
 }
 
 func spoiled(o Observed) error {
@@ -174,7 +184,7 @@ func elsewhere(o Observed) error {
 	for _, named := range []struct{ by, machine string }{{"binding", o.Disk.Host}, {"receipt", o.receiptMachine()}} {
 		if named.machine != "" && named.machine != o.Machine {
 			err := failure.New(failure.Precondition, "%s: its %s is for the machine %s, this is %s", o.Disk, named.by, named.machine, o.Machine)
-			return failure.Hint(err, "start it there; to move it, run `diskhook local export` there first")
+			return failure.Hint(err, "start it there; to move it, run `diskhook local export %s FILE` there first", o.Disk.args())
 		}
 	}
 	if r := o.Receipt; r != nil && o.Disk.Copy != "" && o.Disk.Copy != r.Copy && !r.Discarding {
@@ -220,10 +230,10 @@ func retires(o Observed) bool {
 
 // nameArg is the domain as an argument in a hint.
 func (d Disk) nameArg() string {
-	if d.DomainName == "" || strings.HasPrefix(d.DomainName, "-") {
-		return d.Domain
+	if d.DomainName == "" || strings.HasPrefix(d.DomainName, "-") || failure.OneLine(d.DomainName) != d.DomainName {
+		return d.Domain // a name that would be an option, or not survive in one line
 	}
-	return failure.OneLine(command.Quote([]string{d.DomainName}))
+	return command.Quote([]string{d.DomainName})
 }
 
 func (d Disk) args() string { return d.nameArg() + " " + d.Target }

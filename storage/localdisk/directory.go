@@ -153,7 +153,11 @@ func (b *directory) room(_ context.Context, sizes []int64) error {
 		return fmt.Errorf("dir %s: free space: %w", b.dir, err)
 	}
 	free := int64(st.Bavail) * st.Bsize
-	return fits("dir "+b.dir, free-b.reserve, sizes, fmt.Sprintf("free some of its file system, or set [local] dir or reserve (%d bytes now)", b.reserve))
+	return fits("dir "+b.dir, free-b.reserve, sizes, b.moreRoom())
+}
+
+func (b *directory) moreRoom() string {
+	return fmt.Sprintf("free some of the file system of %s, or set [local] dir or reserve (%d bytes now)", b.dir, b.reserve)
 }
 
 func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) {

@@ -125,6 +125,13 @@ func isUUID(s string) bool {
 	return err == nil && u.String() == s
 }
 
+func validKey(domain, key string) error {
+	if !isUUID(domain) || !isUUID(key) && !validTarget(key) {
+		return failure.New(failure.Usage, "domain %q, disk %q: not valid", domain, key)
+	}
+	return nil
+}
+
 // validTarget is the device name grammar of libvirt's schema, bounded.
 func validTarget(s string) bool {
 	if s == "" || len(s) > 32 {

@@ -132,7 +132,7 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 	// What was looked at is what is read: the files stay open from here on.
 	source, err := s.checker(d).Open(ctx, d.Source)
 	if err != nil {
-		return fmt.Errorf("%s: %w", d, err)
+		return unreadable(d, err)
 	}
 	defer source.Close()
 	if err := b.room(ctx, []int64{source.VirtualSize}); err != nil {
@@ -154,9 +154,21 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 		return err
 	}
 	if err := s.transfer(ctx, o, source, zeroed, held, status); err != nil {
+		if errors.Is(err, failure.NoSpace) {
+			err = failure.Hint(err, "%s", b.moreRoom())
+		}
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	return s.complete(ctx, o, source.Info)
+}
+
+// unreadable says what the source is for, and always has a way out.
+func unreadable(d Disk, err error) error {
+	hint := failure.HintOf(err)
+	if hint == "" {
+		hint = "bring its storage back, then start again"
+	}
+	return failure.Hint(fmt.Errorf("%s: there is no local copy yet, and its source cannot be read: %w", d, err), "%s", hint)
 }
 
 func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, zeroed bool, held *lock.Lock, status *progress.Writer) error {
@@ -256,6 +268,9 @@ func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, fun
 // Cancel asks the copy process of a disk to stop and waits until it has. That
 // none runs is a failure.NotFound.
 func (s *Service) Cancel(ctx context.Context, domain, key string) error {
+	if err := validKey(domain, key); err != nil {
+		return err
+	}
 	name := lockName(domain, key)
 	if held, err := lock.Held(s.Layout.Locks(), name); err != nil || !held {
 		return errors.Join(failure.New(failure.NotFound, "domain %s: disk %s: nothing copies", domain, key), err)

@@ -262,6 +262,7 @@ type group struct {
 	backend backend
 	disks   []Disk
 	copies  []Copy
+	actions []Action
 }
 
 func (s *Service) byHome(disks []pending) []*group {
@@ -275,7 +276,7 @@ func (s *Service) byHome(disks []pending) []*group {
 			index[b.home()] = g
 			groups = append(groups, g)
 		}
-		g.disks, g.copies = append(g.disks, p.Disk), append(g.copies, p.Copy)
+		g.disks, g.copies, g.actions = append(g.disks, p.Disk), append(g.copies, p.Copy), append(g.actions, p.action)
 	}
 	return groups
 }

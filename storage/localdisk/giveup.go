@@ -38,7 +38,7 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 	if r == nil {
 		return s.removeUnclaimed(ctx, domain, key)
 	}
-	if err := s.mayGiveUp(*r, g); err != nil {
+	if err := s.MayGiveUp(*r, g); err != nil {
 		return err
 	}
 	if g.Export != "" {
@@ -55,10 +55,12 @@ func (s *Service) Recreate(ctx context.Context, d Disk, g GiveUp, w Waiting) err
 	if err != nil && !errors.Is(err, failure.NotFound) {
 		return err
 	}
+	d.Copy = "" // whatever the metadata name, it was given up
 	return s.Prestage(ctx, []Disk{d}, w)
 }
 
-func (s *Service) mayGiveUp(r Receipt, g GiveUp) error {
+// MayGiveUp says whether Remove would refuse, and why.
+func (s *Service) MayGiveUp(r Receipt, g GiveUp) error {
 	d := r.Disk()
 	switch {
 	case Saved(s.Layout, r.Domain):
@@ -156,8 +158,8 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 
 // lockOne takes a disk's lock or says who is busy.
 func (s *Service) lockOne(domain, key string) (*lock.Lock, error) {
-	if !isUUID(domain) || !isUUID(key) && !validTarget(key) {
-		return nil, failure.New(failure.Usage, "domain %q, disk %q: not valid", domain, key)
+	if err := validKey(domain, key); err != nil {
+		return nil, err
 	}
 	if err := s.runDirs(); err != nil {
 		return nil, err

@@ -4,16 +4,30 @@ package localdisk
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 
 	"diskhook/storage/transfer"
 )
 
-// Commands lists what would be run and written for one disk, in order, for
+// Commands lists what a start would run and write for one disk, in order, for
 // dry runs. It changes nothing; for a copy that has to be filled it reads the
 // source's headers.
 func (s *Service) Commands(ctx context.Context, o Observed, dec Decision) []string {
+	lines := s.FillCommands(ctx, o, dec)
+	if dec.Action == Wait || dec.Action == Veto {
+		return lines
+	}
+	if dec.Action == Use {
+		lines = s.backend(o.Disk).explain(ctx, Use, o.Disk, o.Copy, 0)
+	}
+	if o.Receipt == nil || !o.Receipt.Used {
+		lines = append(lines, "write "+receiptPath(s.Layout, o.Disk.Domain, o.Disk.Key())+" (used)")
+	}
+	return append(lines, "link "+link(s.Layout, o.Disk))
+}
+
+// FillCommands is Commands for Prestage, which uses nothing.
+func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []string {
 	d, b := o.Disk, s.backend(o.Disk)
 	receipt := receiptPath(s.Layout, d.Domain, d.Key())
 	var size int64
@@ -31,12 +45,8 @@ func (s *Service) Commands(ctx context.Context, o Observed, dec Decision) []stri
 		fill = append(fill, "write "+receipt)
 	case Adopt:
 		fill = []string{"write " + receipt}
-	case Wait, Veto:
+	default:
 		return nil
 	}
-	lines := append(b.explain(ctx, dec.Action, d, o.Copy, size), fill...)
-	if dec.Action == Use && (o.Receipt == nil || !o.Receipt.Used) {
-		lines = append(lines, "write "+receipt+" (used)")
-	}
-	return append(lines, fmt.Sprintf("link %s", link(s.Layout, d)))
+	return append(b.explain(ctx, dec.Action, d, o.Copy, size), fill...)
 }

@@ -45,7 +45,7 @@ func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (P
 	case c.State != Ready || c.UUID != r.Copy:
 		return Placement{}, failure.New(failure.Conflict, "%s: %s is not its ready copy", d, c)
 	case Saved(s.Layout, domain):
-		return Placement{}, s.mayGiveUp(*r, GiveUp{})
+		return Placement{}, s.MayGiveUp(*r, GiveUp{})
 	case size < r.Size:
 		err := failure.New(failure.Usage, "%s: it has %d bytes, %d would cut it off", d, r.Size, size)
 		return Placement{}, failure.Hint(err, "name a size of at least %d bytes", r.Size)

@@ -87,8 +87,7 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 		for i, n := range sizes {
 			rounded[i] = (n + extent - 1) / extent * extent
 		}
-		return fits("vg "+b.vg, report.VG.Free-b.reserve, rounded,
-			fmt.Sprintf("extend it with `vgextend %s DEVICE`, or lower [local] reserve (%d bytes now)", b.vg, b.reserve))
+		return fits("vg "+b.vg, report.VG.Free-b.reserve, rounded, b.moreRoom())
 	}
 	pool, err := b.findPool(report)
 	if err != nil {
@@ -97,9 +96,16 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 	if full := max(pool.DataPercent, pool.MetadataPercent); full > float64(100-b.poolReserve) {
 		err := failure.New(failure.NoSpace, "lv %s/%s: thin pool: data is %.1f %% full, metadata %.1f %%; %d %% are kept free",
 			b.vg, b.pool, pool.DataPercent, pool.MetadataPercent, b.poolReserve)
-		return failure.Hint(err, "extend it with `lvextend -L +SIZE %s/%s`, or lower [local] pool_reserve", b.vg, b.pool)
+		return failure.Hint(err, "%s", b.moreRoom())
 	}
 	return nil
+}
+
+func (b *volumes) moreRoom() string {
+	if b.pool == "" {
+		return fmt.Sprintf("extend it with `vgextend %s DEVICE`, or lower [local] reserve (%d bytes now)", b.vg, b.reserve)
+	}
+	return fmt.Sprintf("extend it with `lvextend -L +SIZE %s/%s`, or lower [local] pool_reserve (%d %% now)", b.vg, b.pool, b.poolReserve)
 }
 
 func (b *volumes) findPool(report lvm.Report) (lvm.LV, error) {
@@ -214,8 +220,11 @@ func (b *volumes) explain(ctx context.Context, a Action, d Disk, c Copy, size in
 	if a == Create || a == Replace || a == Retire {
 		_ = dry.Create(ctx, shown.createOptions(d, size))
 	}
-	if a == Adopt {
+	switch a {
+	case Adopt:
 		_ = shown.claim(ctx, d, c, "MACHINE-ID")
+	case Use:
+		_ = shown.activate(ctx, []Copy{c})
 	}
 	return record.Lines()
 }

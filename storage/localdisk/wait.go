@@ -50,6 +50,9 @@ func (s *Service) fillAndWait(ctx context.Context, disks []pending, w *Waiting) 
 	if w.Deadline > 0 && w.until.IsZero() {
 		w.until = time.Now().Add(w.Deadline)
 	}
+	if err := s.roomFor(ctx, disks); err != nil {
+		return err
+	}
 	jobs := make([]string, len(disks))
 	for i, p := range disks {
 		if p.action == Wait {
@@ -117,39 +120,35 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("%s: wait for its copy: %w", d, err)
 		}
-		st, err := progress.Read(s.statusPath(d.Domain, d.Key()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.Log.Warn("status", "err", err)
-		}
-		mine := err == nil && (job == "" || st.Job == job)
-		if err == nil && st != last && w.Notify != nil {
-			w.Notify(d, st)
-			last = st
-		}
-		if mine && st.State == progress.Failed && job != "" {
-			return failed(d, st)
-		}
+		// The process takes the lock before it removes its job, and says how it
+		// ended before it gives the lock back. So it is looked at backwards.
+		taken := !s.waitsForLock(d, job)
 		held, err := lock.Held(s.Layout.Locks(), lockName(d.Domain, d.Key()))
 		if err != nil {
 			return fmt.Errorf("%s: %w", d, err)
 		}
+		st, mine := s.status(d, job)
+		if mine && st != last && w.Notify != nil {
+			w.Notify(d, st)
+			last = st
+		}
 		switch {
+		case mine && st.State == progress.Failed && job != "":
+			return failed(d, st)
 		case held:
-		case mine && st.State == progress.Ready:
-			return nil // look again
-		case job == "" && time.Since(began) >= pollEvery:
-			return nil // not at once: a lock of a moment is no reason to look again and again
 		case job == "":
-		case s.waitsForLock(d, job):
-			if time.Since(began) > startTimeout {
-				err := failure.New(failure.Temporary, "%s: its copy process did not start", d)
-				return failure.Hint(err, "see `%s`, then start again", s.process(d, job).LogCommand())
+			// Not at once: a lock of a moment is no reason to look again and again.
+			if time.Since(began) >= pollEvery {
+				return nil
 			}
-		case !mine:
-			return nil // it has been there, and so has somebody after it
+		case !taken:
+			if time.Since(began) > startTimeout {
+				return s.silent(d, job, "did not start")
+			}
+		case mine && !st.State.Final():
+			return s.silent(d, job, "died")
 		default:
-			err := failure.New(failure.Temporary, "%s: its copy process died", d)
-			return failure.Hint(err, "see `%s`, then start again", s.process(d, job).LogCommand())
+			return nil // it is done, or somebody after it has been there: look again
 		}
 		if !w.until.IsZero() && time.Now().After(w.until) {
 			return stillCopying(d, st)
@@ -157,8 +156,26 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 	}
 }
 
+// status reads the disk's status file; mine says that it is about the job, or
+// about anybody's when job is "".
+func (s *Service) status(d Disk, job string) (st progress.Status, mine bool) {
+	st, err := progress.Read(s.statusPath(d.Domain, d.Key()))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.Log.Warn("status", "err", err)
+	}
+	return st, err == nil && (job == "" || st.Job == job)
+}
+
+func (s *Service) silent(d Disk, job, what string) error {
+	err := failure.New(failure.Temporary, "%s: its copy process %s", d, what)
+	return failure.Hint(err, "see `%s`, then start again", s.process(d, job).LogCommand())
+}
+
 // waitsForLock says that the copy process has not taken the lock yet.
 func (s *Service) waitsForLock(d Disk, job string) bool {
+	if job == "" {
+		return false
+	}
 	_, err := os.Stat(s.jobPath(d, job))
 	return err == nil
 }

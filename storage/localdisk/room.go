@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"diskhook/storage/failure"
+)
+
+// Room checks, before anything is begun, that the copies that Prestage would
+// make of these disks fit together, with the configured reserve left free. Too
+// little is a failure.NoSpace. It reads the headers of their sources.
+func (s *Service) Room(ctx context.Context, disks []Disk) error {
+	for i := range disks {
+		disks[i].Create = true
+	}
+	observed, err := s.Observe(ctx, disks)
+	if err != nil {
+		return err
+	}
+	_, later, err := sortOut(observed)
+	if err != nil {
+		return err
+	}
+	return s.roomFor(ctx, later)
+}
+
+// roomFor asks each home once for all disks that get a copy there. What an
+// unfinished copy holds is freed first, and counts as free.
+func (s *Service) roomFor(ctx context.Context, disks []pending) error {
+	for _, group := range s.byHome(disks) {
+		var sizes []int64
+		for i, d := range group.disks {
+			if group.actions[i] == Wait {
+				continue // it has its room
+			}
+			info, err := s.checker(d).Chain(ctx, d.Source)
+			if err != nil {
+				return unreadable(d, err)
+			}
+			sizes = append(sizes, info.VirtualSize)
+			if group.copies[i].State == Updating {
+				sizes = append(sizes, -group.copies[i].Size)
+			}
+		}
+		if err := group.backend.room(ctx, sizes); err != nil && len(sizes) > 0 {
+			if errors.Is(err, failure.NoSpace) {
+				return fmt.Errorf("%s: %w", group.disks[0], err)
+			}
+			return err
+		}
+	}
+	return nil
+}

@@ -13,6 +13,7 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/blockdev"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
@@ -74,6 +75,24 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 		}
 		if err := notOpen(ctx, d, b); err != nil {
 			return err
+		}
+	}
+	return s.readable(ctx, d, bound)
+}
+
+// readable refuses sources that no copy can be made of. The copy process would
+// refuse them, too, but only when the domain is bound.
+func (s *Service) readable(ctx context.Context, d Domain, bound []bindings.Bound) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	disks, err := s.LocalDisks(ctx, d.Domain, bound)
+	if err != nil {
+		return err
+	}
+	checker := imagecheck.Checker{Allowed: s.Host.Config.Paths.Allowed, User: s.Local.User}
+	for _, disk := range disks {
+		if _, err := checker.Chain(ctx, disk.Source); err != nil {
+			return fmt.Errorf("%s: its source: %w", disk, err)
 		}
 	}
 	return nil

@@ -81,7 +81,8 @@ func readReceipt(l host.Layout, domain, key string) (*Receipt, error) {
 
 func badReceipt(path string, err error) error {
 	err = failure.New(failure.Precondition, "receipt %s: not understood: %w", path, err)
-	return failure.Hint(err, "restore the file from a backup, or ask `diskhook local list` which copy it was and run `diskhook local adopt`")
+	of, key := filepath.Base(filepath.Dir(path)), strings.TrimSuffix(filepath.Base(path), ".json")
+	return failure.Hint(err, "restore the file from a backup, or remove it and take the copy over with `diskhook local adopt %s %s`", of, key)
 }
 
 // write makes r durable.

@@ -113,11 +113,14 @@ func escaped(s string) string {
 
 // xml is the definition. The guest speaks on the serial line, into a file.
 func (d *domain) xml() string {
+	metadata := d.metadata
+	if metadata != "" {
+		metadata = "  <metadata>" + metadata + "</metadata>\n"
+	}
 	return fmt.Sprintf(`<domain type='qemu'>
   <name>%s</name>
   <uuid>%s</uuid>
-  <metadata>%s</metadata>
-  <memory unit='MiB'>32</memory>
+%s  <memory unit='MiB'>32</memory>
   <vcpu>1</vcpu>
   <os><type arch='x86_64' machine='pc'>hvm</type><boot dev='hd'/></os>
   <features><acpi/></features>
@@ -130,7 +133,7 @@ func (d *domain) xml() string {
     <memballoon model='none'/>
   </devices>
 </domain>
-`, escaped(d.name), d.uuid, d.metadata, d.disks, d.extra, d.serial())
+`, escaped(d.name), d.uuid, metadata, d.disks, d.extra, d.serial())
 }
 
 func (d *domain) serial() string { return filepath.Join(d.dir, "serial") }

@@ -49,14 +49,14 @@ func TestVetoes(t *testing.T) {
 			if err := os.WriteFile(d.receiptPath(), []byte("{"), 0o644); err != nil {
 				t.Fatal(err)
 			}
-		}, []string{"receipt", "not understood"}},
+		}, []string{d.receiptPath(), "not understood", "diskhook local adopt " + d.uuid + " vda"}},
 		{"another copy took its place", func(t *testing.T) {
 			sidecar := strings.TrimSuffix(d.copy(), ".raw") + ".json"
 			moved(t, sidecar)
 			writeImage(t, sidecar, []byte(`{"schema":"diskhook.copy/v1","uuid":"7b1e8f8c-6d3b-4d0e-9d52-3c1b7a9e0f11"}`))
 		}, []string{"7b1e8f8c-6d3b-4d0e-9d52-3c1b7a9e0f11", "another volume took its place"}},
 		{"the binding is of another machine", redefine(content(t, "/etc/machine-id"), other),
-			[]string{"is for the machine " + other, "start it there"}},
+			[]string{"is for the machine " + other, "start it there", "diskhook local export veto vda FILE"}},
 		{"the binding names another copy", redefine("fill=", "copy='7b1e8f8c-6d3b-4d0e-9d52-3c1b7a9e0f11' fill="),
 			[]string{"7b1e8f8c-6d3b-4d0e-9d52-3c1b7a9e0f11", "diskhook domain apply --refresh veto"}},
 		{"the disk has another source", redefine("<source file='"+d.link(), "<source file='"+d.image()),
@@ -66,7 +66,7 @@ func TestVetoes(t *testing.T) {
 		{"metadata that cannot be read", redefine("target=\"vda\"", "target=\"\""),
 			[]string{"virsh edit veto", "diskhook domain unbind veto"}},
 		{"the metadata are gone", redefine(definition[strings.Index(definition, "  <metadata>"):strings.Index(definition, "  <memory")], ""),
-			[]string{"its data is in the local copy", "diskhook domain apply"}},
+			[]string{"its data is in the local copy", "diskhook domain apply --bind vda:local=dir veto", "diskhook local export veto vda FILE"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d.t = t
@@ -136,8 +136,8 @@ func TestTraps(t *testing.T) {
 		make         func(t *testing.T, path string)
 		says         []string
 	}{
-		{"missing", "raw", func(*testing.T, string) {}, []string{"no such file or directory"}},
-		{"missing qcow2", "qcow2", func(*testing.T, string) {}, []string{"no such file or directory"}},
+		{"missing", "raw", func(*testing.T, string) {}, []string{"no such file or directory", "bring its storage back"}},
+		{"missing qcow2", "qcow2", func(*testing.T, string) {}, []string{"no such file or directory", "bring its storage back"}},
 		{"outside", "qcow2", func(t *testing.T, path string) { qcow2(t, path, "-b", secret, "-F", "raw") },
 			[]string{secret, "[paths] roots", "diskhook.toml"}},
 		{"shadow", "qcow2", func(t *testing.T, path string) { qcow2(t, path, "-b", "/etc/shadow", "-F", "raw") },

@@ -4,10 +4,7 @@ package localdisk
 
 import (
 	"context"
-	"errors"
 	"fmt"
-
-	"diskhook/storage/failure"
 )
 
 // Room checks, before anything is begun, that the copies that Prestage would
@@ -47,10 +44,7 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 			}
 		}
 		if err := group.backend.room(ctx, sizes); err != nil && len(sizes) > 0 {
-			if errors.Is(err, failure.NoSpace) {
-				return fmt.Errorf("%s: %w", group.disks[0], err)
-			}
-			return err
+			return fmt.Errorf("%s: %w", group.disks[0], err)
 		}
 	}
 	return nil

@@ -106,7 +106,7 @@ func (p *program) hook(ctx context.Context, c call) error {
 		if err != nil {
 			return err
 		}
-		h.Local = bindings.Direct(local)
+		h.Local, h.Reader = bindings.Direct(local), local.User
 	} else {
 		h.Local = privileged.NewClient(command.System{Log: log}, p.layout, config)
 	}

@@ -42,7 +42,7 @@ func (p *program) services(c *cli.Context) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &bindings.Host{Layout: p.layout, Config: config, Log: log, Local: bindings.Direct(local)}
+	h := &bindings.Host{Layout: p.layout, Config: config, Log: log, Local: bindings.Direct(local), Reader: local.User}
 	client := &domains.Client{Run: command.System{Log: log}, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
 	return &services{config, log, local, h, &domains.Service{Libvirt: client, Host: h, Local: local}}, nil
 }

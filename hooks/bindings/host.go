@@ -6,7 +6,9 @@ import (
 	"context"
 	"log/slog"
 
+	"diskhook/storage/command"
 	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/progress"
 )
@@ -18,8 +20,21 @@ type Host struct {
 	Config host.Config
 	Log    *slog.Logger
 	Local  Local
+	// Reader reads the sources of oVirt's disks; nil is ourselves. See
+	// localdisk.OVirtIdentities.
+	Reader *command.Credential
 	// Notify, if set, is told how a copy goes on while a start waits for it.
 	Notify func(localdisk.Disk, progress.Status)
+}
+
+// Discover finds the images below top, the source of disk or one of its
+// layers, by their headers.
+func (h *Host) Discover(ctx context.Context, disk localdisk.Disk, top imagecheck.Layer) ([]imagecheck.Layer, error) {
+	checker := imagecheck.Checker{Allowed: h.Config.Paths.Allowed}
+	if disk.OVirt() {
+		checker.User = h.Reader
+	}
+	return checker.Discover(ctx, top)
 }
 
 // Local is what bindings need of local copies. Root uses localdisk itself

@@ -87,7 +87,7 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 		return nil
 	}
 	last := len(disk.Source) - 1
-	below, err := imagecheck.Discover(ctx, disk.Source[last], h.Config.Paths.Allowed)
+	below, err := h.Discover(ctx, *disk, disk.Source[last])
 	switch {
 	case err == nil:
 		disk.Source = append(disk.Source[:last:last], below...)

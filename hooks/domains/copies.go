@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"diskhook/storage/failure"
-	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 )
 
@@ -40,7 +39,7 @@ func (s *Service) Recreate(ctx context.Context, disk localdisk.Disk, g localdisk
 
 // Rediscover looks up again what lies below a disk's source.
 func (s *Service) Rediscover(ctx context.Context, disk localdisk.Disk) (localdisk.Disk, error) {
-	source, err := imagecheck.Discover(ctx, disk.Source[0], s.Host.Config.Paths.Allowed)
+	source, err := s.Host.Discover(ctx, disk, disk.Source[0])
 	if err != nil {
 		return disk, fmt.Errorf("%s: its source: %w", disk, err)
 	}

@@ -13,7 +13,6 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/blockdev"
 	"diskhook/storage/failure"
-	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
@@ -89,9 +88,8 @@ func (s *Service) readable(ctx context.Context, d Domain, bound []bindings.Bound
 	if err != nil {
 		return err
 	}
-	checker := imagecheck.Checker{Allowed: s.Host.Config.Paths.Allowed, User: s.Local.User}
 	for _, disk := range disks {
-		if _, err := checker.Chain(ctx, disk.Source); err != nil {
+		if _, err := s.Local.Inspect(ctx, disk); err != nil {
 			return fmt.Errorf("%s: its source: %w", disk, err)
 		}
 	}

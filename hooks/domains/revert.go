@@ -147,17 +147,15 @@ func (s *Service) mayRevert(ctx context.Context, d Domain, target string, receip
 	return nil
 }
 
+// noSnapshotOf needs no more than the recorded source, so that a domain can also
+// go back from a binding that only a newer diskhook understands.
 func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) error {
-	bound, _, err := bindings.Resolve(d.Domain, nil)
-	if err != nil {
-		return err
+	entry := d.entry(target)
+	disk, there := d.Disk(target)
+	if entry == nil || !there {
+		return nil
 	}
-	for _, b := range bound {
-		if b.Disk.Target == target {
-			return s.noOverlay(ctx, d, b)
-		}
-	}
-	return nil
+	return s.noOverlay(ctx, d, bindings.Bound{Disk: disk, Recorded: entry})
 }
 
 // release takes the targets out of the metadata. A disk gets its origin back,

@@ -122,6 +122,26 @@ func TestAllowed(t *testing.T) {
 	}
 }
 
+// Whoever serves a share also makes the links on it.
+func TestLinkToADeviceCountsOnlyWhereLinksNameDevices(t *testing.T) {
+	share, vdsm := t.TempDir(), filepath.Join(t.TempDir(), "rhev/data-center")
+	if err := os.MkdirAll(vdsm, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{share, vdsm} {
+		if err := os.Symlink("/dev/null", filepath.Join(dir, "disk")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := host.Paths{Roots: []string{share, vdsm, "/dev/disk"}}
+	if resolved, err := p.Allowed(filepath.Join(share, "disk")); !errors.Is(err, failure.Precondition) {
+		t.Errorf("on a share: %q, %v", resolved, err)
+	}
+	if resolved, err := p.Allowed(filepath.Join(vdsm, "disk")); err != nil || resolved != "/dev/null" {
+		t.Errorf("of VDSM: %q, %v", resolved, err)
+	}
+}
+
 func TestParseSize(t *testing.T) {
 	for text, want := range map[string]int64{"0": 0, "512": 512, "1K": 1024, "10G": 10 << 30, "10GiB": 10 << 30, "1.5M": 3 << 19, "2T": 2 << 40} {
 		if got, err := host.ParseSize(text); err != nil || got != want {

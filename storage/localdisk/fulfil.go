@@ -341,6 +341,11 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 	}
 }
 
+// Inspect looks at the headers of the source of d, as a copy would.
+func (s *Service) Inspect(ctx context.Context, d Disk) (imagecheck.Info, error) {
+	return s.checker(d).Chain(ctx, d.Source)
+}
+
 // checker looks at the headers of the source of d, as the user who may read it.
 func (s *Service) checker(d Disk) imagecheck.Checker {
 	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.reader(d)}

@@ -82,13 +82,13 @@ func inSandbox() (code int, err error) {
 	return code, err
 }
 
-// machine is what must be the same before and after: where diskhook and
-// libvirt have their files.
+// machine is what must be the same before and after: where diskhook has its
+// files, and libvirt its hooks and definitions.
 func machine() string {
 	var all strings.Builder
 	for _, dir := range []string{
-		"/etc/libvirt", "/etc/diskhook", "/var/lib/libvirt", "/var/lib/diskhook", "/run/libvirt", "/run/diskhook",
-		"/usr/bin/diskhook", "/usr/libexec/diskhook", "/usr/lib/tmpfiles.d",
+		"/etc/libvirt", "/etc/diskhook", "/var/lib/diskhook", "/run/diskhook",
+		"/usr/bin/diskhook", "/usr/libexec/diskhook", "/usr/lib/tmpfiles.d/diskhook.conf",
 	} {
 		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			if err != nil {

@@ -18,7 +18,7 @@ func (s *Service) Adopt(ctx context.Context, d Disk) error {
 	if err := d.Validate(); err != nil {
 		return err
 	}
-	l, err := s.lockOne(d.Domain, d.Key())
+	l, err := s.lockOne(ctx, d.Domain, d.Key())
 	if err != nil {
 		return err
 	}

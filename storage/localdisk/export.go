@@ -21,7 +21,7 @@ import (
 // qcow2, sparse, and compares it with the copy before it gets its name. The
 // domain must not run. A file that is there already is a failure.Conflict.
 func (s *Service) Export(ctx context.Context, domain, key, to, format string, notify progress.Func) error {
-	l, err := s.lockOne(domain, key)
+	l, err := s.lockOne(ctx, domain, key)
 	if err != nil {
 		return err
 	}

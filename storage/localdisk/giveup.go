@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -26,7 +27,7 @@ type GiveUp struct {
 // when g does not say what becomes of the guest's writes. Nothing there to
 // remove is a failure.NotFound.
 func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) error {
-	l, err := s.lockOne(domain, key)
+	l, err := s.lockOne(ctx, domain, key)
 	if err != nil {
 		return err
 	}
@@ -156,15 +157,21 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 	return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
 }
 
-// lockOne takes a disk's lock or says who is busy.
-func (s *Service) lockOne(domain, key string) (*lock.Lock, error) {
+// patience is how long a verb waits for a lock: a start holds it for a moment,
+// and a copy process that has said how it ended gives it back in the next.
+const patience = 2 * time.Second
+
+// lockOne takes a disk's lock or says that somebody is busy.
+func (s *Service) lockOne(ctx context.Context, domain, key string) (*lock.Lock, error) {
 	if err := validKey(domain, key); err != nil {
 		return nil, err
 	}
 	if err := s.runDirs(); err != nil {
 		return nil, err
 	}
-	l, err := lock.Try(s.Layout.Locks(), lockName(domain, key))
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	l, err := lock.Acquire(ctx, s.Layout.Locks(), lockName(domain, key))
 	if errors.Is(err, lock.ErrHeld) {
 		err = failure.Hint(fmt.Errorf("domain %s: disk %s: somebody works on its copy: %w", domain, key, err),
 			"wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s %s`", domain, domain, key)
@@ -197,7 +204,7 @@ func (s *Service) release(ctx context.Context, d Disk, reason string) error {
 	if _, err := os.Lstat(link(s.Layout, d)); err != nil {
 		return nil // not fulfilled in this boot
 	}
-	l, err := s.lockOne(d.Domain, d.Key())
+	l, err := s.lockOne(ctx, d.Domain, d.Key())
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ type Growth struct {
 // resize of its own. Smaller is refused, as is a copy that is not ready. A
 // crash in between is finished by the next start or the next call.
 func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (Placement, error) {
-	l, err := s.lockOne(domain, key)
+	l, err := s.lockOne(ctx, domain, key)
 	if err != nil {
 		return Placement{}, err
 	}

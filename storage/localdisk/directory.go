@@ -89,6 +89,13 @@ func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
 			continue
 		}
 		c, err := b.describe(name, state, filepath.Join(b.dir, file))
+		if errors.Is(err, fs.ErrNotExist) && state == Updating {
+			// Another domain's copy was completed meanwhile.
+			c, err = b.describe(name, Ready, b.path(name, rawSuffix))
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // or removed
+		}
 		if err != nil {
 			return nil, err
 		}

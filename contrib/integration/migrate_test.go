@@ -5,6 +5,7 @@
 package integration
 
 import (
+	"os"
 	"strings"
 	"testing"
 )
@@ -68,7 +69,20 @@ func TestMigrate(t *testing.T) {
 
 // TestMigrateUnbound: diskhook is not in the way.
 func TestMigrateUnbound(t *testing.T) {
-	d := bootable(t, "free-mover")
+	d := newDomain(t, "free-mover")
+	writeImage(t, d.image(), diskImage(false))
+	writeImage(t, d.serial(), nil)
+	d.disks = diskXML("file", d.image(), "raw", "vda")
+	// The hosts share their files, but neither knows that the other has given one to
+	// QEMU's user.
+	text := strings.ReplaceAll(d.xml(), "'/><target", "'><seclabel model='dac' relabel='no'/></source><target")
+	text = strings.Replace(text, "'/></serial>", "'><seclabel model='dac' relabel='no'/></source></serial>", 1)
+	for _, path := range []string{d.image(), d.serial()} {
+		if err := os.Chmod(path, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.defineAs(text)
 	d.start()
 	d.boots(1)
 	run(t, "virsh", "-q", "migrate", "--live", "--unsafe", d.uuid, farURI, "--migrateuri", "tcp://127.0.0.1")

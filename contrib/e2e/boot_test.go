@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// stepVariable names, in the guest, the boot that this is.
+const stepVariable = "DISKHOOK_E2E_BOOT"
+
+// How a boot ends: the exit statuses of contrib/testguest/run.
+const (
+	inOrder  = 0
+	powerCut = 137
+)
+
+// boot is one boot of a host and what is done during it. A boot that ends by a
+// power cut calls machine.cutPower last.
+type boot struct {
+	name string
+	do   func(machine)
+	ends int
+}
+
+// host is a machine to boot: what is installed on it, and its boots in order.
+type host struct {
+	install string // make target
+	images  []chain
+	boots   []boot
+}
+
+// pvSize is that of the disk for the volume group, in bytes.
+const pvSize = 640 << 20
+
+// run boots the host as often as it says, or does in the guest what is this
+// boot's part.
+func (h host) run(t *testing.T) {
+	if step := os.Getenv(stepVariable); step != "" {
+		h.inGuest(t, step)
+		return
+	}
+	t.Parallel()
+	work := t.TempDir()
+	payload := filepath.Join(work, "payload")
+	h.pack(t, payload)
+	disk := filepath.Join(work, "disk")
+	usedDisk(t, disk)
+	for _, b := range h.boots {
+		args := []string{
+			"--payload", payload, "--disk", disk, "--state", filepath.Join(work, "root"), "--timeout", "1500",
+			"--", "env", stepVariable + "=" + b.name, "./e2e.test", "-test.v", "-test.run", "^" + t.Name() + "$",
+		}
+		guest := exec.CommandContext(t.Context(), "../testguest/run", args...)
+		var out bytes.Buffer
+		guest.Stdout = &out
+		if testing.Verbose() {
+			guest.Stdout = io.MultiWriter(&out, os.Stdout)
+		}
+		guest.Stderr = guest.Stdout
+		err := guest.Run()
+		if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		if got := guest.ProcessState.ExitCode(); got != b.ends {
+			if !testing.Verbose() {
+				t.Logf("%s", &out)
+			}
+			t.Fatalf("boot %s: status %d, want %d", b.name, got, b.ends)
+		}
+		// The images are on the host's root disk now.
+		if err := os.RemoveAll(filepath.Join(payload, "images")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (h host) inGuest(t *testing.T, step string) {
+	for _, b := range h.boots {
+		if b.name == step {
+			b.do(machine{t})
+			return
+		}
+	}
+	t.Fatalf("no boot is called %q", step)
+}
+
+// pack makes the payload: what `make install` lays out, this program, a
+// diskhook with failpoints, and the images.
+func (h host) pack(t *testing.T, payload string) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Built apart, as another tier may be building at the same time.
+	command(t, "make", "--no-print-directory", "-C", root, h.install, "out="+filepath.Join(t.TempDir(), "out"), "DESTDIR="+filepath.Join(payload, "root"))
+	command(t, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-tags", "libvirt_dlopen,testroot", "-o", filepath.Join(payload, "diskhook.failpoints"), "../../cmd/diskhook")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, "cp", self, filepath.Join(payload, "e2e.test"))
+	for _, c := range h.images {
+		c.create(t, filepath.Join(payload, "images"))
+	}
+}
+
+// usedDisk makes a disk whose earlier owner left something on every byte.
+func usedDisk(t *testing.T, path string) {
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	old := bytes.Repeat([]byte{0xaa}, 4<<20)
+	for range pvSize / len(old) {
+		if _, err := f.Write(old); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// command runs a program on either side and returns what it prints.
+func command(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// chain is an image of three qcow2 layers: base ← middle ← top. Each layer has
+// data of its own, covers some of the one below with other data and some with
+// zeros. seed tells images apart; data is the size in MiB of what base holds.
+type chain struct {
+	name string
+	seed int
+	data int
+	size int64 // virtual, in bytes
+}
+
+// oddSize is no whole number of extents, of MiB or of 4 KiB sectors, so that a
+// copy on a volume has a tail.
+const oddSize = 24<<20 + 3*512
+
+func (c chain) create(t *testing.T, dir string) {
+	t.Helper()
+	dir = filepath.Join(dir, c.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	size := c.size
+	if size == 0 {
+		size = oddSize
+	}
+	lower := ""
+	for _, layer := range []struct{ file, writes string }{
+		{"base.qcow2", fmt.Sprintf("write -P %d 0 %dM", c.seed, max(2, c.data))},
+		{"middle.qcow2", fmt.Sprintf("write -P %d 512k 512k; write -z 1M 128k", c.seed+1)},
+		{"top.qcow2", fmt.Sprintf("write -P %d 900k 200k; write -P %d 23M 1M; write -z 64k 64k", c.seed+2, c.seed+3)},
+	} {
+		path := filepath.Join(dir, layer.file)
+		args := []string{"create", "-q", "-f", "qcow2"}
+		if lower != "" {
+			args = append(args, "-b", lower, "-F", "qcow2")
+		}
+		command(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
+		io := []string{"-f", "qcow2"}
+		for _, write := range bytes.Split([]byte(layer.writes), []byte("; ")) {
+			io = append(io, "-c", string(write))
+		}
+		command(t, "qemu-io", append(io, path)...)
+		lower = layer.file // relative, as VDSM writes it
+	}
+}

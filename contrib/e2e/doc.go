@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e tests diskhook as it is installed, on a host of its own: a
+// kernel with device-mapper, a volume group with a thin pool, udev, systemd,
+// an NFS server, libvirtd, VDSM's user and directories. The host is the test
+// guest (contrib/testguest), so that its power can be cut.
+//
+// A test here is a list of boots of one host (boot_test.go). Run on the machine
+// it starts the guest once per boot; run in the guest, as the same program, it
+// does what that boot is for. A file is a group of scenarios:
+//
+//	copies_test.go    a copy is made, reused, made once by two starts
+//	space_test.go     volume group, pool and source are full or missing
+//	receipts_test.go  copies that were renamed, replaced, removed, held open
+//	away_test.go      the shared storage hangs, before and during a copy
+//	giveup_test.go    resize, export, remove, recreate
+//	powercut_test.go  the power goes in each state of a copy
+//	libvirtd_test.go  apply, start, restart of libvirtd, autostart after a reboot
+//	ovirt_test.go     VDSM's hook points as the user vdsm
+//
+// Everything is checked by content (qemu-img compare with the source's chain),
+// by what must not have changed, and by the line an operator would read.
+package e2e

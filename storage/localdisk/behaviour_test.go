@@ -484,3 +484,119 @@ func TestCommandsShowAndDoNothing(t *testing.T) {
 	contains(start, "lvm lvchange", "link ")
 	contains(fill)
 }
+
+// A copy that was made before its domain was bound, and whose source was
+// written to since, is made again; one that a guest used is the truth.
+func TestUnusedCopyOfAChangedSourceIsMadeAgain(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := newWorld(t, backend)
+		s, disks := service(), []localdisk.Disk{w.disk()}
+		must(t, s.Prestage(t.Context(), disks, localdisk.Waiting{}))
+		w.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x44 2M 64k", w.source[0].Path)
+		w.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", w.source[0].Path, w.flat)
+		observed, err := s.ObserveSources(t.Context(), disks)
+		must(t, err)
+		if !observed[0].Stale || localdisk.Decide(observed[0]).Action != localdisk.Replace {
+			t.Errorf("observed %+v", observed[0])
+		}
+		must(t, s.Prestage(t.Context(), disks, localdisk.Waiting{}))
+		_, err = w.hook()
+		must(t, err)
+		w.same(w.stable(), w.flat)
+
+		w.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x55 2M 64k", w.source[0].Path)
+		must(t, s.Prestage(t.Context(), disks, localdisk.Waiting{}))
+		w.same(w.stable(), w.flat)
+	})
+}
+
+func TestCopyWithoutItsSidecarIsNoDeadEnd(t *testing.T) {
+	w := newWorld(t, "dir")
+	_, err := w.hook()
+	must(t, err)
+	w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 512k 64k", w.stable())
+	after := w.path("after.raw")
+	w.tool("cp", w.content(), after)
+	w.reboot()
+	must(t, os.Remove(strings.TrimSuffix(w.content(), ".raw")+".json"))
+	s := service()
+	if _, err := w.hook(); err == nil || !strings.Contains(err.Error(), "diskhook local adopt vm vda") {
+		t.Fatalf("start: %v", err)
+	}
+	for what, err := range map[string]error{
+		"remove": s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}),
+		"export": s.Export(t.Context(), domain, "vda", w.path("out.raw"), "raw", nil),
+	} {
+		if !errors.Is(err, failure.Conflict) || !strings.Contains(failure.HintOf(err), "adopt") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	entries, err := s.List(t.Context())
+	must(t, err)
+	if len(entries) != 1 || entries[0].Problem == "" {
+		t.Errorf("list: %+v", entries)
+	}
+	must(t, s.Adopt(t.Context(), w.disk()))
+	_, err = w.hook()
+	must(t, err)
+	w.same(w.stable(), after)
+}
+
+// A resize that asks for more than one that crashed gets what it asked for.
+func TestResizeAfterACrashedOne(t *testing.T) {
+	w := newWorld(t, "lvm")
+	_, err := w.hook()
+	must(t, err)
+	s := service()
+	t.Setenv("DISKHOOK_FAILPOINT", "resize.extended=error")
+	if _, err := s.Resize(t.Context(), domain, "vda", 8<<20); err == nil {
+		t.Fatal("the failpoint did not fire")
+	}
+	t.Setenv("DISKHOOK_FAILPOINT", "")
+	p, err := s.Resize(t.Context(), domain, "vda", 16<<20)
+	must(t, err)
+	if p.Size != 16<<20 {
+		t.Errorf("size %d", p.Size)
+	}
+	w.same(w.stable(), w.flat)
+}
+
+// With on-stop=discard another leaf retires the old copy; what is complete
+// under the new leaf's name is somebody's data.
+func TestRetiringOverwritesNothing(t *testing.T) {
+	const image, older, newer = "c9865ca8-f6d2-4363-bec2-af870a87a819", "1dfad482-c65c-436c-aa59-87e020b63302", "b3335e60-6d27-46e0-bed8-50e75cca6786"
+	for _, backend := range []string{"dir", "lvm"} {
+		t.Run(backend, func(t *testing.T) {
+			w := newWorld(t, backend)
+			d := w.disk()
+			d.Image, d.Volume, d.OnStop = image, older, localdisk.Discard
+			start := func(d localdisk.Disk) error {
+				_, err := service().Fulfil(t.Context(), []localdisk.Disk{d}, localdisk.Waiting{})
+				return err
+			}
+			must(t, start(d))
+			next := d
+			next.Volume = newer
+			if backend == "dir" {
+				must(t, os.WriteFile(w.path("var/lib/diskhook/local/"+newer+".raw"), []byte("precious"), 0o600))
+			} else {
+				must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) {
+					g.Volumes[newer] = &lvmtest.Volume{UUID: "abcdef-abcd-abcd-abcd-abcd-abcd-abcdef", Size: 4 << 20}
+				}))
+			}
+			if err := start(next); !errors.Is(err, failure.Conflict) {
+				t.Fatalf("got %v", err)
+			}
+			must(t, start(d)) // nothing was given up
+			if backend == "dir" {
+				must(t, os.Remove(w.path("var/lib/diskhook/local/"+newer+".raw")))
+			} else {
+				must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { delete(g.Volumes, newer) }))
+			}
+			must(t, start(next))
+			if entries, err := service().List(t.Context()); err != nil || len(entries) != 1 || entries[0].Receipt.Volume != newer {
+				t.Errorf("left: %+v, %v", entries, err)
+			}
+		})
+	}
+}

@@ -18,7 +18,10 @@ type Observed struct {
 	Receipt *Receipt // nil: none
 	Busy    bool     // a copy process or a verb holds the disk's lock
 	Saved   bool     // the domain has saved memory
-	Machine string   // this machine's id
+	// Stale: no guest used the copy yet, and its source is not any more what
+	// it was made from. Only ObserveSources looks.
+	Stale   bool
+	Machine string // this machine's id
 	Status  *progress.Status
 }
 
@@ -99,6 +102,8 @@ func Decide(o Observed) Decision {
 		return permitted(o, Retire)
 	}
 	if o.Copy.State == Ready && o.Receipt != nil && o.Receipt.Copy != o.Copy.UUID {
+		// With another leaf, on-stop=discard would make room for a fresh copy;
+		// but what lies under the new leaf's name is complete, and not ours.
 		return Decision{Veto, foreign(o)}
 	}
 	return protocol[o.Copy.State][claimOf(o.Receipt)](o)
@@ -119,6 +124,8 @@ func permitted(o Observed, a Action) Decision {
 
 func use(o Observed) Decision {
 	switch {
+	case o.Stale && !o.Receipt.Used:
+		return replace(o)
 	case o.Copy.Sick != "":
 		err := failure.New(failure.Precondition, "%s: %s: %s", o.Disk, o.Copy, o.Copy.Sick)
 		return Decision{Veto, failure.Hint(err, "repair the volume group, then start again")}
@@ -174,6 +181,10 @@ func spoiled(o Observed) error {
 }
 
 func foreign(o Observed) error {
+	if o.Copy.UUID == "" {
+		err := failure.New(failure.Conflict, "%s: %s is complete, but %s", o.Disk, o.Copy, o.Copy.Sick)
+		return failure.Hint(err, "restore that file, or run `diskhook local adopt %s` if the copy is this disk's", o.Disk.args())
+	}
 	err := failure.New(failure.Conflict, "%s: %s has the UUID %s, the receipt names %s: another volume took its place", o.Disk, o.Copy, o.Copy.UUID, o.Receipt.Copy)
 	return failure.Hint(err, "bring the right one back, or run `diskhook local adopt %s` if this is it", o.Disk.args())
 }
@@ -225,7 +236,7 @@ func otherLeaf(o Observed) error {
 // new version of a template.
 func retires(o Observed) bool {
 	r := o.Receipt
-	return r != nil && r.Volume != o.Disk.Volume && o.Disk.OnStop == Discard && !o.Saved
+	return r != nil && r.Volume != o.Disk.Volume && o.Disk.OnStop == Discard && !o.Saved && o.Copy.State != Ready
 }
 
 // nameArg is the domain as an argument in a hint.

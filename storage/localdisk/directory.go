@@ -117,7 +117,7 @@ func (b *directory) describe(name string, state State, path string) (Copy, error
 	}
 	side, err := b.readSidecar(name)
 	if err != nil {
-		c.Sick = failure.OneLine(err.Error())
+		c.Sick = failure.OneLine(fmt.Sprintf("its sidecar cannot be read: %v", err))
 	}
 	c.UUID, c.Tags = side.UUID, side.Tags
 	return c, nil
@@ -169,6 +169,9 @@ func (b *directory) moreRoom() string {
 
 func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) {
 	name := d.CopyName()
+	if _, err := os.Lstat(b.path(name, rawSuffix)); err == nil {
+		return Copy{}, failure.New(failure.Conflict, "file %s: exists", b.path(name, rawSuffix))
+	}
 	side := sidecar{UUID: uuid.NewString(), Tags: creationTags(d)}
 	if err := b.writeSidecar(name, side); err != nil {
 		return Copy{}, err
@@ -213,10 +216,23 @@ func (b *directory) finish(ctx context.Context, d Disk, c Copy, machine string) 
 	if err := failpoint.Hit("dir.claimed"); err != nil {
 		return err
 	}
-	if err := os.Rename(b.path(c.Name, partialSuffix), b.path(c.Name, rawSuffix)); err != nil {
+	if err := renameNew(b.path(c.Name, partialSuffix), b.path(c.Name, rawSuffix)); err != nil {
 		return fmt.Errorf("file %w", err)
 	}
 	return atomicfile.Sync(b.dir)
+}
+
+// renameNew is rename(2) that never takes the place of anything, where the
+// file system can tell.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return os.Rename(from, to)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
 }
 
 func (b *directory) claim(_ context.Context, d Disk, c Copy, machine string) error {

@@ -62,13 +62,16 @@ func (d Disk) Key() string {
 	return d.Target
 }
 
+// copyPrefix begins the names of copies that we named.
+const copyPrefix = "dh_"
+
 // CopyName is the name of the volume or file. It comes from ids only, so
 // that renaming the domain is harmless.
 func (d Disk) CopyName() string {
 	if d.OVirt() {
 		return d.Volume
 	}
-	return "dh_" + d.Domain + "_" + d.Target
+	return copyPrefix + d.Domain + "_" + d.Target
 }
 
 // String names the disk in messages.

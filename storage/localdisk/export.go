@@ -89,8 +89,11 @@ func (s *Service) readyToRead(ctx context.Context, r Receipt) (Copy, error) {
 	switch {
 	case err != nil:
 		return c, err
-	case c.State != Ready || c.UUID != r.Copy:
-		return c, failure.New(failure.Conflict, "%s: %s is not its ready copy", d, c)
+	case c.State == Ready && c.UUID != r.Copy:
+		return c, foreign(Observed{Disk: d, Copy: c, Receipt: &r})
+	case c.State != Ready:
+		err := failure.New(failure.Conflict, "%s: %s is %s", d, c, c.State)
+		return c, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
 	case c.Active && !s.asFileOpen(c).closed():
 		err := failure.New(failure.Conflict, "%s: %s is open: the domain runs", d, c)
 		return c, failure.Hint(err, "shut the domain down, then try again")

@@ -83,6 +83,9 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 	if err != nil {
 		return err
 	}
+	if err := s.markStale(ctx, observed); err != nil {
+		return err
+	}
 	o := observed[0]
 	decision := Decide(o)
 	s.Log.Info("fill", "disk", d.String(), "copy", o.Copy.String(), "state", o.Copy.State, "action", decision.Action)
@@ -93,6 +96,10 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 		return nil // somebody was faster
 	case Retire:
 		if err := s.giveUp(ctx, *o.Receipt); err != nil {
+			return err
+		}
+		o.Receipt = nil // what is unfinished under the new leaf's name goes, too
+		if err := s.clear(ctx, o); err != nil {
 			return err
 		}
 	case Replace, Create:
@@ -130,7 +137,7 @@ func (s *Service) clear(ctx context.Context, o Observed) error {
 func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) (err error) {
 	d, b := o.Disk, s.backend(o.Disk)
 	// What was looked at is what is read: the files stay open from here on.
-	source, err := s.checker(d).Open(ctx, d.Source)
+	source, err := s.open(ctx, d)
 	if err != nil {
 		return unreadable(d, err)
 	}
@@ -160,6 +167,12 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	return s.complete(ctx, o, source.Info)
+}
+
+func (s *Service) open(ctx context.Context, d Disk) (*imagecheck.Opened, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	return s.checker(d).Open(ctx, d.Source)
 }
 
 // unreadable says what the source is for, and always has a way out.
@@ -192,7 +205,7 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 // complete ends a copy whose data has reached the disk: the source is still
 // what was read, the receipt is durable, then the mark goes.
 func (s *Service) complete(ctx context.Context, o Observed, info imagecheck.Info) error {
-	again, err := s.checker(o.Disk).Chain(ctx, o.Disk.Source)
+	again, err := s.Inspect(ctx, o.Disk)
 	if err != nil {
 		return fmt.Errorf("%s: look at the source again: %w", o.Disk, err)
 	}

@@ -74,7 +74,7 @@ func (s *Service) Prestage(ctx context.Context, disks []Disk, w Waiting) error {
 		disks[i].Create = true
 	}
 	return s.settle(ctx, &w, func() ([]pending, error) {
-		observed, err := s.Observe(ctx, disks)
+		observed, err := s.ObserveSources(ctx, disks)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +153,7 @@ func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Pla
 	}
 	for _, p := range disks {
 		if p.Receipt != nil && p.Receipt.Growing != nil {
-			if p.Copy, err = s.finishGrowing(ctx, *p.Receipt, p.Copy); err != nil {
+			if p.Copy, err = s.finishGrowing(ctx, p.Receipt, p.Copy); err != nil {
 				return nil, err
 			}
 		}
@@ -303,7 +303,7 @@ func (s *Service) deactivateIdle(g *group) {
 // adoptOVirt takes over a volume of oVirt's hook. Its guest may have written
 // to it, so the receipt says used before anything else happens.
 func (s *Service) adoptOVirt(ctx context.Context, o Observed) error {
-	info, err := s.checker(o.Disk).Chain(ctx, o.Disk.Source)
+	info, err := s.Inspect(ctx, o.Disk)
 	if err != nil {
 		return fmt.Errorf("%s: adopt %s: its size is not known: %w", o.Disk, o.Copy, err)
 	}
@@ -341,8 +341,15 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 	}
 }
 
-// Inspect looks at the headers of the source of d, as a copy would.
+// lookTimeout bounds every look at a source: its storage may hang, and hooks
+// wait for the answer.
+const lookTimeout = 15 * time.Second
+
+// Inspect looks at the headers of the source of d, as a copy would. Storage
+// that does not answer is a failure.Temporary after 15 seconds at most.
 func (s *Service) Inspect(ctx context.Context, d Disk) (imagecheck.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	return s.checker(d).Chain(ctx, d.Source)
 }
 

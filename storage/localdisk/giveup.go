@@ -80,7 +80,11 @@ func (s *Service) giveUp(ctx context.Context, r Receipt) error {
 	if err != nil {
 		return err
 	}
-	if c.State != Absent && c.UUID == r.Copy && !s.asFileOpen(c).closed() {
+	switch {
+	case c.State == Absent:
+	case c.UUID != r.Copy:
+		return foreign(Observed{Disk: r.Disk(), Copy: c, Receipt: &r})
+	case !s.asFileOpen(c).closed():
 		return fmt.Errorf("%s: %w", r.Disk(), inUse(c))
 	}
 	r.Discarding = true

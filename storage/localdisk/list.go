@@ -57,7 +57,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 		}
 		for _, name := range slices.Sorted(maps.Keys(copies)) {
 			c := copies[name]
-			if domain := taggedDomain(c); domain != "" && !named[c.Home+"/"+c.Name] {
+			if domain := ownerOf(c); domain != "" && !named[c.Home+"/"+c.Name] {
 				entries = append(entries, s.orphan(kind, domain, c))
 			}
 		}
@@ -87,7 +87,7 @@ func (s *Service) entry(ctx context.Context, r Receipt) Entry {
 // crash left, or one of oVirt's hook.
 func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	e := Entry{Domain: domain, Backend: kind, Copy: c}
-	if _, target, ok := strings.Cut(c.Name, "dh_"+domain+"_"); ok {
+	if _, target, ok := strings.Cut(c.Name, copyPrefix+domain+"_"); ok {
 		e.Target = target
 	} else {
 		e.Key = tagged(c, tagImage)
@@ -111,7 +111,18 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	return e
 }
 
-func taggedDomain(c Copy) string { return tagged(c, tagVM) }
+// ownerOf is the domain that a copy says it belongs to: by its tag, or where a
+// sidecar is lost by its name.
+func ownerOf(c Copy) string {
+	if domain := tagged(c, tagVM); domain != "" {
+		return domain
+	}
+	rest, ours := strings.CutPrefix(c.Name, copyPrefix)
+	if domain, _, ok := strings.Cut(rest, "_"); ours && ok && isUUID(domain) {
+		return domain
+	}
+	return ""
+}
 
 func tagged(c Copy, prefix string) string {
 	for _, t := range c.Tags {
@@ -129,7 +140,7 @@ func (s *Service) SourceChanged(ctx context.Context, r Receipt) (changed bool, w
 	if len(r.Source) == 0 {
 		return false, "", nil
 	}
-	info, err := s.checker(r.Disk()).Chain(ctx, r.Source)
+	info, err := s.Inspect(ctx, r.Disk())
 	switch {
 	case err != nil:
 		return false, "", err

@@ -42,39 +42,48 @@ func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (P
 	}
 	d := r.Disk()
 	switch {
-	case c.State != Ready || c.UUID != r.Copy:
-		return Placement{}, failure.New(failure.Conflict, "%s: %s is not its ready copy", d, c)
+	case c.State != Ready:
+		err := failure.New(failure.Conflict, "%s: %s is %s", d, c, c.State)
+		return Placement{}, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
+	case c.UUID != r.Copy:
+		return Placement{}, foreign(Observed{Disk: d, Copy: c, Receipt: r})
 	case Saved(s.Layout, domain):
 		return Placement{}, s.MayGiveUp(*r, GiveUp{})
 	case size < r.Size:
 		err := failure.New(failure.Usage, "%s: it has %d bytes, %d would cut it off", d, r.Size, size)
 		return Placement{}, failure.Hint(err, "name a size of at least %d bytes", r.Size)
 	}
-	if r.Growing == nil && size == r.Size {
-		return s.checkNode(Observed{Disk: d, Copy: c})
-	}
-	if r.Growing == nil {
-		if err := s.backend(d).room(ctx, []int64{size - c.Size}); err != nil {
-			return Placement{}, fmt.Errorf("%s: %w", d, err)
-		}
-		r.Growing = &Growth{From: c.Size, To: size}
-		if err := r.write(s.Layout, key); err != nil {
-			return Placement{}, err
-		}
-		if err := failpoint.Hit("resize.intent"); err != nil {
+	if r.Growing != nil { // an earlier call crashed
+		if c, err = s.finishGrowing(ctx, r, c); err != nil {
 			return Placement{}, err
 		}
 	}
-	c, err = s.finishGrowing(ctx, *r, c)
-	if err != nil {
-		return Placement{}, err
+	if size > r.Size {
+		if c, err = s.grow(ctx, r, c, size); err != nil {
+			return Placement{}, err
+		}
 	}
 	return s.checkNode(Observed{Disk: d, Copy: c})
 }
 
+// grow writes the intent, then does it.
+func (s *Service) grow(ctx context.Context, r *Receipt, c Copy, size int64) (Copy, error) {
+	if err := s.backend(r.Disk()).room(ctx, []int64{max(0, size-c.Size)}); err != nil {
+		return c, fmt.Errorf("%s: %w", r.Disk(), err)
+	}
+	r.Growing = &Growth{From: c.Size, To: size}
+	if err := r.write(s.Layout, r.Key()); err != nil {
+		return c, err
+	}
+	if err := failpoint.Hit("resize.intent"); err != nil {
+		return c, err
+	}
+	return s.finishGrowing(ctx, r, c)
+}
+
 // finishGrowing extends the copy as far as the receipt intends, zeroes what is
 // new and writes the outcome.
-func (s *Service) finishGrowing(ctx context.Context, r Receipt, c Copy) (Copy, error) {
+func (s *Service) finishGrowing(ctx context.Context, r *Receipt, c Copy) (Copy, error) {
 	b, d := s.backend(r.Disk()), r.Disk()
 	c, err := b.extend(ctx, c, r.Growing.To)
 	if err != nil {
@@ -86,8 +95,16 @@ func (s *Service) finishGrowing(ctx context.Context, r Receipt, c Copy) (Copy, e
 	if err := b.activate(ctx, []Copy{c}); err != nil {
 		return c, fmt.Errorf("%s: %w", d, err)
 	}
-	if err := zero(ctx, c, r.Growing.From); err != nil {
-		return c, fmt.Errorf("%s: zero its new part: %w", d, err)
+	// The new part of a file, or of a thin volume whose pool zeroes, reads as
+	// zeros; zeros written there would only take space.
+	clean, err := b.readsZero(ctx)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", d, err)
+	}
+	if !clean {
+		if err := zero(ctx, c, r.Growing.From); err != nil {
+			return c, fmt.Errorf("%s: zero its new part: %w", d, err)
+		}
 	}
 	if err := failpoint.Hit("resize.zeroed"); err != nil {
 		return c, err

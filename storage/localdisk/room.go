@@ -14,7 +14,7 @@ func (s *Service) Room(ctx context.Context, disks []Disk) error {
 	for i := range disks {
 		disks[i].Create = true
 	}
-	observed, err := s.Observe(ctx, disks)
+	observed, err := s.ObserveSources(ctx, disks)
 	if err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 			if group.actions[i] == Wait {
 				continue // it has its room
 			}
-			info, err := s.checker(d).Chain(ctx, d.Source)
+			info, err := s.Inspect(ctx, d)
 			if err != nil {
 				return unreadable(d, err)
 			}

@@ -98,7 +98,7 @@ func (s *services) domainID(ctx context.Context, name string) (string, error) {
 	s.log.Info("libvirt does not know the domain", "err", err)
 	receipts, err := localdisk.Receipts(s.local.Layout, "")
 	if err != nil {
-		return "", err
+		s.log.Warn("receipts of some domain", "err", err) // another's must not be in the way
 	}
 	ids := map[string]bool{}
 	for _, r := range receipts {

@@ -510,6 +510,24 @@ func TestUnusedCopyOfAChangedSourceIsMadeAgain(t *testing.T) {
 	})
 }
 
+func TestDamagedReceiptHidesNoOther(t *testing.T) {
+	w := newWorld(t, "dir")
+	_, err := w.hook()
+	must(t, err)
+	other := w.path("var/lib/diskhook/receipts/b07a37de-95d6-4682-84cd-c8c9201327e3")
+	must(t, os.MkdirAll(other, 0o755))
+	must(t, os.WriteFile(other+"/vda.json", []byte("{"), 0o644))
+	entries, err := service().List(t.Context())
+	must(t, err)
+	if len(entries) != 2 || entries[0].Problem != "" || !strings.Contains(entries[1].Problem, "not understood") {
+		t.Errorf("entries %+v", entries)
+	}
+	receipts, err := localdisk.Receipts(service().Layout, "")
+	if len(receipts) != 1 || !errors.Is(err, failure.Precondition) {
+		t.Errorf("receipts %v, %v", receipts, err)
+	}
+}
+
 func TestCopyWithoutItsSidecarIsNoDeadEnd(t *testing.T) {
 	w := newWorld(t, "dir")
 	_, err := w.hook()

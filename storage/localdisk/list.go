@@ -34,15 +34,17 @@ type Entry struct {
 // and target: receipts, and copies without one. A volume group that is not
 // there matters only where a receipt needs it.
 func (s *Service) List(ctx context.Context) ([]Entry, error) {
-	receipts, err := Receipts(s.Layout, "")
-	if err != nil {
-		return nil, err
-	}
 	var entries []Entry
 	named := map[string]bool{}
-	for _, r := range receipts {
-		entries = append(entries, s.entry(ctx, r))
-		named[r.Home+"/"+r.Name] = true
+	for _, f := range receiptFiles(s.Layout, "") {
+		r, err := readReceipt(s.Layout, f.domain, f.key)
+		switch {
+		case err != nil:
+			entries = append(entries, Entry{Domain: f.domain, Target: f.key, Key: f.key, Problem: failure.Line(err)})
+		case r != nil:
+			entries = append(entries, s.entry(ctx, *r))
+			named[r.Home+"/"+r.Name] = true
+		}
 	}
 	homes := map[string]bool{}
 	for _, kind := range Backends() {

@@ -109,30 +109,38 @@ func removeReceipt(l host.Layout, domain, key string) error {
 	return nil
 }
 
-// Receipts returns the receipts of one domain, or of all when domain is "".
+// Receipts returns the receipts of one domain, or of all when domain is "". It
+// returns those that can be read, beside an error that joins the others: a
+// damaged one may be of a copy that a guest used.
 func Receipts(l host.Layout, domain string) ([]Receipt, error) {
-	pattern := domain
-	if domain == "" {
-		pattern = "*"
-	} else if !isUUID(domain) {
+	if domain != "" && !isUUID(domain) {
 		return nil, failure.New(failure.Usage, "domain %q: not a uuid", domain)
 	}
-	paths, err := filepath.Glob(filepath.Join(l.Receipts(), pattern, "*.json"))
-	if err != nil {
-		return nil, err
-	}
 	var all []Receipt
-	for _, path := range paths {
-		key := strings.TrimSuffix(filepath.Base(path), ".json")
-		r, err := readReceipt(l, filepath.Base(filepath.Dir(path)), key)
+	var damaged []error
+	for _, f := range receiptFiles(l, domain) {
+		r, err := readReceipt(l, f.domain, f.key)
 		if err != nil {
-			return nil, err
-		}
-		if r != nil {
+			damaged = append(damaged, err)
+		} else if r != nil {
 			all = append(all, *r)
 		}
 	}
-	return all, nil
+	return all, errors.Join(damaged...)
+}
+
+type receiptFile struct{ domain, key string }
+
+func receiptFiles(l host.Layout, domain string) []receiptFile {
+	if domain == "" {
+		domain = "*"
+	}
+	paths, _ := filepath.Glob(filepath.Join(l.Receipts(), domain, "*.json")) // fails for bad patterns only
+	files := make([]receiptFile, len(paths))
+	for i, path := range paths {
+		files[i] = receiptFile{filepath.Base(filepath.Dir(path)), strings.TrimSuffix(filepath.Base(path), ".json")}
+	}
+	return files
 }
 
 // Key is Disk.Key of the disk that the receipt is for.

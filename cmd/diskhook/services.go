@@ -108,7 +108,7 @@ func (s *services) domainID(ctx context.Context, name string) (string, error) {
 	}
 	for id := range ids {
 		if len(ids) == 1 {
-			return id, nil
+			return id, s.stillNamed(ctx, id, name)
 		}
 	}
 	if len(ids) > 1 {
@@ -117,6 +117,17 @@ func (s *services) domainID(ctx context.Context, name string) (string, error) {
 	}
 	err = failure.New(failure.NotFound, "domain %s: neither libvirt nor a local copy knows it", name)
 	return "", failure.Hint(err, "see `diskhook domain list` and `diskhook local list`")
+}
+
+// stillNamed refuses the former name of a domain that libvirt has under
+// another: receipts keep the name of the time when the copy was made.
+func (s *services) stillNamed(ctx context.Context, id, name string) error {
+	facts, err := s.domains.Libvirt.Facts(ctx, id)
+	if err != nil || facts.Name == name {
+		return nil // no libvirt, or not its domain
+	}
+	err = failure.New(failure.Conflict, "domain %s: it is called %s now", name, facts.Name)
+	return failure.Hint(err, "use that name, or the UUID %s", id)
 }
 
 // keyOf is the key of a disk's copy: its target, or for a VM of oVirt the id

@@ -510,6 +510,20 @@ func TestUnusedCopyOfAChangedSourceIsMadeAgain(t *testing.T) {
 	})
 }
 
+// Metadata that name a copy of which nothing is known are no leave to start over.
+func TestRecreatingAForgottenCopyNeedsAWord(t *testing.T) {
+	w := newWorld(t, "dir")
+	d := w.disk()
+	d.Copy = "3eca680a-d81e-4c67-8545-58820e36be4d"
+	s := service()
+	err := s.Recreate(t.Context(), d, localdisk.GiveUp{}, localdisk.Waiting{})
+	if !errors.Is(err, failure.NotFound) || !strings.Contains(failure.HintOf(err), "--discard-guest-data vm vda") || w.ready() {
+		t.Fatalf("got %v", err)
+	}
+	must(t, s.Recreate(t.Context(), d, localdisk.GiveUp{DiscardGuestData: true}, localdisk.Waiting{}))
+	w.same(w.content(), w.flat)
+}
+
 func TestDamagedReceiptHidesNoOther(t *testing.T) {
 	w := newWorld(t, "dir")
 	_, err := w.hook()

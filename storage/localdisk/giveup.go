@@ -52,8 +52,12 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 
 // Recreate gives the copy of d up as Remove does, then fills a new one.
 func (s *Service) Recreate(ctx context.Context, d Disk, g GiveUp, w Waiting) error {
-	err := s.Remove(ctx, d.Domain, d.Key(), g)
-	if err != nil && !errors.Is(err, failure.NotFound) {
+	switch err := s.Remove(ctx, d.Domain, d.Key(), g); {
+	case errors.Is(err, failure.NotFound):
+		if d.Copy != "" && !g.DiscardGuestData {
+			return forgotten(Observed{Disk: d})
+		}
+	case err != nil:
 		return err
 	}
 	d.Copy = "" // whatever the metadata name, it was given up
@@ -66,7 +70,7 @@ func (s *Service) MayGiveUp(r Receipt, g GiveUp) error {
 	switch {
 	case Saved(s.Layout, r.Domain):
 		err := failure.New(failure.Conflict, "%s: the domain has saved memory that needs this disk", d)
-		return failure.Hint(err, "start the domain and shut it down, then try again")
+		return failure.Hint(err, "start the domain and shut it down; if its memory was dropped, say so with `rm %s`", savedMark(s.Layout, r.Domain))
 	case r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData:
 		err := failure.New(failure.Conflict, "%s: the guest has written to its local copy, and nowhere else", d)
 		return failure.Hint(err, "add --export FILE to keep the data, or --discard-guest-data to give it up")

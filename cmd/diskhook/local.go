@@ -137,7 +137,7 @@ func localPrestage(p *program, c *cli.Context) error {
 
 // planned is what making the copies of disks would do.
 func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, error) {
-	observed, err := s.local.Observe(c.Context, disks)
+	observed, err := s.local.ObserveSources(c.Context, disks)
 	if err != nil {
 		return nil, err
 	}

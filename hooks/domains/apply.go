@@ -45,10 +45,10 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 		return nil, nothingToBind(d, r.Skipped)
 	}
 	p.After, p.Skipped = r.After, r.Skipped
-	if err := s.recordCopies(p); err != nil {
+	if err := s.planFill(ctx, p); err != nil {
 		return nil, err
 	}
-	if err := s.planFill(ctx, p); err != nil {
+	if err := s.recordCopies(p); err != nil {
 		return nil, err
 	}
 	if !p.Changes() {
@@ -124,9 +124,10 @@ func (s *Service) noOverlay(ctx context.Context, d Domain, b bindings.Bound) err
 }
 
 // recordCopies notes in the metadata which copies complete disks have, and
-// forgets those of the disks in anew that have none any more. An entry of
-// another disk that names a copy is left alone: it may be what tells that
-// the wrong one is here. A copy that is discarded at every stop is not noted.
+// forgets those of the disks in anew that have none any more, or whose copy
+// the plan replaces. An entry of another disk that names a copy is left alone:
+// it may be what tells that the wrong one is here. A copy that is discarded at
+// every stop is not noted.
 func (s *Service) recordCopies(p *Plan, anew ...string) error {
 	metadata, err := p.After.Metadata()
 	if err != nil || metadata == nil {
@@ -139,11 +140,12 @@ func (s *Service) recordCopies(p *Plan, anew ...string) error {
 	changed := false
 	for i := range metadata.Disks {
 		e := &metadata.Disks[i]
-		if e.Local == nil || e.Local.Copy != "" && !slices.Contains(anew, e.Target) {
+		replaced := p.replaces(e.Target)
+		if e.Local == nil || e.Local.Copy != "" && !replaced && !slices.Contains(anew, e.Target) {
 			continue
 		}
 		has := ""
-		if r, ok := receipts[e.Target]; ok && !r.Discarding && e.Local.OnStop == localdisk.Keep {
+		if r, ok := receipts[e.Target]; ok && !replaced && !r.Discarding && e.Local.OnStop == localdisk.Keep {
 			has = r.Copy
 		}
 		if has != e.Local.Copy {
@@ -162,7 +164,7 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 	if err != nil || len(disks) == 0 {
 		return err
 	}
-	observed, err := s.Local.Observe(ctx, disks)
+	observed, err := s.observe(ctx, p, disks)
 	if err != nil {
 		return err
 	}
@@ -174,12 +176,28 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		if decision.Action == localdisk.Use {
 			continue
 		}
+		if decision.Action != localdisk.Wait {
+			p.anew = append(p.anew, o.Disk.Target)
+		}
 		p.Fill = append(p.Fill, bindings.Step{
 			Target: o.Disk.Target, Kind: "local", What: o.Describe(decision),
 			Commands: s.Local.FillCommands(ctx, o, decision),
 		})
 	}
 	return nil
+}
+
+// observe looks at the disks and at their sources: an unused copy of what a
+// source was before is not to be taken. Where nothing is bound anew the copies
+// are what the domain starts with anyway, whether or not their sources are in
+// reach.
+func (s *Service) observe(ctx context.Context, p *Plan, disks []localdisk.Disk) ([]localdisk.Observed, error) {
+	observed, err := s.Local.ObserveSources(ctx, disks)
+	if err == nil || p.Redefines() {
+		return observed, err
+	}
+	p.Notes = append(p.Notes, "copies that no guest used are not compared with their sources: "+failure.OneLine(err.Error()))
+	return s.Local.Observe(ctx, disks)
 }
 
 // toFill are the disks that a definition binds with fill=now.

@@ -14,15 +14,28 @@ import (
 // oVirt, and where libvirt cannot be asked, there are no such metadata, and
 // only the copy changes.
 
-// Prestage fills the disks' copies and notes them in the metadata.
+// Prestage fills the disks' copies and notes them in the metadata. A copy that
+// no guest used, and whose source was written to since, is made again.
 func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w localdisk.Waiting) error {
-	if err := s.fillable(disks); err != nil {
+	if err := s.fillable(disks); err != nil || len(disks) == 0 {
 		return err
 	}
-	if err := s.Local.Prestage(ctx, disks, w); err != nil || len(disks) == 0 {
+	observed, err := s.Local.ObserveSources(ctx, disks)
+	if err != nil {
 		return err
 	}
-	return s.note(ctx, disks[0].Domain)
+	var anew []string
+	for i, o := range observed {
+		switch localdisk.Decide(o).Action {
+		case localdisk.Create, localdisk.Replace, localdisk.Retire:
+			anew = append(anew, o.Disk.Target)
+			disks[i].Copy = "" // that of the new one is not known yet
+		}
+	}
+	if err := s.Local.Prestage(ctx, disks, w); err != nil {
+		return err
+	}
+	return s.note(ctx, disks[0].Domain, anew...)
 }
 
 // Recreate gives the copy of a disk up, as g says, and fills a new one.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
@@ -23,6 +24,8 @@ type Plan struct {
 	Fill    []bindings.Step      // copies to make after it
 	Remove  []localdisk.Receipt  // copies to give up after it
 	Notes   []string             // what the operator should know
+
+	anew []string // targets of Fill whose copy, if there is one, is replaced
 }
 
 // Export is one disk to be written to a file.
@@ -30,6 +33,9 @@ type Export struct{ Target, To string }
 
 // Redefines says that the definition will change.
 func (p *Plan) Redefines() bool { return !bytes.Equal(p.Domain.Doc.Bytes(), p.After.Bytes()) }
+
+// replaces says that a disk gets a copy that is not there yet.
+func (p *Plan) replaces(target string) bool { return slices.Contains(p.anew, target) }
 
 // Changes says that there is anything to do.
 func (p *Plan) Changes() bool {

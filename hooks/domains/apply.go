@@ -4,8 +4,12 @@ package domains
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
+	"strings"
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
@@ -63,7 +67,10 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 			anew = append(anew, b)
 		}
 	}
-	return p, s.unbindable(ctx, d, anew)
+	if err := s.unbindable(ctx, d, anew); err != nil {
+		return nil, err
+	}
+	return p, s.planRoom(ctx, p)
 }
 
 func nothingToBind(d Domain, skipped []bindings.Skipped) error {
@@ -187,6 +194,28 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 	return nil
 }
 
+// room refuses copies that there is no room for: once the domain is bound it
+// does not start without them.
+func (s *Service) room(ctx context.Context, p *Plan) error {
+	if len(p.Fill) == 0 {
+		return nil
+	}
+	disks, err := s.toFill(ctx, p.After)
+	if err != nil {
+		return err
+	}
+	return s.Local.Room(ctx, disks)
+}
+
+// planRoom is room for plans, which change nothing. To ask for room makes the
+// directory of copies on files; where that is missing, only Apply asks.
+func (s *Service) planRoom(ctx context.Context, p *Plan) error {
+	if _, err := os.Stat(s.Host.Config.Local.Dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return s.room(ctx, p)
+}
+
 // observe looks at the disks and at their sources: an unused copy of what a
 // source was before is not to be taken. Where nothing is bound anew the copies
 // are what the domain starts with anyway, whether or not their sources are in
@@ -228,6 +257,9 @@ func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]local
 
 // Apply does what a plan of PlanApply or PlanRebind says.
 func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error {
+	if err := s.room(ctx, p); err != nil {
+		return err
+	}
 	stored, err := s.define(ctx, p)
 	if err != nil {
 		return err
@@ -244,13 +276,15 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	return s.Record(ctx, stored.UUID)
 }
 
-// unfilled says what state a domain is left in when its copies were not made.
+// unfilled says what state a domain is left in when its copies were not made,
+// and both ways out of it.
 func unfilled(d Domain, err error) error {
-	err = fmt.Errorf("%s is bound, and does not start before its copies are made: %w", d, err)
-	if failure.HintOf(err) == "" {
-		err = failure.Hint(err, "run this again, or `diskhook domain revert %s`", d.NameArg())
+	hint := "run `diskhook local prestage %[1]s`, or go back with `diskhook domain revert %[1]s`"
+	if why := failure.HintOf(err); why != "" {
+		hint = strings.ReplaceAll(why, "%", "%%") + "; then " + hint
 	}
-	return err
+	err = fmt.Errorf("%s is bound, and does not start before its copies are made: %w", d, err)
+	return failure.Hint(err, hint, d.NameArg())
 }
 
 // Record notes in a domain's metadata which copies its disks have now; what

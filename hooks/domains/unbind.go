@@ -86,7 +86,10 @@ func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
 			return nil, err
 		}
 	}
-	return p, s.planFill(ctx, p)
+	if err := s.planFill(ctx, p); err != nil {
+		return nil, err
+	}
+	return p, s.planRoom(ctx, p)
 }
 
 func originOf(e xmlrewrite.BoundDisk) string {

@@ -127,6 +127,11 @@ func (k local) Release(ctx context.Context, h *Host, d Domain, bound []Bound, re
 	disks := make([]localdisk.Disk, len(bound))
 	for i, b := range bound {
 		disks[i] = k.disk(h, d, b)
+		if !h.runsOnCopy(d, b) {
+			// Discarding is for what the guest wrote, and that is not all in the
+			// copy: whoever looks at the layer above it would find it torn.
+			disks[i].OnStop = localdisk.Keep
+		}
 	}
 	return h.Local.Release(ctx, d.UUID, disks, reason)
 }
@@ -167,6 +172,10 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 	}
 	if d.OVirt {
 		disk.Image, disk.Volume = b.Disk.Image, b.Disk.Volume
+	}
+	if b.overlaid() {
+		// The layer above is worth nothing without this very copy.
+		disk.OnStop, disk.Create = localdisk.Keep, false
 	}
 	disk.Source, _ = b.source()
 	if h.IsLocal(b.Disk.Path) && b.Recorded == nil {

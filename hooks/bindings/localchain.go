@@ -33,6 +33,12 @@ func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, crea
 	disks := make([]localdisk.Disk, len(bound))
 	for i, b := range bound {
 		disk := k.disk(h, d, b)
+		if b.overlaid() {
+			r, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+			if err == nil && (r == nil || r.Discarding) { // one that cannot be read is refused by whoever acts on it
+				return nil, uncovered(d, b)
+			}
+		}
 		if create {
 			if len(disk.Source) == 0 || h.IsLocal(disk.Source[0].Path) {
 				return nil, noSource(d, b.Disk)

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
@@ -20,6 +21,27 @@ func (h *Host) IsLocal(path string) bool {
 	}
 	// device-mapper doubles the hyphens of both names (dm names, lvm(8)).
 	return strings.HasPrefix(path, "/dev/mapper/"+strings.ReplaceAll(h.Config.Local.VG, "-", "--")+"-")
+}
+
+// runsOnCopy says whether the disk's own copy is its source, with nothing above
+// it: no snapshot, and no other image.
+func (h *Host) runsOnCopy(d Domain, b Bound) bool {
+	if d.OVirt {
+		return b.Disk.Path == h.home(b).Path
+	}
+	return b.Disk.Path == localdisk.StablePath(h.Layout, d.UUID, b.Disk.Target) && !b.overlaid()
+}
+
+// overlaid says that a disk that was bound has another source than its copy
+// now. Where that has not drifted, it is a snapshot on top of the copy.
+func (b Bound) overlaid() bool { return b.Recorded != nil && b.Disk.Path != b.Recorded.Source }
+
+// uncovered refuses to make a copy below a snapshot: it would not be what the
+// snapshot was taken of, and the guest would see a mix of both.
+func uncovered(d Domain, b Bound) error {
+	err := failure.New(failure.Conflict, "%s: disk %s: %s is a snapshot on top of its local copy, but this host has no receipt for that copy, and one made anew would not fit below it", d, b.Disk.Target, describe(b.Disk))
+	return failure.Hint(err, "bring the copy back and run `diskhook local adopt %s %s`, or go on without what the guest wrote: set the source to %s with `virsh edit %s`, then run `diskhook local recreate --discard-guest-data %s %s`",
+		d.NameArg(), b.Disk.Target, b.Recorded.Source, d.NameArg(), d.NameArg(), b.Disk.Target)
 }
 
 // noSource refuses to fill a copy from a copy, or from nothing.

@@ -319,6 +319,69 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestSnapshotKeepsItsCopy: whatever on-stop says, a copy with a snapshot on
+// top is neither given up nor made anew below it.
+func TestSnapshotKeepsItsCopy(t *testing.T) {
+	w := hooktest.New(t, nil)
+	xml := bind(t, w, "vda:local=dir,fill=start,on-stop=discard")
+	w.Chain("images")
+	stable, file := localdisk.StablePath(w.Layout, id, "vda"), w.Path("var/lib/diskhook/local/dh_"+id+"_vda.raw")
+	call := func(op, sub, extra string) error {
+		_, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: op, SubOp: sub, Extra: extra, Stdin: xml})
+		return err
+	}
+	if err := call("prepare", "begin", "-"); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := xml
+	snapshot := w.Path("images/vm.snap")
+	w.Tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", stable, snapshot)
+	xml = bytes.Replace(xml, []byte("type='raw' cache"), []byte("type='qcow2' cache"), 1)
+	xml = bytes.Replace(xml, []byte("<source file='"+stable), []byte("<source file='"+snapshot), 1)
+	for _, step := range [][3]string{{"release", "end", "shutdown"}, {"prepare", "begin", "-"}, {"release", "end", "destroyed"}, {"prepare", "begin", "-"}} {
+		if err := call(step[0], step[1], step[2]); err != nil {
+			t.Fatalf("%v: %v", step, err)
+		}
+		if after, err := os.Stat(file); err != nil || !os.SameFile(before, after) {
+			t.Fatalf("after %v: %v, the copy is another", step, err)
+		}
+		if _, err := os.Lstat(stable); (err == nil) != (step[0] == "prepare") {
+			t.Errorf("after %v: the link: %v", step, err)
+		}
+	}
+	if err := call("release", "end", "shutdown"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Remove(w.Path("var/lib/diskhook/receipts/"+id+"/vda.json")), os.Remove(file)); err != nil {
+		t.Fatal(err)
+	}
+	err = call("prepare", "begin", "-")
+	if line := failure.Line(err); failure.KindOf(err) != failure.Conflict || !strings.Contains(line, snapshot) || !strings.Contains(line, "local adopt vm vda") {
+		t.Errorf("with the copy lost: %v", err)
+	}
+	if err := call("release", "end", "failed"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("a fresh copy was made below a snapshot")
+	}
+
+	// Once it is merged, on-stop=discard means what it says again.
+	xml = whole
+	for _, step := range [][3]string{{"prepare", "begin", "-"}, {"release", "end", "shutdown"}} {
+		if err := call(step[0], step[1], step[2]); err != nil {
+			t.Fatalf("%v: %v", step, err)
+		}
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("not discarded")
+	}
+}
+
 // TestDomainOfOVirt is VDSM's to look after: its disks lie in copies, and have
 // receipts, but its XML has no binding.
 func TestDomainOfOVirt(t *testing.T) {

@@ -414,8 +414,22 @@ func TestLife(t *testing.T) {
 		t.Errorf("content: %v", err)
 	}
 	expect("after_disk_prepare", json, bound) // VDSM was restarted
-	xml := sharedXML(w)
-	expect("before_vm_start", xml, bound)
+	xml := expect("before_vm_start", sharedXML(w), bound)
+
+	// A snapshot was taken while it ran: without the copy below it, it is
+	// worth nothing.
+	snapshot := bytes.Replace(xml, []byte(copied), []byte(w.Path(where+"/1dfad482-c65c-436c-aa59-000000000000")), 1)
+	expect("after_vm_destroy", snapshot, bound)
+	if !there(copied) {
+		t.Fatal("the copy below a snapshot was discarded")
+	}
+	expect("after_disk_prepare", json, bound)
+	// Neither is a start that failed a reason: the disk is where it was before.
+	expect("after_vm_destroy", sharedXML(w), bound)
+	if !there(copied) {
+		t.Fatal("discarded after a start that failed")
+	}
+	expect("after_disk_prepare", json, bound)
 
 	// Saved memory keeps the copy.
 	expect("after_vm_hibernate", xml, bound)

@@ -25,7 +25,8 @@ type Plan struct {
 	Remove  []localdisk.Receipt  // copies to give up after it
 	Notes   []string             // what the operator should know
 
-	anew []string // targets of Fill whose copy, if there is one, is replaced
+	anew     []string // targets of Fill whose copy, if there is one, is replaced
+	released []string // targets that lose their binding
 }
 
 // Export is one disk to be written to a file.

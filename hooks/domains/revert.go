@@ -49,6 +49,9 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if err := s.untouchable(d); err != nil {
 		return nil, err
 	}
+	if err := s.idle(ctx, d, chosen); err != nil {
+		return nil, err
+	}
 	g, err = g.forTargets(d, chosen)
 	if err != nil {
 		return nil, err
@@ -163,6 +166,7 @@ func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) err
 func (p *Plan) release(targets []string) error {
 	var changes []xmlrewrite.Rewriter
 	var left []xmlrewrite.BoundDisk
+	p.released = targets
 	if p.Domain.Metadata == nil {
 		return nil // an earlier revert got this far
 	}
@@ -197,6 +201,9 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, e.To, format, notify); err != nil {
 			return err
 		}
+	}
+	if err := s.idle(ctx, p.Domain, p.released); err != nil {
+		return err
 	}
 	if _, err := s.define(ctx, p); err != nil {
 		return err

@@ -28,6 +28,9 @@ func (s *Service) PlanUnbind(ctx context.Context, name string) (*Plan, error) {
 	if err := s.untouchable(d); err != nil {
 		return nil, err
 	}
+	if err := s.idle(ctx, d, d.targets()); err != nil {
+		return nil, err
+	}
 	receipts, err := s.receipts(d)
 	if err != nil {
 		return nil, err
@@ -53,6 +56,9 @@ func (s *Service) PlanUnbind(ctx context.Context, name string) (*Plan, error) {
 
 // Unbind does what a plan of PlanUnbind says.
 func (s *Service) Unbind(ctx context.Context, p *Plan) error {
+	if err := s.idle(ctx, p.Domain, p.Domain.targets()); err != nil {
+		return err
+	}
 	_, err := s.define(ctx, p)
 	return err
 }
@@ -72,6 +78,9 @@ func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
 	}
 	if bindings.SameDomain(d.Domain) != nil {
 		if err := s.untouchable(d); err != nil {
+			return nil, err
+		}
+		if err := s.idle(ctx, d, d.targets()); err != nil {
 			return nil, err
 		}
 		for _, e := range d.Metadata.Disks {

@@ -18,11 +18,18 @@ import (
 	"diskhook/storage/progress"
 )
 
-// disk is one disk of a domain: an image of the shared storage and the backend
-// of its local copy.
+// disk is one disk of a domain: an image of the shared storage, the name of a
+// chain or of a raw file, and the backend of its local copy.
 type disk struct{ target, backend, image string }
 
-func (d disk) source() string { return filepath.Join(shared, d.image, "top.qcow2") }
+func (d disk) raw() bool { return strings.HasSuffix(d.image, ".raw") }
+
+func (d disk) source() string {
+	if d.raw() {
+		return filepath.Join(shared, d.image)
+	}
+	return filepath.Join(shared, d.image, "top.qcow2")
+}
 
 // domain is a domain with bound disks.
 type domain struct {
@@ -52,12 +59,16 @@ func (d domain) node(target string) string { return "/dev/ovirt-local/" + d.copy
 func (d domain) plain() string {
 	var disks strings.Builder
 	for _, disk := range d.disks {
+		format := "qcow2"
+		if disk.raw() {
+			format = "raw"
+		}
 		fmt.Fprintf(&disks, `
     <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2' cache='none' discard='unmap'/>
+      <driver name='qemu' type='%s' cache='none' discard='unmap'/>
       <source file='%s'/>
       <target dev='%s' bus='virtio'/>
-    </disk>`, disk.source(), disk.target)
+    </disk>`, format, disk.source(), disk.target)
 	}
 	return fmt.Sprintf(`<domain type='qemu'>
   <name>%s</name>

@@ -47,11 +47,16 @@ type result struct {
 	took   time.Duration
 }
 
+// patience ends what hangs.
+const patience = 5 * time.Minute
+
 // try runs a program that may fail. stdin may be "".
 func (m machine) try(stdin, name string, args ...string) result {
 	m.Helper()
+	ctx, cancel := context.WithTimeout(m.Context(), patience)
+	defer cancel()
 	from := time.Now()
-	cmd := exec.CommandContext(m.Context(), name, args...)
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
@@ -74,11 +79,11 @@ func (m machine) refused(r result, code int, words ...string) {
 }
 
 // within waits until what becomes true.
-func (m machine) within(patience time.Duration, what string, is func() bool) {
+func (m machine) within(limit time.Duration, what string, is func() bool) {
 	m.Helper()
-	for until := time.Now().Add(patience); !is(); time.Sleep(200 * time.Millisecond) {
+	for until := time.Now().Add(limit); !is(); time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(until) {
-			m.Fatalf("not within %v: %s", patience, what)
+			m.Fatalf("not within %v: %s", limit, what)
 		}
 	}
 }

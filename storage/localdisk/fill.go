@@ -149,14 +149,14 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 	if err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
+	defer func() {
+		if err != nil {
+			s.clean(d)
+		}
+	}()
 	if o.Copy, err = b.create(ctx, d, source.VirtualSize); err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
-	defer func() {
-		if err != nil {
-			s.clean(o)
-		}
-	}()
 	if err := failpoint.Hit("fill.created"); err != nil {
 		return err
 	}
@@ -228,22 +228,22 @@ func (s *Service) complete(ctx context.Context, o Observed, info imagecheck.Info
 	return failpoint.Hit("fill.finished")
 }
 
-// clean takes away what a failed copy made, so that it does not hold space.
-// The caller's context may be what failed. What cannot be removed stays
-// marked UPDATING, and the next start removes it.
-func (s *Service) clean(o Observed) {
+// clean takes away what a failed copy made, so that it does not hold space: we
+// have the lock, and there was nothing of that name before. The caller's
+// context may be what failed. What cannot be removed stays marked UPDATING, and
+// the next start removes it.
+func (s *Service) clean(d Disk) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	found, err := s.find(ctx, []Disk{o.Disk})
-	if err == nil && found[0].State == Updating && found[0].UUID == o.Copy.UUID {
-		o.Copy = found[0]
-		o.Receipt, err = readReceipt(s.Layout, o.Disk.Domain, o.Disk.Key())
-		if err == nil && (o.Receipt == nil || !o.Receipt.Used) {
-			err = s.clear(ctx, o)
+	found, err := s.find(ctx, []Disk{d})
+	if err == nil && found[0].State == Updating {
+		var r *Receipt
+		if r, err = readReceipt(s.Layout, d.Domain, d.Key()); err == nil && (r == nil || !r.Used) {
+			err = s.clear(ctx, Observed{Disk: d, Copy: found[0], Receipt: r})
 		}
 	}
 	if err != nil {
-		s.Log.Warn("clean up after a failed copy", "disk", o.Disk.String(), "err", err)
+		s.Log.Warn("clean up after a failed copy", "disk", d.String(), "err", err)
 	}
 }
 

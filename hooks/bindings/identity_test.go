@@ -5,13 +5,19 @@ package bindings_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"diskhook/hooks/bindings"
 	"diskhook/hooks/hooktest"
 	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
@@ -194,7 +200,10 @@ func TestChainIsLookedAtOnlyWhenNeeded(t *testing.T) {
 	}
 
 	used := func(volume string) {
-		w.Write("var/lib/diskhook/receipts/"+hooktest.UUID+"/vda.json", `{"schema":"diskhook.receipt/v1","used":true,"copy":"u","volume":"`+volume+`"}`)
+		path := w.Receipt(localdisk.Receipt{Used: true, Image: "vda", Volume: volume})
+		if want := w.Path("var/lib/diskhook/receipts/" + hooktest.UUID + "/vda.json"); path != want {
+			t.Fatalf("%s, want %s", path, want)
+		}
 	}
 	used("")
 	if _, err := w.Fulfil(context.Background(), d, bound, 0); err != nil || layers() != "/images/top.qcow2:qcow2" {
@@ -224,26 +233,25 @@ func TestChainIsLookedAtOnlyWhenNeeded(t *testing.T) {
 // TestForsaken: which receipts of an unbound disk forbid its start.
 func TestForsaken(t *testing.T) {
 	for name, c := range map[string]struct {
-		receipt string
+		receipt *localdisk.Receipt
 		ovirt   bool
 		refused bool
 	}{
-		"none":                   {"", false, false},
-		"used":                   {`{"used":true}`, false, true},
-		"not used":               {`{"used":false}`, false, false},
-		"given up":               {`{"used":true,"discarding":true}`, false, false},
-		"of oVirt, not its hook": {`{"used":true,"volume":"v"}`, false, false},
-		"not understood":         {`{"used":`, false, true},
-		"oVirt, used":            {`{"used":true,"volume":"v"}`, true, true},
-		"oVirt, not used":        {`{"volume":"v"}`, true, true},
-		"oVirt, given up":        {`{"used":true,"volume":"v","discarding":true}`, true, false},
+		"none":                   {nil, false, false},
+		"used":                   {&localdisk.Receipt{Used: true}, false, true},
+		"not used":               {&localdisk.Receipt{}, false, false},
+		"given up":               {&localdisk.Receipt{Used: true, Discarding: true}, false, false},
+		"of oVirt, not its hook": {&localdisk.Receipt{Used: true, Image: "vda", Volume: "v"}, false, false},
+		"oVirt, used":            {&localdisk.Receipt{Used: true, Image: "vda", Volume: "v"}, true, true},
+		"oVirt, not used":        {&localdisk.Receipt{Image: "vda", Volume: "v"}, true, true},
+		"oVirt, given up":        {&localdisk.Receipt{Used: true, Image: "vda", Volume: "v", Discarding: true}, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := hooktest.New(t, &hooktest.Local{})
 			d := domainWith(nil)
 			d.OVirt, d.Disks[0].Image = c.ovirt, "vda"
-			if c.receipt != "" {
-				w.Write("var/lib/diskhook/receipts/"+d.UUID+"/vda.json", c.receipt)
+			if c.receipt != nil {
+				w.Receipt(*c.receipt)
 			}
 			err := w.Forsaken(d, nil)
 			if (err != nil) != c.refused || err != nil && failure.HintOf(err) == "" {
@@ -252,8 +260,117 @@ func TestForsaken(t *testing.T) {
 			if err := w.Forsaken(d, []bindings.Bound{{Disk: d.Disks[0]}}); err != nil {
 				t.Errorf("bound, and refused: %v", err)
 			}
+			// VDSM does not tell the image of every disk, but it is the serial.
+			d.Disks[0].Image, d.Disks[0].Serial, d.Disks[0].Target = "", "vda", "sdq"
+			if err := w.Forsaken(d, nil); c.ovirt && (err != nil) != c.refused {
+				t.Errorf("by serial: %v", err)
+			}
 		})
 	}
+}
+
+// TestIllegibleReceipts: one that is there but cannot be read or understood
+// may say that the guest used the copy; a domain without receipts of its own
+// starts whatever is wrong.
+func TestIllegibleReceipts(t *testing.T) {
+	const dir = "var/lib/diskhook/receipts/" + hooktest.UUID
+	text := func(content string) func(*hooktest.World) error {
+		return func(w *hooktest.World) error { w.Write(dir+"/vda.json", content); return nil }
+	}
+	for name, c := range map[string]struct {
+		harm    func(*hooktest.World) error
+		refused bool
+	}{
+		"cut off":             {text(`{"used":`), true},
+		"empty":               {text(""), true},
+		"null":                {text("null"), true},
+		"of a newer diskhook": {text(`{"schema":"diskhook.receipt/v2","domain":"` + hooktest.UUID + `","copy":"u"}`), true},
+		"of another domain":   {text(`{"schema":"diskhook.receipt/v1","domain":"` + hooktest.Machine + `","copy":"u"}`), true},
+		"a directory":         {func(w *hooktest.World) error { return os.MkdirAll(w.Path(dir+"/vda.json"), 0o755) }, true},
+		"a link to nowhere": {func(w *hooktest.World) error {
+			return errors.Join(os.MkdirAll(w.Path(dir), 0o755), os.Symlink("/nonexistent/x", w.Path(dir+"/vda.json")))
+		}, true},
+		"a link to itself": {func(w *hooktest.World) error {
+			return errors.Join(os.MkdirAll(w.Path(dir), 0o755), os.Symlink("vda.json", w.Path(dir+"/vda.json")))
+		}, true},
+		"no receipt in it":     {func(w *hooktest.World) error { return os.MkdirAll(w.Path(dir), 0o755) }, false},
+		"a file for directory": {func(w *hooktest.World) error { w.Write(dir, "x"); return nil }, false},
+		"none of any domain":   {func(w *hooktest.World) error { w.Write("var/lib/diskhook/receipts", "x"); return nil }, false},
+		"links all the way": {func(w *hooktest.World) error {
+			return errors.Join(os.MkdirAll(w.Path("var/lib/diskhook"), 0o755), os.Symlink("receipts", w.Path("var/lib/diskhook/receipts")))
+		}, false},
+	} {
+		for _, ovirt := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				w := hooktest.New(t, &hooktest.Local{})
+				if err := c.harm(w); err != nil {
+					t.Fatal(err)
+				}
+				d := domainWith(nil)
+				d.OVirt, d.Disks[0].Image = ovirt, "vda"
+				err := w.Forsaken(d, nil)
+				if !c.refused {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				refused(t, err, failure.Precondition, "domain vm", "vda", "receipt", dir)
+			})
+		}
+	}
+}
+
+// TestUnprivilegedReader: vdsm may not list the directories, and opens a
+// receipt by its name. One that it must not open is there all the same.
+func TestUnprivilegedReader(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to be somebody else")
+	}
+	w := hooktest.New(t, &hooktest.Local{})
+	path := w.Receipt(localdisk.Receipt{Image: "c9865ca8-f6d2-4363-bec2-af870a87a819", Volume: "1dfad482-c65c-436c-aa59-87e020b63302", Used: true})
+	for dir := filepath.Dir(path); dir != os.TempDir(); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	try := func(image string, ovirt bool) error {
+		d := domainWith(nil)
+		d.OVirt, d.Disks[0].Image = ovirt, image
+		return asNobody(t, func() error { return w.Forsaken(d, nil) })
+	}
+	refused(t, try("c9865ca8-f6d2-4363-bec2-af870a87a819", true), failure.Conflict, "vda", "localdisk=dir")
+	for _, ovirt := range []bool{false, true} {
+		if err := try("c9865ca8-f6d2-4363-bec2-000000000000", ovirt); err != nil {
+			t.Errorf("without a receipt: %v", err)
+		}
+	}
+	if err := os.Chmod(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, try("c9865ca8-f6d2-4363-bec2-af870a87a819", true), failure.Precondition, "vda", "permission denied")
+	if err := os.Chmod(filepath.Dir(filepath.Dir(path)), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := try("c9865ca8-f6d2-4363-bec2-af870a87a819", true); err != nil {
+		t.Errorf("nobody can tell: %v", err)
+	}
+}
+
+// asNobody runs check with the rights of uid and gid 65534 on files.
+func asNobody(t *testing.T, check func() error) error {
+	t.Helper()
+	runtime.LockOSThread() // file system ids are a thread's own
+	defer runtime.UnlockOSThread()
+	defer func() {
+		if err := errors.Join(unix.Setfsuid(0), unix.Setfsgid(0)); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if err := errors.Join(unix.Setfsgid(65534), unix.Setfsuid(65534)); err != nil {
+		t.Fatal(err)
+	}
+	return check()
 }
 
 // TestLocalDisks: a verb may fill what a start may not, but not from a copy.

@@ -3,8 +3,10 @@
 package bindings
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,28 +16,52 @@ import (
 	"diskhook/storage/localdisk"
 )
 
+// receiptSchema is the one that localdisk writes.
+const receiptSchema = "diskhook.receipt/v1"
+
 // readReceipt reads one receipt by its name: the user vdsm may do that, but
-// not list the directory. nil: there is none.
+// not list the directory. nil: there is none. A receipt that is there, but
+// cannot be read or understood, is a failure.Precondition, as it may be that of
+// a copy that a guest used. The error has no kind where the domain has no
+// directory of receipts, or nobody can tell.
 func readReceipt(l host.Layout, domain, key string) (*localdisk.Receipt, error) {
 	path := filepath.Join(l.Receipts(), domain, key+".json")
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, err
+		return nil, unread(path, err)
 	}
 	var r localdisk.Receipt
 	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, failure.New(failure.Precondition, "receipt %s: %w", path, err)
+		return nil, failure.New(failure.Precondition, "receipt %s: not understood: %w", path, err)
+	}
+	if r.Schema != receiptSchema || r.Domain != domain || r.Copy == "" {
+		return nil, failure.New(failure.Precondition, "receipt %s: not understood: schema %q, domain %q, copy %q", path, clip(r.Schema), clip(r.Domain), clip(r.Copy))
 	}
 	return &r, nil
 }
 
+// unread is what it means that a receipt could not be read; nil: there is none.
+func unread(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		if st, gone := os.Lstat(path); gone != nil || st.Mode()&fs.ModeSymlink == 0 {
+			return nil
+		} // else a link that leads nowhere: somebody moved the receipts
+	}
+	err = fmt.Errorf("receipt %w", err)
+	if st, unknown := os.Stat(filepath.Dir(path)); unknown == nil && st.IsDir() {
+		return failure.Wrap(failure.Precondition, err)
+	}
+	return err
+}
+
 // Forsaken refuses a domain that has a disk with a receipt, but without a
 // binding: the guest's data is in the local copy, and the disk as it stands
-// has older data. Receipts that cannot be read count only if they are there.
+// has older data. A receipt that is there but cannot be read or understood
+// counts as one; a domain that has no receipts never fails.
 func (h *Host) Forsaken(d Domain, bound []Bound) error {
+	if !isWord(d.UUID) {
+		return nil
+	}
 	isBound := map[string]bool{}
 	for _, b := range bound {
 		isBound[b.Disk.Target] = true
@@ -43,9 +69,10 @@ func (h *Host) Forsaken(d Domain, bound []Bound) error {
 	for _, disk := range d.Disks {
 		key := disk.Target
 		if d.OVirt {
-			key = disk.Image
+			// VDSM does not always tell the image, but makes it the serial.
+			key = cmp.Or(disk.Image, disk.Serial)
 		}
-		if isBound[disk.Target] || key == "" || !isWord(key) || !isWord(d.UUID) {
+		if isBound[disk.Target] || !isWord(key) {
 			continue
 		}
 		r, err := readReceipt(h.Layout, d.UUID, key)
@@ -63,8 +90,7 @@ func (h *Host) Forsaken(d Domain, bound []Bound) error {
 func forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {
 	switch {
 	case err != nil:
-		err = failure.New(failure.Precondition, "%s: disk %s: %w", d, disk.Target, err)
-		return failure.Hint(err, "restore the file from a backup; `diskhook local list` shows the copies")
+		return illegible(d, disk.Target, err)
 	case r == nil || r.Discarding || !d.OVirt && (!r.Used || r.Volume != ""):
 		return nil
 	}
@@ -74,4 +100,9 @@ func forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {
 		return failure.Hint(err, "set the property localdisk=%s again, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", r.Backend, args, args)
 	}
 	return failure.Hint(err, "bind it again with `diskhook domain apply --bind %s:local=%s %s`, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", disk.Target, r.Backend, d.NameArg(), args, args)
+}
+
+func illegible(d Domain, target string, err error) error {
+	err = failure.New(failure.Precondition, "%s: disk %s: a guest may have written to its local copy, but what tells cannot be read: %w", d, target, err)
+	return failure.Hint(err, "make the file readable, or restore it from a backup; `diskhook local list` shows the copies")
 }

@@ -4,7 +4,9 @@ package hooktest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -83,6 +85,19 @@ func (w *World) Write(name, content string) string {
 		w.Fatal(err)
 	}
 	return path
+}
+
+// Receipt makes a receipt as localdisk writes them; what r leaves open is that
+// of a complete copy of the disk vda of the domain UUID.
+func (w *World) Receipt(r localdisk.Receipt) string {
+	w.Helper()
+	r.Schema, r.Domain = "diskhook.receipt/v1", cmp.Or(r.Domain, UUID)
+	r.Target, r.Copy, r.Backend = cmp.Or(r.Target, "vda"), cmp.Or(r.Copy, "u"), cmp.Or(r.Backend, "dir")
+	b, err := json.Marshal(r)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return w.Write(filepath.Join("var/lib/diskhook/receipts", r.Domain, r.Key()+".json"), string(b))
 }
 
 // Fixture reads a file of the repository's testdata, with ROOT replaced by the

@@ -387,7 +387,7 @@ func TestSnapshotKeepsItsCopy(t *testing.T) {
 func TestDomainOfOVirt(t *testing.T) {
 	w, local := fake(t)
 	const image, volume = "c9865ca8-f6d2-4363-bec2-af870a87a819", "1dfad482-c65c-436c-aa59-87e020b63302"
-	w.Write("var/lib/diskhook/receipts/"+id+"/"+image+".json", `{"used":true,"volume":"`+volume+`"}`)
+	w.Receipt(localdisk.Receipt{Image: image, Volume: volume, Used: true})
 	for op, sub := range map[string]string{"prepare": "begin", "start": "begin", "reconnect": "begin", "restore": "begin", "release": "end"} {
 		if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: op, SubOp: sub, Stdin: w.Fixture("vdsm/engine.xml")}); err != nil {
 			t.Errorf("%s: %v", op, err)

@@ -208,7 +208,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, local := fake(t)
 			if strings.HasPrefix(name, "forgotten") {
-				w.Write("var/lib/diskhook/receipts/"+vmID+"/"+image+".json", `{"backend":"lvm","home":"ovirt-local","name":"`+volume+`","volume":"`+volume+`"}`)
+				w.Receipt(localdisk.Receipt{Image: image, Volume: volume, Backend: "lvm", Home: "ovirt-local", Name: volume})
 			}
 			_, err := call(t, w, c.point, c.content(w), c.properties)
 			if err == nil {

@@ -372,6 +372,17 @@ func TestExportNeverOverwrites(t *testing.T) {
 	if b, _ := os.ReadFile(out); string(b) != "precious" {
 		t.Error("overwritten")
 	}
+	private := w.path("private.raw")
+	must(t, service().Export(t.Context(), domain, "vda", private, "raw", nil))
+	if st, err := os.Stat(private); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", st.Mode(), err)
+	}
+	if err := service().Export(t.Context(), domain, "vda", w.path("no/such/dir"), "raw", nil); failure.HintOf(err) == "" {
+		t.Errorf("no way out: %v", err)
+	}
+	if rest, _ := filepath.Glob(w.path(".diskhook-export-*")); len(rest) != 0 {
+		t.Errorf("left behind: %v", rest)
+	}
 }
 
 func TestLostReceiptsAreAdoptedOnTheOperatorsWord(t *testing.T) {

@@ -36,7 +36,8 @@ func (s *Service) Export(ctx context.Context, domain, key, to, format string, no
 	return s.export(ctx, *r, to, format, notify)
 }
 
-// exportFormat is the format that a file name asks for.
+// exportFormat is the format that a file name asks for; the CLI refuses names
+// that ask for another.
 func exportFormat(to string) string {
 	if strings.HasSuffix(to, ".qcow2") {
 		return "qcow2"
@@ -53,13 +54,20 @@ func (s *Service) export(ctx context.Context, r Receipt, to, format string, noti
 	if _, err := os.Lstat(to); err == nil {
 		return failure.Hint(failure.New(failure.Conflict, "%s: exists", to), "name a file that does not exist")
 	}
-	partial := to + ".partial"
+	// A folder that only we may enter: qemu-img makes files readable by all,
+	// and the copy is nobody else's.
+	private, err := os.MkdirTemp(filepath.Dir(to), ".diskhook-export-*")
+	if err != nil {
+		err = failure.Wrap(failure.Precondition, fmt.Errorf("%s: export: %w", d, err))
+		return failure.Hint(err, "name a file in a directory that exists and can be written to")
+	}
 	defer func() {
+		_ = os.RemoveAll(private)
 		if err != nil {
 			err = fmt.Errorf("%s: export: %w", d, err)
-			_ = os.Remove(partial)
 		}
 	}()
+	partial := filepath.Join(private, "disk")
 	layers := []imagecheck.Layer{{Path: c.Path, Format: "raw"}}
 	img := qemuimg.QemuImg{Run: s.Run}
 	if err := img.Convert(ctx, qemuimg.ConvertOptions{Source: layers, Target: partial, TargetFormat: format, Progress: notify, Total: c.Size}); err != nil {
@@ -79,7 +87,7 @@ func (s *Service) export(ctx context.Context, r Receipt, to, format string, noti
 	if err := os.Link(partial, to); err != nil {
 		return err
 	}
-	return errors.Join(os.Remove(partial), atomicfile.Sync(filepath.Dir(to)))
+	return atomicfile.Sync(filepath.Dir(to))
 }
 
 // readyToRead finds the copy ready, active and not open by anybody.
@@ -89,6 +97,8 @@ func (s *Service) readyToRead(ctx context.Context, r Receipt) (Copy, error) {
 	switch {
 	case err != nil:
 		return c, err
+	case c.State == Absent:
+		return c, lost(Observed{Disk: d, Receipt: &r})
 	case c.State == Ready && c.UUID != r.Copy:
 		return c, foreign(Observed{Disk: d, Copy: c, Receipt: &r})
 	case c.State != Ready:
@@ -109,5 +119,5 @@ func flushFile(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
 }

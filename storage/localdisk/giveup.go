@@ -73,7 +73,7 @@ func (s *Service) MayGiveUp(r Receipt, g GiveUp) error {
 		return failure.Hint(err, "start the domain and shut it down; if its memory was dropped, say so with `rm %s`", savedMark(s.Layout, r.Domain))
 	case r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData:
 		err := failure.New(failure.Conflict, "%s: the guest has written to its local copy, and nowhere else", d)
-		return failure.Hint(err, "add --export FILE to keep the data, or --discard-guest-data to give it up")
+		return failure.Hint(err, "keep the data with `diskhook local remove --export FILE %[1]s`, or give it up with `diskhook local remove --discard-guest-data %[1]s`", d.args())
 	}
 	return nil
 }

@@ -118,7 +118,8 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 	var last progress.Status
 	for ; ; time.Sleep(pollEvery) {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("%s: wait for its copy: %w", d, err)
+			err = fmt.Errorf("%s: no longer waiting for its copy, which goes on: %w", d, err)
+			return failure.Hint(err, "watch it with `diskhook local status %s`, or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
 		}
 		// The process takes the lock before it removes its job, and says how it
 		// ended before it gives the lock back. So it is looked at backwards.

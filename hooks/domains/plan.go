@@ -27,6 +27,7 @@ type Plan struct {
 
 	anew     []string // targets of Fill whose copy, if there is one, is replaced
 	released []string // targets that lose their binding
+	discard  bool     // the operator gave up what guests wrote
 }
 
 // Export is one disk to be written to a file.

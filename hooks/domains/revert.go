@@ -4,7 +4,6 @@ package domains
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
-	"diskhook/storage/progress"
 	"diskhook/xmlrewrite"
 )
 
@@ -52,10 +50,10 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if err := s.idle(ctx, d, chosen); err != nil {
 		return nil, err
 	}
-	g, err = g.forTargets(d, chosen)
-	if err != nil {
+	if g, err = g.forTargets(d, chosen); err != nil {
 		return nil, err
 	}
+	p.discard = g.DiscardGuestData
 	for _, target := range chosen {
 		if err := s.mayRevert(ctx, d, target, receipts, g); err != nil {
 			return nil, err
@@ -164,11 +162,21 @@ func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) err
 // release takes the targets out of the metadata. A disk gets its origin back,
 // unless the operator gave it another source meanwhile: that one stays.
 func (p *Plan) release(targets []string) error {
+	p.released = targets
+	doc, notes, err := p.without(targets)
+	if err != nil {
+		return err
+	}
+	p.After, p.Notes = doc, append(p.Notes, notes...)
+	return nil
+}
+
+// without is the definition in which the targets are not bound any more.
+func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []string, err error) {
 	var changes []xmlrewrite.Rewriter
 	var left []xmlrewrite.BoundDisk
-	p.released = targets
 	if p.Domain.Metadata == nil {
-		return nil // an earlier revert got this far
+		return p.Domain.Doc, nil, nil // an earlier revert got this far
 	}
 	for _, e := range p.Domain.Metadata.Disks {
 		if !slices.Contains(targets, e.Target) {
@@ -181,40 +189,14 @@ func (p *Plan) release(targets []string) error {
 		case disk.Path == e.Source:
 			changes = append(changes, xmlrewrite.RestoreOrigin{Target: e.Target})
 		default:
-			p.Notes = append(p.Notes, fmt.Sprintf("disk %s: it is %s now, not what was bound, and stays so", e.Target, disk.Path))
+			notes = append(notes, fmt.Sprintf("disk %s: it is %s now, not what was bound, and stays so", e.Target, disk.Path))
 		}
 	}
-	var err error
-	p.After, err = xmlrewrite.Apply(p.Domain.Doc, append(changes, xmlrewrite.SetMetadata{Disks: left})...)
+	doc, err = xmlrewrite.Apply(p.Domain.Doc, append(changes, xmlrewrite.SetMetadata{Disks: left})...)
 	if err != nil {
-		return fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
+		return nil, nil, fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
 	}
-	return nil
-}
-
-// Revert does what a plan of PlanRevert says. Data is exported before anything
-// changes, and copies go after the definition no longer names them. Between
-// the two the domain has a receipt without a binding, which vetoes its start.
-func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) error {
-	for _, e := range p.Exports {
-		format := ExportFormat(e.To)
-		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, e.To, format, notify); err != nil {
-			return err
-		}
-	}
-	if err := s.idle(ctx, p.Domain, p.released); err != nil {
-		return err
-	}
-	if _, err := s.define(ctx, p); err != nil {
-		return err
-	}
-	for _, r := range p.Remove {
-		err := s.Local.Remove(ctx, r.Domain, r.Key(), localdisk.GiveUp{DiscardGuestData: true})
-		if err != nil && !errors.Is(err, failure.NotFound) {
-			return err
-		}
-	}
-	return nil
+	return doc, notes, nil
 }
 
 // ExportFormat is the image format that a file's name asks for.

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/localdisk"
+)
+
+const (
+	testUUID    = "11111111-2222-3333-4444-555555555555"
+	testMachine = "0123456789abcdef0123456789abcdef"
+)
+
+// oneDomain is diskhook-domain for one domain that is shut off.
+type oneDomain struct {
+	xml     string
+	defined func() // called after each define
+}
+
+func (o *oneDomain) Run(_ context.Context, cmd command.Cmd) (command.Result, error) {
+	request, err := io.ReadAll(cmd.Stdin)
+	if err != nil {
+		return command.Result{}, err
+	}
+	facts := Facts{Name: "vm", UUID: testUUID, State: "shut off", Persistent: true}
+	var answer any = facts
+	switch verb := cmd.Args[len(cmd.Args)-1]; verb {
+	case VerbXML:
+		answer = Definition{o.xml}
+	case VerbDefine:
+		var d Definition
+		if err := json.Unmarshal(request, &d); err != nil {
+			return command.Result{}, err
+		}
+		o.xml = d.XML
+		if o.defined != nil {
+			o.defined()
+		}
+	case VerbFacts:
+	default:
+		return command.Result{}, fmt.Errorf("unexpected %s", verb)
+	}
+	b, err := json.Marshal(answer)
+	return command.Result{Stdout: b}, err
+}
+
+// ofDisk is the XML of one bound disk: its metadata, and the disk.
+func ofDisk(root, target, machine, copied string) (entry, disk string) {
+	path := fmt.Sprintf("%s/run/diskhook/disks/%s/%s", root, testUUID, target)
+	origin := fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s/images/%s.raw'/></disk>", root, target)
+	entry = fmt.Sprintf("<dh:disk target='%s' source='%s'><dh:local backend='dir' fill='now' on-stop='keep'%s host='%s'/><dh:origin>%s</dh:origin></dh:disk>", target, path, copied, machine, origin)
+	disk = fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' io='threads'/><source file='%s'/><target dev='%s'/></disk>\n", path, target)
+	return entry, disk
+}
+
+func boundTo(root, machine, copied string, targets ...string) string {
+	var entries, disks string
+	for _, target := range targets {
+		entry, disk := ofDisk(root, target, machine, copied)
+		entries, disks = entries+entry, disks+disk
+	}
+	return fmt.Sprintf("<domain type='kvm'><name>vm</name><uuid>%[1]s</uuid><metadata><dh:disks xmlns:dh='urn:diskhook:1' domain='%[1]s'>%[2]s</dh:disks></metadata><devices>\n%[3]s</devices></domain>", testUUID, entries, disks)
+}
+
+func testService(t *testing.T, root string, libvirt *oneDomain) *Service {
+	write(t, filepath.Join(root, "etc/machine-id"), testMachine+"\n")
+	layout := host.Layout{Root: root}
+	config := host.Defaults(layout)
+	log := slog.New(slog.DiscardHandler)
+	local := &localdisk.Service{Layout: layout, Config: config, Run: libvirt, Log: log, Program: "/nonexistent"}
+	return &Service{
+		Libvirt: &Client{Run: libvirt, Program: "diskhook-domain", URI: "test:///default"},
+		Host:    &bindings.Host{Layout: layout, Config: config, Log: log, Local: bindings.Direct(local)},
+		Local:   local,
+	}
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func copyPath(s *Service, target string) string {
+	return filepath.Join(s.Local.Config.Local.Dir, "dh_"+testUUID+"_"+target+".raw")
+}
+
+// setCopy makes a ready copy of a disk, with its receipt.
+func setCopy(t *testing.T, s *Service, target string, used bool) {
+	t.Helper()
+	copied := "aaaaaaaa-0000-0000-0000-0000000000" + fmt.Sprintf("%02x", target[2])
+	write(t, copyPath(s, target), strings.Repeat(target, 1024))
+	side := fmt.Sprintf(`{"schema":"diskhook.copy/v1","uuid":%q,"tags":["VM_%s","DH_v1"]}`, copied, testUUID)
+	write(t, strings.TrimSuffix(copyPath(s, target), ".raw")+".json", side)
+	receipt := fmt.Sprintf(`{"schema":"diskhook.receipt/v1","domain":%q,"domain_name":"vm","target":%q,"backend":"dir","name":"dh_%s_%s","copy":%q,"home":%q,"on_stop":"keep","size":3072,"machine":%q,"used":%v}`,
+		testUUID, target, testUUID, target, copied, s.Local.Config.Local.Dir, testMachine, used)
+	write(t, filepath.Join(s.Host.Layout.Receipts(), testUUID, target+".json"), receipt)
+}
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+// A guest that used a copy after the plan was made keeps its data: before the
+// definition changes nothing happens, and after it the disk is bound again.
+func TestRevertGivesUpOnlyWhatWasSaid(t *testing.T) {
+	for name, tc := range map[string]struct {
+		discard      bool
+		before       string // this disk is used between plan and definition
+		after        string // this disk is used once it is defined anew
+		want         *failure.Kind
+		bound, files []string
+	}{
+		"nobody used them":           {},
+		"used before":                {before: "vdb", want: failure.Temporary, bound: []string{"vda", "vdb"}, files: []string{"vda", "vdb"}},
+		"used before, but discarded": {before: "vdb", discard: true},
+		"the first used after":       {after: "vda", want: failure.Conflict, bound: []string{"vda", "vdb"}, files: []string{"vda", "vdb"}},
+		"the second used after":      {after: "vdb", want: failure.Conflict, bound: []string{"vdb"}, files: []string{"vdb"}},
+		"used after, but discarded":  {after: "vdb", discard: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			libvirt := &oneDomain{xml: boundTo(root, testMachine, "", "vda", "vdb")}
+			s := testService(t, root, libvirt)
+			setCopy(t, s, "vda", false)
+			setCopy(t, s, "vdb", false)
+			p, err := s.PlanRevert(t.Context(), "vm", nil, GivingUp{DiscardGuestData: tc.discard})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.before != "" {
+				setCopy(t, s, tc.before, true)
+			}
+			libvirt.defined = func() {
+				if libvirt.defined = nil; tc.after != "" {
+					setCopy(t, s, tc.after, true)
+				}
+			}
+			err = s.Revert(t.Context(), p, nil)
+			if failure.KindOf(err) != tc.want || (err == nil) != (tc.want == nil) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if err != nil && failure.HintOf(err) == "" {
+				t.Errorf("no way out of %v", err)
+			}
+			d, err := s.Look(t.Context(), "vm")
+			if err != nil {
+				t.Fatal(err)
+			}
+			var bound, files []string
+			for _, target := range []string{"vda", "vdb"} {
+				disk, _ := d.Disk(target)
+				want := root + "/images/" + target + ".raw"
+				if d.entry(target) != nil {
+					bound = append(bound, target)
+					want = localdisk.StablePath(s.Host.Layout, testUUID, target)
+				}
+				if disk.Path != want {
+					t.Errorf("disk %s is %s, want %s", target, disk.Path, want)
+				}
+				if exists(copyPath(s, target)) {
+					files = append(files, target)
+				}
+			}
+			if diff := cmp.Diff(tc.bound, bound); diff != "" {
+				t.Errorf("bound: %s", diff)
+			}
+			if diff := cmp.Diff(tc.files, files); diff != "" {
+				t.Errorf("copies: %s", diff)
+			}
+		})
+	}
+}

@@ -170,6 +170,9 @@ func TestCancelStopsTheCopyAndLeavesNothing(t *testing.T) {
 		if !errors.Is(err, failure.Temporary) {
 			t.Fatalf("got %v", err)
 		}
+		if entries, err := s.List(t.Context()); err != nil || len(entries) != 1 || entries[0].DomainName != "vm" || !entries[0].Busy {
+			t.Errorf("meanwhile: %+v, %v", entries, err)
+		}
 		must(t, s.Cancel(t.Context(), domain, "vda"))
 		if err := s.Cancel(t.Context(), domain, "vda"); !errors.Is(err, failure.NotFound) {
 			t.Errorf("second cancel: %v", err)

@@ -41,7 +41,7 @@ func (s *Service) Fill(ctx context.Context, jobFile string) error {
 	if err := os.Remove(jobFile); err != nil {
 		return fmt.Errorf("job %w", err)
 	}
-	status := progress.NewWriter(s.statusPath(d.Domain, d.Key()), job.ID, d.String())
+	status := progress.NewWriter(s.statusPath(d.Domain, d.Key()), job.ID, d.DomainName, d.String())
 	status.Set(progress.Locked)
 	ctx, stop := s.cancellable(ctx, d)
 	defer stop()

@@ -101,7 +101,7 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 		e.Busy = held
 	}
 	if st, err := progress.Read(s.statusPath(domain, e.Key)); err == nil {
-		e.Status = &st
+		e.Status, e.DomainName = &st, st.Owner
 	}
 	switch {
 	case e.Busy:

@@ -45,7 +45,8 @@ func (s State) Final() bool { return s == Ready || s == Failed }
 type Status struct {
 	Schema  string    `json:"schema"` // "diskhook.status/v1"
 	Job     string    `json:"job"`    // id of this run, so that a waiter knows its own
-	Object  string    `json:"object"` // what is worked on: "lv ovirt-local/dh_…"
+	Owner   string    `json:"owner"`  // whose object it is: a domain's name
+	Object  string    `json:"object"` // what is worked on: "domain vm1: disk vda"
 	State   State     `json:"state"`
 	Done    int64     `json:"done"`
 	Total   int64     `json:"total"`
@@ -98,11 +99,12 @@ type mark struct {
 	done int64
 }
 
-// NewWriter starts a status file at path (its directory is made) for job.
-func NewWriter(path, job, object string) *Writer {
+// NewWriter starts a status file at path (its directory is made) for a job on
+// an object of owner.
+func NewWriter(path, job, owner, object string) *Writer {
 	now := time.Now().UTC()
 	w := &Writer{path: path, status: Status{
-		Schema: "diskhook.status/v1", Job: job, Object: object, State: Starting,
+		Schema: "diskhook.status/v1", Job: job, Owner: owner, Object: object, State: Starting,
 		ETA: -1, PID: os.Getpid(), Started: now,
 	}}
 	_ = atomicfile.MkdirAll(filepath.Dir(path), 0o755)

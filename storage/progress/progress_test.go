@@ -11,7 +11,7 @@ import (
 
 func TestStatusTellsWhatHappened(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "domain", "vda.json")
-	w := progress.NewWriter(path, "job-1", "disk vda")
+	w := progress.NewWriter(path, "job-1", "vm1", "disk vda")
 	expect := func(state progress.State, percent int) progress.Status {
 		t.Helper()
 		s, err := progress.Read(path)
@@ -48,7 +48,7 @@ func TestPercentOfOddSizes(t *testing.T) {
 
 // A status file that cannot be written stops nothing.
 func TestUnwritableStatusIsIgnored(t *testing.T) {
-	w := progress.NewWriter("/proc/no/such/status.json", "job", "disk")
+	w := progress.NewWriter("/proc/no/such/status.json", "job", "vm1", "disk")
 	w.Advance(1, 2)
 	w.Set(progress.Ready)
 }

@@ -43,17 +43,6 @@ func (h *Host) Undrifted(ctx context.Context, d Domain, bound []Bound) error {
 			return err
 		}
 	}
-	for _, r := range d.recorded() {
-		if _, there := d.Disk(r.target); there {
-			continue
-		}
-		for _, disk := range d.Disks {
-			if disk.Path == r.source {
-				return drifted(d, r.target, r.source, "the disk "+disk.Target+" has it now")
-			}
-		}
-		h.Log.Warn("a bound disk is no longer in the domain", "domain", d.UUID, "disk", r.target)
-	}
 	return nil
 }
 
@@ -109,16 +98,4 @@ func describe(d Disk) string {
 func drifted(d Domain, target, want, is string) error {
 	err := failure.New(failure.Conflict, "%s: disk %s: its source was %s when it was bound, %s", d, failure.OneLine(clip(target)), want, is)
 	return failure.Hint(err, "put the source back with `virsh edit %s`, or accept it with `diskhook domain apply --refresh %s`", d.NameArg(), d.NameArg())
-}
-
-type recordedSource struct{ target, source string }
-
-func (d Domain) recorded() []recordedSource {
-	var all []recordedSource
-	if d.Metadata != nil {
-		for _, r := range d.Metadata.Disks {
-			all = append(all, recordedSource{r.Target, r.Source})
-		}
-	}
-	return all
 }

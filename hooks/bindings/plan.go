@@ -39,6 +39,9 @@ func (h *Host) Settle(ctx context.Context, d Domain, written []Binding) ([]Bound
 	if err := h.Undrifted(ctx, d, bound); err != nil {
 		return nil, err
 	}
+	if err := h.Vanished(d); err != nil {
+		return nil, err
+	}
 	return bound, h.Forsaken(d, bound)
 }
 

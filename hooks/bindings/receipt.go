@@ -84,7 +84,7 @@ func (h *Host) Forsaken(d Domain, bound []Bound) error {
 			return err
 		}
 	}
-	return nil
+	return h.displaced(d, isBound)
 }
 
 func forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {

@@ -44,6 +44,9 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 	if r.Bound, r.Skipped, err = Resolve(r.Domain, written); err != nil {
 		return r, err
 	}
+	if err := h.mayBind(r.Domain, r.Bound); err != nil {
+		return r, err
+	}
 	var changes []xmlrewrite.Rewriter
 	entries := r.Domain.entries()
 	for _, b := range r.Bound {
@@ -67,6 +70,23 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 		return r, fmt.Errorf("%s: %w", r.Domain, failure.Wrap(failure.Precondition, err))
 	}
 	return r, nil
+}
+
+// mayBind refuses to bind a disk to a fresh copy where the guest's data is in
+// the copy that the same disk had under another target.
+func (h *Host) mayBind(d Domain, bound []Bound) error {
+	isBound, anew := map[string]bool{}, false
+	for _, b := range bound {
+		isBound[b.Disk.Target] = b.Recorded != nil
+		anew = anew || b.Recorded == nil
+	}
+	if !anew {
+		return nil
+	}
+	if err := h.Vanished(d); err != nil {
+		return err
+	}
+	return h.displaced(d, isBound)
 }
 
 func (h *Host) bind(doc *xmlrewrite.Document, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewrite.BoundDisk, error) {

@@ -79,6 +79,18 @@ func (h *Host) Release(ctx context.Context, d Domain, bound []Bound, reason stri
 	return errors.Join(failed...)
 }
 
+// Restorable refuses to restore saved memory of the domain where it would meet
+// other disks than it was saved with, as far as that can be told.
+func (h *Host) Restorable(ctx context.Context, d Domain, bound []Bound) error {
+	kinds, groups := byKind(bound)
+	for _, k := range kinds {
+		if err := k.Restorable(ctx, h, d, groups[k.Name()]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Own gives the nodes of the disks to a numeric owner.
 func (h *Host) Own(ctx context.Context, d Domain, bound []Bound, uid, gid int) error {
 	kinds, groups := byKind(bound)

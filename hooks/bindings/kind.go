@@ -28,6 +28,9 @@ type Kind interface {
 	// Fulfil makes the disks ready, all or none of them, and may wait for the
 	// deadline (0: as long as it takes).
 	Fulfil(context.Context, *Host, Domain, []Bound, time.Duration) ([]Placement, error)
+	// Restorable refuses disks on which memory that was saved cannot go on,
+	// because a fulfil would have to make them anew, or did. It changes nothing.
+	Restorable(context.Context, *Host, Domain, []Bound) error
 	// Own gives the nodes of the disks to a numeric owner.
 	Own(ctx context.Context, h *Host, d Domain, disks []Bound, uid, gid int) error
 	// Release undoes a fulfil once the domain has gone. It may be called at

@@ -63,6 +63,7 @@ const (
 	checks   effect = iota // refuses if a binding does not hold
 	fulfils                // makes the disks ready
 	relinks                // makes links again, and no copy
+	restores               // refuses if the disks are not those of the saved memory
 	moves                  // refuses what cannot be migrated
 	releases               // undoes a fulfil
 )
@@ -75,7 +76,7 @@ var operations = map[string]struct {
 	"prepare":                  {fulfils, "make the disks ready, or refuse the start"},
 	"start":                    {checks, "give the disks' nodes to QEMU's user where libvirt was told not to"},
 	"release":                  {releases, "deactivate the copies and remove their links"},
-	"restore":                  {checks, "pass the XML as it is, if the bindings hold"},
+	"restore":                  {restores, "pass the XML as it is, or refuse if the disks are not as they were saved"},
 	"migrate":                  {moves, "pass the XML as it is, or refuse the migration"},
 	"reconnect":                {relinks, "make missing links of a running domain again"},
 	"after_disk_prepare":       {fulfils, "make the disk ready, or refuse the start"},
@@ -131,6 +132,8 @@ func (p *Plan) work(ctx context.Context, h *Host, doc *xmlrewrite.Document, writ
 		return p.observe(ctx, h, doc, d, bound)
 	case relinks:
 		return p.observe(ctx, h, doc, d, OnlyReady(bound))
+	case restores:
+		return h.Restorable(ctx, d, bound)
 	case moves:
 		return Migratable(d, bound)
 	case releases:

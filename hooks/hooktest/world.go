@@ -30,6 +30,7 @@ type World struct {
 	Root string
 	Log  *bytes.Buffer // what was logged, as text
 	*bindings.Host
+	Service *localdisk.Service // the real copies below Root
 }
 
 // New makes a host whose local copies are l, or the real ones below the root
@@ -42,6 +43,7 @@ func New(t testing.TB, l bindings.Local) *World {
 	if l == nil {
 		l = bindings.Direct(service)
 	}
+	w.Service = service
 	w.Host = &bindings.Host{Layout: service.Layout, Config: service.Config, Log: service.Log, Local: l}
 	return w
 }

@@ -8,7 +8,7 @@
 //	start begin      give nodes to QEMU's user where libvirt was told not to label them
 //	release end      undo, whatever happened before
 //	migrate begin    refuse an incoming domain with disks that cannot be migrated
-//	restore begin    refuse a saved domain whose bindings do not hold
+//	restore begin    refuse a saved domain whose disks are not as they were
 //	reconnect begin  make missing links of a running domain again; never fails
 //
 // Every other operation, also of libvirts to come, does nothing. `started` is
@@ -154,11 +154,15 @@ func migrate(_ context.Context, _ *bindings.Host, _ Call, doc *xmlrewrite.Docume
 	return bindings.Migratable(d, bound)
 }
 
-// restore is followed by prepare, which makes the disks ready. The checks come
-// here as well because the message is then about the restore.
+// restore is followed by prepare, which makes the disks ready and cannot know
+// that memory was saved with them. So what such memory needs is checked here:
+// copies that are there already.
 func restore(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Document) error {
-	_, _, err := settle(ctx, h, doc)
-	return err
+	d, bound, err := settle(ctx, h, doc)
+	if err != nil || len(bound) == 0 {
+		return err
+	}
+	return h.Restorable(ctx, d, bound)
 }
 
 // reconnectTimeout bounds what is tried for a domain that runs anyway.

@@ -67,7 +67,7 @@ func TestOperations(t *testing.T) {
 		{"release", "end", "shutdown", []string{"release " + id + " vda=dir vdb=dir reason=\"shutdown\""}, false},
 		{"release", "end", "from snapshot", []string{"release " + id + " vda=dir vdb=dir reason=\"from snapshot\""}, false},
 		{"migrate", "begin", "-", nil, true},
-		{"restore", "begin", "-", nil, false},
+		{"restore", "begin", "-", []string{"observe vda=dir vdb=dir"}, false},
 		{"reconnect", "begin", "-", []string{"fulfil vda=dir vdb=dir deadline=10s"}, false},
 		{"attach", "begin", "-", nil, false},
 		{"suspend", "begin", "-", nil, false}, // of a libvirt to come
@@ -154,6 +154,14 @@ func TestNeverFails(t *testing.T) {
 			if stdout, err := libvirt.Run(t.Context(), w.Host, c); err != nil || stdout != nil {
 				t.Errorf("%s: %s: %v", name, c.Op, err)
 			}
+		}
+	}
+	// What forbids a start must not end a domain that runs.
+	w.Write("var/lib/diskhook/receipts/"+id+"/vda.json", "damaged")
+	plain := w.Fixture("hooks/plain.xml")
+	for op, want := range map[[2]string]bool{{"prepare", "begin"}: true, {"restore", "begin"}: true, {"stopped", "end"}: false, {"release", "end"}: false, {"reconnect", "begin"}: false} {
+		if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Op: op[0], SubOp: op[1], Stdin: plain}); (err != nil) != want {
+			t.Errorf("a damaged receipt: %s: %v", op[0], err)
 		}
 	}
 	w.Local = panicking{local}
@@ -380,6 +388,79 @@ func TestSnapshotKeepsItsCopy(t *testing.T) {
 	if _, err := os.Stat(file); err == nil {
 		t.Error("not discarded")
 	}
+}
+
+// TestRestore: memory that was saved by the operator (`virsh save`) meets the
+// copy that it was saved with, or is refused.
+func TestRestore(t *testing.T) {
+	for name, c := range map[string]struct {
+		between [][3]string // what libvirt called after the save
+		harm    func(w *hooktest.World) error
+		words   []string // of the refusal; none: restored
+	}{
+		"at once":   {nil, nil, nil},
+		"discarded": {[][3]string{{"prepare", "begin", "-"}, {"release", "end", "shutdown"}}, nil, []string{"disk vda", "is gone", "virsh start vm", "managedsave-remove vm"}},
+		"made anew": {[][3]string{{"prepare", "begin", "-"}, {"release", "end", "shutdown"}}, prestage, []string{"disk vda", "made since", "virsh start vm"}},
+		"copy lost": {nil, func(w *hooktest.World) error {
+			return os.Remove(w.Path("var/lib/diskhook/local/dh_" + id + "_vda.raw"))
+		}, []string{"disk vda", "is gone", "bring the volume back"}},
+		"kept": {[][3]string{{"prepare", "begin", "-"}, {"release", "end", "crashed"}}, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := hooktest.New(t, nil)
+			w.Chain("images")
+			xml := bind(t, w, "vda:local=dir,fill=start,on-stop=discard")
+			call := func(op, sub, extra string) error {
+				_, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: op, SubOp: sub, Extra: extra, Stdin: xml})
+				return err
+			}
+			for _, step := range append([][3]string{{"prepare", "begin", "-"}, {"release", "end", "saved"}}, c.between...) {
+				if err := call(step[0], step[1], step[2]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.harm != nil {
+				if err := c.harm(w); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := w.Files("var/lib/diskhook")
+			err := call("restore", "begin", "-")
+			if (err != nil) != (c.words != nil) {
+				t.Fatalf("%v", err)
+			}
+			for _, word := range c.words {
+				if line := failure.Line(err); !strings.Contains(line, word) {
+					t.Errorf("line %q lacks %q", line, word)
+				}
+			}
+			for _, op := range []string{"stopped", "release"} {
+				if err := call(op, "end", "failed"); err != nil {
+					t.Errorf("%s after it: %v", op, err)
+				}
+			}
+			if diff := cmp.Diff(before, w.Files("var/lib/diskhook")); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// prestage makes the copy that the bound domain lacks, as the verb does.
+func prestage(w *hooktest.World) error {
+	doc, err := xmlrewrite.Parse(bind(w.TB.(*testing.T), w, "vda:local=dir,fill=start,on-stop=discard"))
+	if err != nil {
+		return err
+	}
+	d, bound, err := w.Start(w.Context(), doc, nil)
+	if err != nil {
+		return err
+	}
+	disks, err := w.LocalDisks(w.Context(), d, bound)
+	if err != nil {
+		return err
+	}
+	return w.Service.Prestage(w.Context(), disks, localdisk.Waiting{})
 }
 
 // TestDomainOfOVirt is VDSM's to look after: its disks lie in copies, and have

@@ -19,7 +19,7 @@ func domainCommand(p *program) *cli.Command {
 		return &cli.BoolFlag{Name: "discard-guest-data", Usage: "give up what the guest wrote into its local copies"}
 	}
 	export := func() cli.Flag {
-		return &cli.StringSliceFlag{Name: "export", Usage: "write a disk to a new `FILE` first; TARGET=FILE if there are several (repeatable)"}
+		return &cli.StringSliceFlag{Name: "export", Usage: "write a disk to a new `FILE` and go on with that; TARGET=FILE if there are several (repeatable)"}
 	}
 	refresh := &cli.BoolFlag{Name: "refresh", Usage: "accept that a disk's source is no longer what was recorded, and point it at its copy again"}
 	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
@@ -35,7 +35,7 @@ func domainCommand(p *program) *cli.Command {
 				bindFlag(), localFlag(), refresh, dryRunFlag()),
 			verb("plan", "show what apply would do; the same as apply -n", "NAME", domainPlan,
 				bindFlag(), localFlag(), refresh),
-			verb("revert", "give disks their origins back and remove their copies", "NAME [TARGET]", domainRevert,
+			verb("revert", "give disks their origins back, or a file with what the guest wrote, and remove their copies", "NAME [TARGET]", domainRevert,
 				export(), discard(), dryRunFlag()),
 			verb("rebind", "give a cloned definition bindings and copies of its own", "NAME", domainRebind, dryRunFlag()),
 			verb("unbind", "take bindings out of a cloned or damaged definition", "NAME", domainUnbind, dryRunFlag()),
@@ -172,7 +172,7 @@ func (p *program) printPlan(f format, s *services, plan *domains.Plan, dryRun bo
 	case f == inJSON:
 		return p.printJSON(map[string]any{
 			"schema": "diskhook.plan/v1", "domain": d.Name, "uuid": d.UUID, "dry_run": dryRun, "changed": plan.Changes(),
-			"commands": orEmpty(plan.Commands(s.domains.Libvirt)), "diff": plan.Diff(), "notes": orEmpty(plan.Notes),
+			"commands": orEmpty(plan.Commands(s.domains.Libvirt)), "diff": plan.Diff(), "notes": orEmpty(append(plan.Notes, plan.Outcome()...)),
 		})
 	case f == asNames:
 		_, err := fmt.Fprintln(p.stdout, harmless(d.Name))
@@ -181,7 +181,8 @@ func (p *program) printPlan(f format, s *services, plan *domains.Plan, dryRun bo
 		fmt.Fprintf(p.stderr, "diskhook: domain %s: nothing to do\n", harmless(d.Name))
 		return nil
 	case !dryRun:
-		fmt.Fprintf(p.stderr, "diskhook: domain %s: done\n", harmless(d.Name))
+		done := strings.Join(append([]string{"done"}, plan.Outcome()...), "; ")
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: %s\n", harmless(d.Name), harmless(done))
 		return nil
 	}
 	p.notes(plan)

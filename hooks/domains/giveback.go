@@ -47,7 +47,7 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 // giveUp is what the operator said of one copy. What is in a file now is not
 // lost with the copy.
 func (p *Plan) giveUp(r localdisk.Receipt) localdisk.GiveUp {
-	exported := slices.ContainsFunc(p.Exports, func(e Export) bool { return e.Target == r.Target })
+	_, exported := p.exported[r.Target]
 	return localdisk.GiveUp{DiscardGuestData: p.discard || exported}
 }
 

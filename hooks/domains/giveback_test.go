@@ -189,3 +189,86 @@ func TestRevertGivesUpOnlyWhatWasSaid(t *testing.T) {
 		})
 	}
 }
+
+// The domain goes on with the file that its disk was exported to; going back
+// to the origin would hide what the guest wrote.
+func TestExportedDiskIsDefined(t *testing.T) {
+	origin := "<disk type='block' device='disk'><driver name='qemu' type='qcow2' cache='%s' discard='unmap'><metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache></driver><source dev='/dev/shared/a'/><backingStore type='file'><format type='raw'/><source file='/images/base.raw'/><backingStore/></backingStore></disk>"
+	for name, tc := range map[string]struct{ file, cache, want string }{
+		"raw": {"/images/new.raw", "writeback",
+			"<disk type='file' device='disk'><driver name='qemu' type='raw' cache='writeback' discard='unmap'/><source file='/images/new.raw'/><target dev='vda'/></disk>"},
+		"qcow2": {"/images/new.qcow2", "none",
+			"<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none' discard='unmap'><metadata_cache><max_size unit='bytes'>1048576</max_size></metadata_cache></driver><source file='/images/new.qcow2'/><target dev='vda'/></disk>"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			xml := boundTo(root, testMachine, "", "vda")
+			at := strings.Index(xml, "<dh:origin>") + len("<dh:origin>")
+			xml = xml[:at] + fmt.Sprintf(origin, tc.cache) + xml[strings.Index(xml, "</dh:origin>"):]
+			s := testService(t, root, &oneDomain{xml: xml})
+			setCopy(t, s, "vda", true)
+			p, err := s.PlanRevert(t.Context(), "vm", nil, GivingUp{Export: map[string]string{"": tc.file}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := fmt.Sprintf("<domain type='kvm'><name>vm</name><uuid>%s</uuid><devices>\n%s\n</devices></domain>", testUUID, tc.want)
+			if diff := cmp.Diff(want, string(p.After.Bytes())); diff != "" {
+				t.Error(diff)
+			}
+			if diff := cmp.Diff([]string{"disk vda is " + tc.file + " now, with what the guest wrote"}, p.Outcome()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A revert that ended between definition and removal goes on with the same
+// command: the file is not written again, and the disk stays on it.
+func TestRevertGoesOnAfterItsExport(t *testing.T) {
+	root := t.TempDir()
+	file := filepath.Join(root, "images/new.raw")
+	xml := fmt.Sprintf("<domain type='kvm'><name>vm</name><uuid>%s</uuid><devices><disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='%s'/><target dev='vda'/></disk></devices></domain>", testUUID, file)
+	libvirt := &oneDomain{xml: xml}
+	s := testService(t, root, libvirt)
+	setCopy(t, s, "vda", true)
+	g := GivingUp{Export: map[string]string{"": file}}
+	if p, err := s.PlanRevert(t.Context(), "vm", nil, g); err != nil || len(p.Exports) != 1 {
+		t.Fatalf("without the file: %v", err)
+	}
+	write(t, file, "what the guest wrote")
+	p, err := s.PlanRevert(t.Context(), "vm", nil, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Revert(t.Context(), p, nil); err != nil {
+		t.Fatal(err)
+	}
+	if content, err := os.ReadFile(file); err != nil || string(content) != "what the guest wrote" {
+		t.Errorf("the file: %q, %v", content, err)
+	}
+	if exists(copyPath(s, "vda")) || libvirt.xml != xml {
+		t.Errorf("the copy is there, or the definition changed: %s", libvirt.xml)
+	}
+}
+
+func TestExportNeedsACopyAndANewFile(t *testing.T) {
+	root := t.TempDir()
+	s := testService(t, root, &oneDomain{xml: boundTo(root, testMachine, "", "vda", "vdb")})
+	setCopy(t, s, "vda", true)
+	there := filepath.Join(root, "there.raw")
+	write(t, there, "")
+	for name, tc := range map[string]struct {
+		export map[string]string
+		want   *failure.Kind
+	}{
+		"no copy":             {map[string]string{"vda": "/new.raw", "vdb": "/b.raw"}, failure.NotFound},
+		"the file exists":     {map[string]string{"vda": there}, failure.Conflict},
+		"no absolute path":    {map[string]string{"vda": "new.raw"}, failure.Usage},
+		"one file for two":    {map[string]string{"vda": "/new.raw", "vdb": "/new.raw"}, failure.Usage},
+		"the other is unused": {map[string]string{"vda": "/new.raw"}, nil},
+	} {
+		if _, err := s.PlanRevert(t.Context(), "vm", nil, GivingUp{Export: tc.export}); failure.KindOf(err) != tc.want || (err == nil) != (tc.want == nil) {
+			t.Errorf("%s: got %v, want %v", name, err, tc.want)
+		}
+	}
+}

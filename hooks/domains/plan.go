@@ -28,6 +28,8 @@ type Plan struct {
 	anew     []string // targets of Fill whose copy, if there is one, is replaced
 	released []string // targets that lose their binding
 	discard  bool     // the operator gave up what guests wrote
+
+	exported map[string]string // files that have or get the disks' data, by target
 }
 
 // Export is one disk to be written to a file.

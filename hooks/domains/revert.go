@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
@@ -58,10 +57,13 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 		if err := s.mayRevert(ctx, d, target, receipts, g); err != nil {
 			return nil, err
 		}
-		if r, ok := receipts[target]; ok {
+		r, filled := receipts[target]
+		if filled {
 			p.Remove = append(p.Remove, r)
-			if to := g.Export[target]; to != "" {
-				p.Exports = append(p.Exports, Export{target, to})
+		}
+		if to := g.Export[target]; to != "" {
+			if err := p.planExport(target, to, r, filled); err != nil {
+				return nil, err
 			}
 		}
 	}
@@ -113,6 +115,13 @@ func (g GivingUp) forTargets(d Domain, chosen []string) (GivingUp, error) {
 			return g, failure.New(failure.NotFound, "%s: --export: disk %s is not bound", d, failure.OneLine(target))
 		}
 	}
+	files := map[string]bool{}
+	for _, file := range exports {
+		if files[file] {
+			return g, failure.New(failure.Usage, "%s: --export: %s is named for two disks", d, file)
+		}
+		files[file] = true
+	}
 	g.Export = exports
 	return g, nil
 }
@@ -160,7 +169,8 @@ func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) err
 }
 
 // release takes the targets out of the metadata. A disk gets its origin back,
-// unless the operator gave it another source meanwhile: that one stays.
+// or the file that it is exported to, unless the operator gave it another
+// source meanwhile: that one stays.
 func (p *Plan) release(targets []string) error {
 	p.released = targets
 	doc, notes, err := p.without(targets)
@@ -174,35 +184,40 @@ func (p *Plan) release(targets []string) error {
 // without is the definition in which the targets are not bound any more.
 func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []string, err error) {
 	var changes []xmlrewrite.Rewriter
-	var left []xmlrewrite.BoundDisk
-	if p.Domain.Metadata == nil {
-		return p.Domain.Doc, nil, nil // an earlier revert got this far
-	}
-	for _, e := range p.Domain.Metadata.Disks {
-		if !slices.Contains(targets, e.Target) {
-			left = append(left, e)
-			continue
-		}
-		disk, there := p.Domain.Disk(e.Target)
+	for _, target := range targets {
+		e, to := p.Domain.entry(target), p.exported[target]
+		disk, there := p.Domain.Disk(target)
 		switch {
 		case !there:
-		case disk.Path == e.Source:
-			changes = append(changes, xmlrewrite.RestoreOrigin{Target: e.Target})
+		case e == nil && to != "": // an earlier revert got this far
+			change, note := p.unbound(target, to)
+			if change != nil {
+				changes = append(changes, change)
+			}
+			if note != "" {
+				notes = append(notes, note)
+			}
+		case e == nil:
+		case disk.Path != e.Source:
+			notes = append(notes, stays(disk))
 		default:
-			notes = append(notes, fmt.Sprintf("disk %s: it is %s now, not what was bound, and stays so", e.Target, disk.Path))
+			changes = append(changes, xmlrewrite.RestoreOrigin{Target: target})
+			if to != "" {
+				changes = append(changes, exportedDisk{target, to})
+			}
 		}
 	}
-	doc, err = xmlrewrite.Apply(p.Domain.Doc, append(changes, xmlrewrite.SetMetadata{Disks: left})...)
-	if err != nil {
+	if m := p.Domain.Metadata; m != nil {
+		var left []xmlrewrite.BoundDisk
+		for _, e := range m.Disks {
+			if !slices.Contains(targets, e.Target) {
+				left = append(left, e)
+			}
+		}
+		changes = append(changes, xmlrewrite.SetMetadata{Disks: left})
+	}
+	if doc, err = xmlrewrite.Apply(p.Domain.Doc, changes...); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
 	}
 	return doc, notes, nil
-}
-
-// ExportFormat is the image format that a file's name asks for.
-func ExportFormat(file string) string {
-	if strings.HasSuffix(file, ".qcow2") {
-		return "qcow2"
-	}
-	return "raw"
 }

@@ -5,6 +5,8 @@ package bindings
 import (
 	"context"
 	"fmt"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"diskhook/storage/failure"
@@ -51,6 +53,7 @@ func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, crea
 		if err := k.discover(ctx, h, b, &disk); err != nil {
 			return nil, err
 		}
+		h.keepBelowLeaf(&disk)
 		disks[i] = disk
 	}
 	return disks, nil
@@ -100,9 +103,13 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 	case receipt == nil && h.busy(ctx, *disk):
 		h.Log.Warn("the chain of the source cannot be read, but its copy is under way", "disk", disk.String(), "err", err)
 	case receipt == nil:
-		return unreadable(*disk, err)
+		return unreadable(*disk, "no local copy of it is known", err)
+	case receipt.Volume != disk.Volume:
+		return unreadable(*disk, "its local copy is of the volume "+receipt.Volume, err)
 	default:
-		disk.Source = receipt.Source
+		if len(receipt.Source) > 0 && receipt.Source[0] == disk.Source[0] {
+			disk.Source = receipt.Source
+		}
 		h.Log.Warn("the chain of the source cannot be read", "disk", disk.String(), "err", err)
 	}
 	return nil
@@ -116,11 +123,27 @@ func (h *Host) busy(ctx context.Context, disk localdisk.Disk) bool {
 	return err == nil && len(observed) == 1 && observed[0].Busy
 }
 
-func unreadable(disk localdisk.Disk, err error) error {
+// keepBelowLeaf keeps a copy that the disk's new leaf lies on: somebody took a
+// snapshot while the guest ran on it, and without it the leaf is worth nothing.
+// A leaf beside it is how on-stop=discard hands out new versions of a disk.
+func (h *Host) keepBelowLeaf(disk *localdisk.Disk) {
+	if !disk.OVirt() || disk.OnStop != localdisk.Discard || len(disk.Source) < 2 {
+		return
+	}
+	r, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+	if err != nil || r == nil || !r.Used || r.Discarding || r.Volume == disk.Volume {
+		return
+	}
+	if slices.ContainsFunc(disk.Source[1:], func(l imagecheck.Layer) bool { return filepath.Base(l.Path) == r.Volume }) {
+		disk.OnStop = localdisk.Keep // which refuses another leaf
+	}
+}
+
+func unreadable(disk localdisk.Disk, copied string, err error) error {
 	hint := failure.HintOf(err)
 	if hint == "" {
 		hint = "bring its storage back, then start again"
 	}
-	err = fmt.Errorf("%s: no local copy of it is known, and its source %s cannot be read: %w", disk, failure.OneLine(disk.Source[0].Path), err)
+	err = fmt.Errorf("%s: %s, and its source %s cannot be read: %w", disk, copied, failure.OneLine(disk.Source[0].Path), err)
 	return failure.Hint(err, "%s", hint)
 }

@@ -459,6 +459,49 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestLeafAboveTheCopy: a snapshot that was taken while the VM ran belongs to
+// the copy; what on-stop=discard makes of any other leaf is not for it.
+func TestLeafAboveTheCopy(t *testing.T) {
+	const leaf, version = "1dfad482-c65c-436c-aa59-000000000000", "1dfad482-c65c-436c-aa59-111111111111"
+	w := hooktest.New(t, nil)
+	oVirt(t, w)
+	w.Tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", volume, w.Path(where+"/"+leaf))
+	w.Tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "mid.qcow2", w.Path(where+"/"+version))
+	json := func(volumeID string) []byte {
+		return bytes.ReplaceAll(w.Fixture("vdsm/disk-file.json"), []byte(volume), []byte(volumeID))
+	}
+	bound := map[string]string{"diskhook": "sda:local=dir,on-stop=discard"}
+	copied := func(volumeID string) string { return w.Path("var/lib/diskhook/local/" + volumeID + ".raw") }
+	there := func(path string) bool { _, err := os.Stat(path); return err == nil }
+	if _, err := call(t, w, "after_disk_prepare", json(volume), bound); err != nil {
+		t.Fatal(err)
+	}
+	kept := func(while, why string) {
+		t.Helper()
+		_, err := call(t, w, "after_disk_prepare", json(leaf), bound)
+		if err == nil {
+			t.Fatalf("%s: not refused", while)
+		}
+		if line := failure.Line(err); !strings.Contains(line, volume) || !strings.Contains(line, leaf) || !strings.Contains(line, why) {
+			t.Errorf("%s: %v", while, err)
+		}
+		if !there(copied(volume)) || there(copied(leaf)) {
+			t.Fatalf("%s: the copy below the leaf was given up", while)
+		}
+	}
+	kept("a snapshot", "leaf is now")
+	if err := os.Rename(w.Path(where+"/"+leaf), w.Path("away")); err != nil {
+		t.Fatal(err)
+	}
+	kept("shared storage away", "cannot be read")
+	if _, err := call(t, w, "after_disk_prepare", json(version), bound); err != nil {
+		t.Fatal(err)
+	}
+	if there(copied(volume)) || !there(copied(version)) {
+		t.Error("a new version does not replace the old one")
+	}
+}
+
 // TestOwnerIsKept: VDSM's file stays VDSM's when root ran the hook.
 func TestOwnerIsKept(t *testing.T) {
 	uid, gid := 36, 36

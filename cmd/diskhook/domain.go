@@ -37,8 +37,8 @@ func domainCommand(p *program) *cli.Command {
 				bindFlag(), localFlag(), refresh),
 			verb("revert", "give disks their origins back, or a file with what the guest wrote, and remove their copies", "NAME [TARGET]", domainRevert,
 				export(), discard(), dryRunFlag()),
-			verb("rebind", "give a cloned definition bindings and copies of its own", "NAME", domainRebind, dryRunFlag()),
-			verb("unbind", "take bindings out of a cloned or damaged definition", "NAME", domainUnbind, dryRunFlag()),
+			verb("rebind", "give a cloned definition bindings and copies of its own", "NAME", domainRebind, discard(), dryRunFlag()),
+			verb("unbind", "take bindings out of a cloned or damaged definition", "NAME", domainUnbind, discard(), dryRunFlag()),
 			verb("list", "list bound domains", "", domainList),
 		},
 	}
@@ -119,7 +119,7 @@ func domainRebind(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, err := s.domains.PlanRebind(c.Context, words[0])
+	plan, err := s.domains.PlanRebind(c.Context, words[0], c.Bool("discard-guest-data"))
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func domainUnbind(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, err := s.domains.PlanUnbind(c.Context, words[0])
+	plan, err := s.domains.PlanUnbind(c.Context, words[0], c.Bool("discard-guest-data"))
 	if err != nil {
 		return err
 	}

@@ -82,6 +82,7 @@ func testService(t *testing.T, root string, libvirt *oneDomain) *Service {
 	write(t, filepath.Join(root, "etc/machine-id"), testMachine+"\n")
 	layout := host.Layout{Root: root}
 	config := host.Defaults(layout)
+	config.Paths.Roots = []string{filepath.Join(root, "images")}
 	log := slog.New(slog.DiscardHandler)
 	local := &localdisk.Service{Layout: layout, Config: config, Run: libvirt, Log: log, Program: "/nonexistent"}
 	return &Service{
@@ -270,5 +271,61 @@ func TestExportNeedsACopyAndANewFile(t *testing.T) {
 		if _, err := s.PlanRevert(t.Context(), "vm", nil, GivingUp{Export: tc.export}); failure.KindOf(err) != tc.want || (err == nil) != (tc.want == nil) {
 			t.Errorf("%s: got %v, want %v", name, err, tc.want)
 		}
+	}
+}
+
+// A definition that was moved here tells of copies that are not here: going
+// on without them is going back to older data.
+func TestMovedDefinitionNeedsAWord(t *testing.T) {
+	const other = "fedcba9876543210fedcba9876543210"
+	const copied = " copy='aaaaaaaa-0000-0000-0000-000000000001'"
+	for name, tc := range map[string]struct{ machine, copied string }{
+		"from another machine":             {other, copied},
+		"before its copy was noted":        {other, ""},
+		"of this machine, without receipt": {testMachine, copied},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			libvirt := &oneDomain{xml: boundTo(root, tc.machine, tc.copied, "vda")}
+			s := testService(t, root, libvirt)
+			write(t, root+"/images/vda.raw", strings.Repeat("x", 4096))
+			for verb, plan := range map[string]func(discard bool) (*Plan, error){
+				"unbind": func(discard bool) (*Plan, error) { return s.PlanUnbind(t.Context(), "vm", discard) },
+				"rebind": func(discard bool) (*Plan, error) { return s.PlanRebind(t.Context(), "vm", discard) },
+			} {
+				_, err := plan(false)
+				if failure.KindOf(err) != failure.Precondition {
+					t.Errorf("%s: got %v", verb, err)
+				}
+				if want := "`diskhook domain " + verb + " --discard-guest-data vm`"; !strings.Contains(failure.HintOf(err), want) {
+					t.Errorf("%s: hint %q, want %s", verb, failure.HintOf(err), want)
+				}
+				p, err := plan(true)
+				if err != nil {
+					t.Errorf("%s on the operator's word: %v", verb, err)
+					continue
+				}
+				after, err := bindings.ReadDomain(p.After)
+				if err != nil {
+					t.Fatal(err)
+				}
+				switch disk, _ := after.Disk("vda"); {
+				case verb == "unbind" && (after.Metadata != nil || disk.Path != root+"/images/vda.raw"):
+					t.Errorf("unbound: %s", p.After.Bytes())
+				case verb == "rebind" && (after.Metadata.Disks[0].Local.Host != testMachine || after.Metadata.Disks[0].Local.Copy != "" || len(p.Fill) != 1):
+					t.Errorf("rebound: %s", p.After.Bytes())
+				}
+			}
+		})
+	}
+}
+
+// What a clone's metadata say of copies is not about the clone.
+func TestCloneIsUnboundWithoutAWord(t *testing.T) {
+	root := t.TempDir()
+	xml := strings.Replace(boundTo(root, "fedcba9876543210fedcba9876543210", "", "vda"), "domain='"+testUUID, "domain='22222222-2222-3333-4444-555555555555", 1)
+	s := testService(t, root, &oneDomain{xml: xml})
+	if p, err := s.PlanUnbind(t.Context(), "vm", false); err != nil || !p.Redefines() {
+		t.Errorf("got %v", err)
 	}
 }

@@ -129,30 +129,44 @@ func (g GivingUp) forTargets(d Domain, chosen []string) (GivingUp, error) {
 // mayRevert asks for the operator's word where a guest's writes would go out
 // of sight.
 func (s *Service) mayRevert(ctx context.Context, d Domain, target string, receipts map[string]localdisk.Receipt, g GivingUp) error {
-	machine, err := s.Host.Layout.MachineID()
-	if err != nil {
-		return failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
-	}
 	if err := s.noSnapshotOf(ctx, d, target); err != nil {
 		return err
 	}
-	entry := d.entry(target)
 	r, filled := receipts[target]
 	command := func(option string) string {
 		return fmt.Sprintf("diskhook domain revert %s %s %s", option, d.NameArg(), target)
 	}
-	switch {
-	case g.DiscardGuestData:
+	if g.DiscardGuestData {
 		return nil
-	case entry != nil && entry.Local != nil && entry.Local.Host != "" && entry.Local.Host != machine:
-		err := failure.New(failure.Precondition, "%s: disk %s: its local copy is on the machine %s, this is %s", d, target, entry.Local.Host, machine)
-		return failure.Hint(err, "revert it there, or give up what the guest wrote with `%s`", command("--discard-guest-data"))
-	case !filled && entry != nil && entry.Local != nil && entry.Local.Copy != "":
-		err := failure.New(failure.Precondition, "%s: disk %s: its local copy %s has no receipt here, so what the guest wrote is not known", d, target, entry.Local.Copy)
-		return failure.Hint(err, "take the copy over with `diskhook local adopt %s %s`, or give it up with `%s`", d.NameArg(), target, command("--discard-guest-data"))
-	case filled && r.Used && !r.Discarding && g.Export[target] == "":
+	}
+	if err := s.knownHere(d, target, filled, command("--discard-guest-data")); err != nil {
+		return err
+	}
+	if filled && r.Used && !r.Discarding && g.Export[target] == "" {
 		err := failure.New(failure.Conflict, "%s: disk %s: what the guest wrote is in its local copy, and nowhere else", d, target)
 		return failure.Hint(err, "keep it with `%s`, or give it up with `%s`", command("--export FILE"), command("--discard-guest-data"))
+	}
+	return nil
+}
+
+// knownHere refuses a disk whose metadata tell of a copy that this host knows
+// nothing of, or that is on another one: the guest's writes may be in it.
+// discard is the command that gives them up.
+func (s *Service) knownHere(d Domain, target string, filled bool, discard string) error {
+	machine, err := s.Host.Layout.MachineID()
+	if err != nil {
+		return failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
+	}
+	entry := d.entry(target)
+	switch {
+	case entry == nil || entry.Local == nil:
+		return nil
+	case entry.Local.Host != "" && entry.Local.Host != machine:
+		err := failure.New(failure.Precondition, "%s: disk %s: its local copy is on the machine %s, this is %s", d, target, entry.Local.Host, machine)
+		return failure.Hint(err, "run `diskhook domain revert %s` there, or give up what the guest wrote with `%s`", d.NameArg(), discard)
+	case !filled && entry.Local.Copy != "":
+		err := failure.New(failure.Precondition, "%s: disk %s: its local copy %s has no receipt here, so what the guest wrote is not known", d, target, entry.Local.Copy)
+		return failure.Hint(err, "take the copy over with `diskhook local adopt %s %s`, or give it up with `%s`", d.NameArg(), target, discard)
 	}
 	return nil
 }

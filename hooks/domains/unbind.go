@@ -9,13 +9,16 @@ import (
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
 // PlanUnbind works out how to take bindings away that are void: those of a
 // cloned definition, and damaged ones. Copies are not touched. A domain that
-// has copies of its own is for PlanRevert.
-func (s *Service) PlanUnbind(ctx context.Context, name string) (*Plan, error) {
+// has copies of its own is for PlanRevert. One that was moved here may have
+// them on another machine: that takes discard, the operator's word that what
+// the guest wrote there is given up.
+func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*Plan, error) {
 	d, err := s.Look(ctx, name)
 	damaged := errors.Is(err, xmlrewrite.ErrMetadata)
 	if err != nil && !damaged {
@@ -47,11 +50,30 @@ func (s *Service) PlanUnbind(ctx context.Context, name string) (*Plan, error) {
 		p.After, err = xmlrewrite.Apply(d.Doc, xmlrewrite.RemoveMetadata{})
 		return p, err
 	}
+	if err := s.notMoved(d, receipts, discard, "unbind"); err != nil {
+		return nil, err
+	}
 	var targets []string
 	for _, e := range d.Metadata.Disks {
 		targets = append(targets, e.Target)
 	}
 	return p, p.release(targets)
+}
+
+// notMoved refuses a domain's own bindings to copies that this host does not
+// know. Those of a clone are void wherever they were made.
+func (s *Service) notMoved(d Domain, receipts map[string]localdisk.Receipt, discard bool, verb string) error {
+	if discard || bindings.SameDomain(d.Domain) != nil {
+		return nil
+	}
+	command := fmt.Sprintf("diskhook domain %s --discard-guest-data %s", verb, d.NameArg())
+	for _, e := range d.Metadata.Disks {
+		_, filled := receipts[e.Target]
+		if err := s.knownHere(d, e.Target, filled, command); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Unbind does what a plan of PlanUnbind says.
@@ -66,7 +88,11 @@ func (s *Service) Unbind(ctx context.Context, p *Plan) error {
 // PlanRebind works out how to give a cloned definition bindings of its own.
 // Its disks are copied again, from the image that the clone names or, if it
 // still names the other domain's copy, from that disk's origin.
-func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
+//
+// A definition that was moved here from another machine is bound to this one
+// with discard, the operator's word that what the guest wrote there is given
+// up.
+func (s *Service) PlanRebind(ctx context.Context, name string, discard bool) (*Plan, error) {
 	d, err := s.Look(ctx, name)
 	if err != nil {
 		return nil, err
@@ -76,7 +102,15 @@ func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
 		err := failure.New(failure.NotFound, "%s: none of its disks is bound", d)
 		return nil, failure.Hint(err, "bind them with `diskhook domain apply %s`", d.NameArg())
 	}
-	if bindings.SameDomain(d.Domain) != nil {
+	receipts, err := s.receipts(d)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.notMoved(d, receipts, discard, "rebind"); err != nil {
+		return nil, err
+	}
+	moved := s.notMoved(d, receipts, false, "rebind") != nil
+	if moved || bindings.SameDomain(d.Domain) != nil {
 		if err := s.untouchable(d); err != nil {
 			return nil, err
 		}
@@ -85,7 +119,7 @@ func (s *Service) PlanRebind(ctx context.Context, name string) (*Plan, error) {
 		}
 		for _, e := range d.Metadata.Disks {
 			if disk, ok := d.Disk(e.Target); ok && disk.Path == e.Source {
-				p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its copy starts from %s; what domain %s wrote since is not in it", e.Target, originOf(e), d.Metadata.Domain))
+				p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its copy starts from %s; what domain %s wrote since is not in it", e.Target, originOf(e), failure.OneLine(d.Metadata.Domain)))
 			}
 		}
 		if p.After, err = s.Host.Refresh(d.Doc, nil); err != nil {

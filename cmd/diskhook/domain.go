@@ -170,9 +170,13 @@ func (p *program) printPlan(f format, s *services, plan *domains.Plan, dryRun bo
 	d := plan.Domain
 	switch {
 	case f == inJSON:
+		notes := plan.Notes
+		if !dryRun {
+			notes = append(notes, plan.Outcome()...)
+		}
 		return p.printJSON(map[string]any{
 			"schema": "diskhook.plan/v1", "domain": d.Name, "uuid": d.UUID, "dry_run": dryRun, "changed": plan.Changes(),
-			"commands": orEmpty(plan.Commands(s.domains.Libvirt)), "diff": plan.Diff(), "notes": orEmpty(append(plan.Notes, plan.Outcome()...)),
+			"commands": orEmpty(plan.Commands(s.domains.Libvirt)), "diff": plan.Diff(), "notes": orEmpty(notes),
 		})
 	case f == asNames:
 		_, err := fmt.Fprintln(p.stdout, harmless(d.Name))

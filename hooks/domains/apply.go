@@ -165,9 +165,15 @@ func (s *Service) recordCopies(p *Plan, anew ...string) error {
 	return err
 }
 
-// planFill looks which copies are to be made now.
+// planFill looks which copies are to be made now. With fill=start that is the
+// first start's to do, which takes a copy that is there as it is; so an unused
+// one that is stale is made again here.
 func (s *Service) planFill(ctx context.Context, p *Plan) error {
-	disks, err := s.toFill(ctx, p.After)
+	lazy, err := p.lazy()
+	if err != nil {
+		return err
+	}
+	disks, err := s.toFill(ctx, p.After, lazy...)
 	if err != nil || len(disks) == 0 {
 		return err
 	}
@@ -176,6 +182,9 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		return err
 	}
 	for _, o := range observed {
+		if !o.Stale && slices.Contains(lazy, o.Disk.Target) {
+			continue
+		}
 		decision := localdisk.Decide(o)
 		if decision.Err != nil {
 			return decision.Err
@@ -194,13 +203,28 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 	return nil
 }
 
+// lazy are the targets that the plan binds with fill=start.
+func (p *Plan) lazy() ([]string, error) {
+	metadata, err := p.After.Metadata()
+	if err != nil || metadata == nil {
+		return nil, err
+	}
+	var targets []string
+	for _, e := range metadata.Disks {
+		if e.Local != nil && e.Local.Fill == "start" && p.Domain.entry(e.Target) == nil {
+			targets = append(targets, e.Target)
+		}
+	}
+	return targets, nil
+}
+
 // room refuses copies that there is no room for: once the domain is bound it
 // does not start without them.
 func (s *Service) room(ctx context.Context, p *Plan) error {
 	if len(p.Fill) == 0 {
 		return nil
 	}
-	disks, err := s.toFill(ctx, p.After)
+	disks, err := s.toFill(ctx, p.After, p.anew...)
 	if err != nil {
 		return err
 	}
@@ -229,8 +253,8 @@ func (s *Service) observe(ctx context.Context, p *Plan, disks []localdisk.Disk) 
 	return s.Local.Observe(ctx, disks)
 }
 
-// toFill are the disks that a definition binds with fill=now.
-func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]localdisk.Disk, error) {
+// toFill are the disks that a definition binds with fill=now, and those of also.
+func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document, also ...string) ([]localdisk.Disk, error) {
 	d, err := bindings.ReadDomain(doc)
 	if err != nil {
 		return nil, err
@@ -241,7 +265,7 @@ func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document) ([]local
 	}
 	var targets []string
 	for _, b := range bound {
-		if isLocal(b) && b.Binding.Option("fill", "now") == "now" {
+		if isLocal(b) && (b.Binding.Option("fill", "now") == "now" || slices.Contains(also, b.Disk.Target)) {
 			targets = append(targets, b.Disk.Target)
 		}
 	}
@@ -264,7 +288,7 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	if err != nil {
 		return err
 	}
-	disks, err := s.toFill(ctx, stored.Doc)
+	disks, err := s.toFill(ctx, stored.Doc, p.anew...)
 	if err != nil {
 		return err
 	}

@@ -109,8 +109,15 @@ func Decide(o Observed) Decision {
 	return protocol[o.Copy.State][claimOf(o.Receipt)](o)
 }
 
-func create(o Observed) Decision  { return permitted(o, Create) }
-func replace(o Observed) Decision { return permitted(o, Replace) }
+func create(o Observed) Decision { return permitted(o, Create) }
+
+func replace(o Observed) Decision {
+	if domain := tagged(o.Copy, tagVM); domain != "" && domain != o.Disk.Domain {
+		err := failure.New(failure.Conflict, "%s: %s is being made for the domain %s", o.Disk, o.Copy, domain)
+		return Decision{Veto, failure.Hint(err, "see `diskhook local list`; once nothing works on it, remove it with `lvremove` or `rm`")}
+	}
+	return permitted(o, Replace)
+}
 
 // permitted lets a start make a copy only where the binding says so. The
 // prestage verb sets Create itself.
@@ -225,18 +232,24 @@ func wrongBackend(o Observed) error {
 // another name, and a fresh copy of it would hide what the guest wrote.
 func otherLeaf(o Observed) error {
 	r := o.Receipt
-	if r == nil || r.Volume == o.Disk.Volume || r.Discarding || o.Disk.OnStop == Discard && !o.Saved {
+	if r == nil || r.Volume == o.Disk.Volume || r.Discarding || discardable(o) {
 		return nil
 	}
 	err := failure.New(failure.Conflict, "%s: the guest's data is in the copy of volume %s, but the disk's leaf is now %s (a snapshot?)", o.Disk, r.Volume, o.Disk.Volume)
-	return failure.Hint(err, "delete the snapshot, or run `diskhook local remove --discard-guest-data %s` to start from the shared disk", o.Disk.args())
+	return failure.Hint(err, "go back to the older leaf, save the data with `diskhook local export %s FILE`, or run `diskhook local remove --discard-guest-data %s` to start from the shared disk", o.Disk.args(), o.Disk.args())
 }
 
 // retires: with on-stop=discard another leaf is the normal way to hand out a
 // new version of a template.
 func retires(o Observed) bool {
 	r := o.Receipt
-	return r != nil && r.Volume != o.Disk.Volume && o.Disk.OnStop == Discard && !o.Saved && o.Copy.State != Ready
+	return r != nil && r.Volume != o.Disk.Volume && discardable(o) && o.Copy.State != Ready
+}
+
+// discardable: the copy was made for a guest that is told to keep nothing, and
+// still is. A property that changed since is no consent for what lies there.
+func discardable(o Observed) bool {
+	return o.Disk.OnStop == Discard && o.Receipt.OnStop == Discard && !o.Saved
 }
 
 // nameArg is the domain as an argument in a hint.

@@ -95,10 +95,14 @@ func TestProtocol(t *testing.T) {
 		"ovirt: open":                      {with(ovirt(observed(Ready, unclaimed)), func(o *Observed) { o.Copy.Open = &closedNo }), Veto, "is open", ""},
 		"ovirt: perhaps open":              {with(ovirt(observed(Ready, unclaimed)), func(o *Observed) { o.Copy.Open = nil }), Veto, "is open", ""},
 		"ovirt: ours without receipt":      {with(ovirt(observed(Ready, unclaimed)), func(o *Observed) { o.Copy.Tags = append(o.Copy.Tags, tagSchema) }), Veto, "diskhook's own", "adopt"},
-		"ovirt: snapshot":                  {with(ovirt(observed(Absent, used)), func(o *Observed) { o.Disk.Volume = otherVolume }), Veto, "leaf is now", "snapshot"},
-		"ovirt: new template, discard":     {with(ovirt(observed(Absent, used)), func(o *Observed) { o.Disk.Volume = otherVolume; o.Disk.OnStop = Discard }), Retire, "", ""},
-		"ovirt: new template, but saved":   {with(ovirt(observed(Absent, used)), func(o *Observed) { o.Disk.Volume, o.Disk.OnStop, o.Saved = otherVolume, Discard, true }), Veto, "leaf is now", ""},
-		"ovirt: unused copy of old leaf":   {with(ovirt(observed(Absent, unused)), func(o *Observed) { o.Disk.Volume = otherVolume }), Veto, "leaf is now", "snapshot"},
+		"ovirt: snapshot":                  {with(ovirt(observed(Absent, used)), func(o *Observed) { o.Disk.Volume = otherVolume }), Veto, "leaf is now", "older leaf"},
+		"ovirt: new template, discard":     {with(ovirt(observed(Absent, used)), func(o *Observed) { o.Disk.Volume = otherVolume; o.Disk.OnStop, o.Receipt.OnStop = Discard, Discard }), Retire, "", ""},
+		"ovirt: discard came later":        {with(ovirt(observed(Absent, used)), func(o *Observed) { o.Disk.Volume = otherVolume; o.Disk.OnStop = Discard }), Veto, "leaf is now", ""},
+		"another domain's unfinished copy": {with(ovirt(observed(Updating, unclaimed)), func(o *Observed) { o.Copy.Tags[0] = tagVM + testVolume }), Veto, "is being made for the domain", ""},
+		"ovirt: new template, but saved": {with(ovirt(observed(Absent, used)), func(o *Observed) {
+			o.Disk.Volume, o.Disk.OnStop, o.Receipt.OnStop, o.Saved = otherVolume, Discard, Discard, true
+		}), Veto, "leaf is now", ""},
+		"ovirt: unused copy of old leaf": {with(ovirt(observed(Absent, unused)), func(o *Observed) { o.Disk.Volume = otherVolume }), Veto, "leaf is now", "older leaf"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := Decide(tc.o)
@@ -143,6 +147,11 @@ func TestUsedCopiesAreSafe(t *testing.T) {
 		}
 		flip("no create", func() { o.Disk.Create = false })
 		flip("discard", func() { o.Disk.OnStop = Discard })
+		flip("discard when copied", func() {
+			if o.Receipt != nil {
+				o.Receipt.OnStop = Discard
+			}
+		})
 		flip("saved", func() { o.Saved = true })
 		flip("other uuid", func() { o.Copy.UUID = "copy-2" })
 		flip("other leaf", func() {
@@ -160,7 +169,7 @@ func TestUsedCopiesAreSafe(t *testing.T) {
 		}
 		guestData := o.Receipt != nil && o.Receipt.Used && !o.Receipt.Discarding
 		removes := d.Action == Create || d.Action == Replace || d.Action == Retire
-		givenUp := o.Disk.OnStop == Discard && !o.Saved
+		givenUp := o.Receipt != nil && o.Disk.OnStop == Discard && o.Receipt.OnStop == Discard && !o.Saved
 		if guestData && removes && !givenUp {
 			t.Fatalf("guest data would go: %+v for %+v", d, o)
 		}

@@ -266,6 +266,11 @@ func (b *directory) extend(_ context.Context, c Copy, size int64) (Copy, error) 
 		if err := b.allocate(f, size); err != nil {
 			return c, fmt.Errorf("file %s: extend: %w", c.Path, err)
 		}
+		// The receipt will say the new size: a file that is shorter after a
+		// power cut would be taken for one that was cut off.
+		if err := blockdev.Flush(f); err != nil {
+			return c, err
+		}
 	}
 	return b.describe(c.Name, c.State, c.Path)
 }

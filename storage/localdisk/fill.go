@@ -84,7 +84,7 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 		return err
 	}
 	if err := s.markStale(ctx, observed); err != nil {
-		return err
+		s.Log.Warn("look at the source", "err", err) // a start does without it
 	}
 	o := observed[0]
 	decision := Decide(o)
@@ -205,7 +205,9 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 // complete ends a copy whose data has reached the disk: the source is still
 // what was read, the receipt is durable, then the mark goes.
 func (s *Service) complete(ctx context.Context, o Observed, info imagecheck.Info) error {
-	again, err := s.Inspect(ctx, o.Disk)
+	// Without a time limit: nobody waits here, and a copy of hours is not to be
+	// thrown away because its storage hangs for a moment.
+	again, err := s.checker(o.Disk).Chain(ctx, o.Disk.Source)
 	if err != nil {
 		return fmt.Errorf("%s: look at the source again: %w", o.Disk, err)
 	}

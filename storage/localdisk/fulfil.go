@@ -70,6 +70,7 @@ func (s *Service) settle(ctx context.Context, w *Waiting, look func() ([]pending
 // Prestage fills what is absent and waits as w says. It activates nothing and
 // makes no path; a domain that starts later finds its copies ready.
 func (s *Service) Prestage(ctx context.Context, disks []Disk, w Waiting) error {
+	disks = slices.Clone(disks)
 	for i := range disks {
 		disks[i].Create = true
 	}
@@ -226,10 +227,10 @@ func (s *Service) markUsed(o Observed) error {
 	if r == nil {
 		return failure.New(failure.Conflict, "its receipt vanished meanwhile")
 	}
-	if r.Used {
+	if r.Used && r.OnStop == o.Disk.OnStop {
 		return nil
 	}
-	r.Used = true
+	r.Used, r.OnStop = true, o.Disk.OnStop
 	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
 		return err
 	}

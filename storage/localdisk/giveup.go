@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"time"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/lock"
 )
 
@@ -86,9 +88,9 @@ func (s *Service) giveUp(ctx context.Context, r Receipt) error {
 	}
 	switch {
 	case c.State == Absent:
-	case c.UUID != r.Copy:
+	case c.State == Ready && c.UUID != r.Copy:
 		return foreign(Observed{Disk: r.Disk(), Copy: c, Receipt: &r})
-	case !s.asFileOpen(c).closed():
+	case c.UUID == r.Copy && !s.asFileOpen(c).closed():
 		return fmt.Errorf("%s: %w", r.Disk(), inUse(c))
 	}
 	r.Discarding = true
@@ -116,7 +118,9 @@ func (s *Service) finishGivingUp(ctx context.Context, r Receipt) error {
 			return err
 		}
 	}
-	_ = os.Remove(link(s.Layout, r.Disk()))
+	if err := removeLink(s.Layout, r.Disk()); err != nil {
+		return fmt.Errorf("%s: %w", r.Disk(), err)
+	}
 	if err := removeReceipt(s.Layout, r.Domain, r.Key()); err != nil {
 		return fmt.Errorf("%s: %w", r.Disk(), err)
 	}
@@ -143,23 +147,28 @@ func (s *Service) asFileOpen(c Copy) Copy {
 // removeUnclaimed removes an unfinished copy that no receipt names. A complete
 // one without a receipt is not ours to judge.
 func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error {
-	for name := range backends() {
-		d := Disk{Domain: domain, Target: key, Backend: name, OnStop: Keep}
-		if isUUID(key) { // oVirt's image id: its volume is found by tag
-			continue
-		}
-		found, err := s.find(ctx, []Disk{d})
+	d := Disk{Domain: domain, Target: key, OnStop: Keep}
+	theirs := func(c Copy) bool {
+		return c.Name == d.CopyName() || c.has(tagVM+domain) && c.has(tagImage+key)
+	}
+	for _, name := range Backends() {
+		d.Backend = name
+		b := s.backend(d)
+		copies, err := b.find(ctx)
 		if errors.Is(err, failure.Precondition) {
 			continue // no such volume group on this host
 		}
 		if err != nil {
 			return err
 		}
-		switch c := found[0]; c.State {
-		case Updating:
-			return s.backend(d).remove(ctx, c)
-		case Ready:
-			return adopt(Observed{Disk: d, Copy: c}).Err
+		for _, c := range copies {
+			switch {
+			case !theirs(c):
+			case c.State == Updating:
+				return b.remove(ctx, c)
+			default:
+				return adopt(Observed{Disk: d, Copy: c}).Err
+			}
 		}
 	}
 	return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
@@ -221,8 +230,9 @@ func (s *Service) release(ctx context.Context, d Disk, reason string) error {
 	if err != nil || r == nil {
 		return err
 	}
-	if discards(d, reason) && !Saved(s.Layout, d.Domain) {
-		return s.giveUp(ctx, *r)
+	if discards(d, reason) && r.OnStop == Discard && !Saved(s.Layout, d.Domain) {
+		// Engine may have given the disk another target since it was copied.
+		return errors.Join(s.giveUp(ctx, *r), removeLink(s.Layout, d))
 	}
 	c, err := s.copyOf(ctx, *r)
 	if err != nil {
@@ -233,7 +243,14 @@ func (s *Service) release(ctx context.Context, d Disk, reason string) error {
 			return fmt.Errorf("%s: %w", d, err)
 		}
 	}
-	return os.Remove(link(s.Layout, d))
+	return removeLink(s.Layout, d)
+}
+
+func removeLink(l host.Layout, d Disk) error {
+	if err := os.Remove(link(l, d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // discards: the reasons are libvirt's virDomainShutoffReason, as the release

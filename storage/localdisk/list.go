@@ -36,7 +36,11 @@ type Entry struct {
 func (s *Service) List(ctx context.Context) ([]Entry, error) {
 	var entries []Entry
 	named := map[string]bool{}
-	for _, f := range receiptFiles(s.Layout, "") {
+	files, err := receiptFiles(s.Layout, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
 		r, err := readReceipt(s.Layout, f.domain, f.key)
 		switch {
 		case err != nil:

@@ -118,7 +118,11 @@ func Receipts(l host.Layout, domain string) ([]Receipt, error) {
 	}
 	var all []Receipt
 	var damaged []error
-	for _, f := range receiptFiles(l, domain) {
+	files, err := receiptFiles(l, domain)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
 		r, err := readReceipt(l, f.domain, f.key)
 		if err != nil {
 			damaged = append(damaged, err)
@@ -131,16 +135,48 @@ func Receipts(l host.Layout, domain string) ([]Receipt, error) {
 
 type receiptFile struct{ domain, key string }
 
-func receiptFiles(l host.Layout, domain string) []receiptFile {
+// receiptFiles lists by name. A directory that cannot be read is an error:
+// what is in it may be of a copy that a guest used.
+func receiptFiles(l host.Layout, domain string) ([]receiptFile, error) {
+	domains := []string{domain}
 	if domain == "" {
-		domain = "*"
+		entries, err := readDir(l.Receipts())
+		if err != nil {
+			return nil, err
+		}
+		domains = nil
+		for _, e := range entries {
+			if e.IsDir() {
+				domains = append(domains, e.Name())
+			}
+		}
 	}
-	paths, _ := filepath.Glob(filepath.Join(l.Receipts(), domain, "*.json")) // fails for bad patterns only
-	files := make([]receiptFile, len(paths))
-	for i, path := range paths {
-		files[i] = receiptFile{filepath.Base(filepath.Dir(path)), strings.TrimSuffix(filepath.Base(path), ".json")}
+	var files []receiptFile
+	for _, domain := range domains {
+		entries, err := readDir(filepath.Join(l.Receipts(), domain))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if key, ok := strings.CutSuffix(e.Name(), ".json"); ok {
+				files = append(files, receiptFile{domain, key})
+			}
+		}
 	}
-	return files
+	return files, nil
+}
+
+// readDir is os.ReadDir for a directory that need not be there.
+func readDir(dir string) ([]os.DirEntry, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		err = failure.Wrap(failure.Precondition, fmt.Errorf("receipts: %w", err))
+		return nil, failure.Hint(err, "run this as root")
+	}
+	return entries, nil
 }
 
 // Key is Disk.Key of the disk that the receipt is for.

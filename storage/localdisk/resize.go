@@ -3,6 +3,7 @@
 package localdisk
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -95,16 +96,8 @@ func (s *Service) finishGrowing(ctx context.Context, r *Receipt, c Copy) (Copy, 
 	if err := b.activate(ctx, []Copy{c}); err != nil {
 		return c, fmt.Errorf("%s: %w", d, err)
 	}
-	// The new part of a file, or of a thin volume whose pool zeroes, reads as
-	// zeros; zeros written there would only take space.
-	clean, err := b.readsZero(ctx)
-	if err != nil {
-		return c, fmt.Errorf("%s: %w", d, err)
-	}
-	if !clean {
-		if err := zero(ctx, c, r.Growing.From); err != nil {
-			return c, fmt.Errorf("%s: zero its new part: %w", d, err)
-		}
+	if err := zero(ctx, c, r.Growing.From); err != nil {
+		return c, fmt.Errorf("%s: zero its new part: %w", d, err)
 	}
 	if err := failpoint.Hit("resize.zeroed"); err != nil {
 		return c, err
@@ -113,7 +106,9 @@ func (s *Service) finishGrowing(ctx context.Context, r *Receipt, c Copy) (Copy, 
 	return c, r.write(s.Layout, r.Key())
 }
 
-// zero writes zeros from offset from to the end of the node, and flushes.
+// zero makes the node read zero from offset from to its end, and flushes. What
+// reads zero already is left alone: the new part of a file or of a thin volume
+// mostly does, and zeros written there would only take space.
 func zero(ctx context.Context, c Copy, from int64) error {
 	if err := c.awaitNode(ctx); err != nil {
 		return err
@@ -127,8 +122,17 @@ func zero(ctx context.Context, c Copy, from int64) error {
 	if err != nil {
 		return err
 	}
-	if size > from {
-		if err := blockdev.ZeroRange(ctx, f, from, size-from); err != nil {
+	const piece = 4 << 20
+	buf := make([]byte, piece)
+	for at := from; at < size; at += piece {
+		n := min(piece, size-at)
+		if _, err := f.ReadAt(buf[:n], at); err != nil {
+			return err
+		}
+		if len(bytes.TrimLeft(buf[:n], "\x00")) == 0 {
+			continue
+		}
+		if err := blockdev.ZeroRange(ctx, f, at, n); err != nil {
 			return err
 		}
 	}

@@ -5,12 +5,14 @@ package localdisk
 import (
 	"context"
 	"fmt"
+	"slices"
 )
 
 // Room checks, before anything is begun, that the copies that Prestage would
 // make of these disks fit together, with the configured reserve left free. Too
 // little is a failure.NoSpace. It reads the headers of their sources.
 func (s *Service) Room(ctx context.Context, disks []Disk) error {
+	disks = slices.Clone(disks)
 	for i := range disks {
 		disks[i].Create = true
 	}

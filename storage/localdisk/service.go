@@ -58,7 +58,11 @@ func (s *Service) ObserveSources(ctx context.Context, disks []Disk) ([]Observed,
 	if err != nil {
 		return nil, err
 	}
-	return observed, s.markStale(ctx, observed)
+	if err := s.markStale(ctx, observed); err != nil {
+		err = fmt.Errorf("%w: so it cannot be told whether its copy, which no guest has used yet, is still right", err)
+		return nil, failure.Hint(err, "bring the storage of its source back, then try again")
+	}
+	return observed, nil
 }
 
 func (s *Service) markStale(ctx context.Context, observed []Observed) error {
@@ -69,7 +73,7 @@ func (s *Service) markStale(ctx context.Context, observed []Observed) error {
 		}
 		info, err := s.Inspect(ctx, o.Disk)
 		if err != nil {
-			return unreadable(o.Disk, err)
+			return fmt.Errorf("%s: its source: %w", o.Disk, err)
 		}
 		observed[i].Stale = info.Fingerprint != r.Fingerprint
 	}

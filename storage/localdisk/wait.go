@@ -50,7 +50,7 @@ func (s *Service) fillAndWait(ctx context.Context, disks []pending, w *Waiting) 
 	if w.Deadline > 0 && w.until.IsZero() {
 		w.until = time.Now().Add(w.Deadline)
 	}
-	if err := s.roomFor(ctx, disks); err != nil {
+	if err := s.roomInTime(ctx, disks, w); err != nil {
 		return err
 	}
 	jobs := make([]string, len(disks))
@@ -70,6 +70,17 @@ func (s *Service) fillAndWait(ctx context.Context, disks []pending, w *Waiting) 
 		}
 	}
 	return nil
+}
+
+// roomInTime is roomFor until the deadline: it reads sources, and the caller
+// must not wait longer for storage that hangs.
+func (s *Service) roomInTime(ctx context.Context, disks []pending, w *Waiting) error {
+	if !w.until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, w.until)
+		defer cancel()
+	}
+	return s.roomFor(ctx, disks)
 }
 
 // start runs `diskhook local fill JOBFILE` in a process of its own.

@@ -204,7 +204,7 @@ func TestWaysOut(t *testing.T) {
 		holds(t, exported, after(diskImage(false), 1))
 		holds(t, d.image(), diskImage(false))
 		d.start()
-		d.boots(1)
+		d.boots(2)
 	})
 	t.Run("unbind damaged metadata", func(t *testing.T) {
 		d := bootable(t, "unreadable")

@@ -30,6 +30,8 @@ type Host struct {
 // Discover finds the images below top, the source of disk or one of its
 // layers, by their headers.
 func (h *Host) Discover(ctx context.Context, disk localdisk.Disk, top imagecheck.Layer) ([]imagecheck.Layer, error) {
+	ctx, cancel := context.WithTimeout(ctx, discoverTimeout)
+	defer cancel()
 	checker := imagecheck.Checker{Allowed: h.Config.Paths.Allowed}
 	if disk.OVirt() {
 		checker.User = h.Reader

@@ -43,7 +43,6 @@ func (s *Service) Recreate(ctx context.Context, disk localdisk.Disk, g localdisk
 	if err := s.MayChange(ctx, disk.Domain, disk.Target); err != nil {
 		return err
 	}
-	disk.Copy = "" // that of the new one is not known yet
 	if err := s.Local.Recreate(ctx, disk, g, w); err != nil {
 		return err
 	}

@@ -139,7 +139,7 @@ func newLeaf(m machine) {
 	snapshot := id("snapshot")
 	m.run("sh", "-euc", `cd "$1"; qemu-img create -q -f qcow2 -b "$2" -F qcow2 "$3"; chown vdsm:kvm "$3"; chmod 600 "$3"`,
 		"sh", strings.Join([]string{export, domainID, "images", v.imageID()}, "/"), v.leaf(), snapshot)
-	m.refusedPrepare(v, snapshot, lvmProperty, "disk sda", v.leaf(), snapshot, "delete the snapshot")
+	m.refusedPrepare(v, snapshot, lvmProperty, "disk sda", v.leaf(), snapshot, "go back to the older leaf")
 }
 
 // oldHook takes over what oVirt's own hook made, by its very commands.

@@ -20,7 +20,8 @@ import (
 // PlanApply works out how to bind disks of a domain. written are the bindings
 // of the command line; rules of the configuration are added here, and count
 // less. With refresh, disks whose source is no longer what was recorded are
-// pointed at their copies again.
+// pointed at their copies again; the source is checked as if bound for the
+// first time.
 //
 // A domain that is bound already, as asked, gives a plan that changes nothing
 // (or goes on where an earlier apply ended).
@@ -31,7 +32,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	}
 	p := &Plan{Domain: d, After: d.Doc}
 	if refresh {
-		if p.After, err = s.refresh(ctx, d); err != nil {
+		if err = s.refresh(ctx, p); err != nil {
 			return nil, err
 		}
 	} else if err := s.undrifted(ctx, d); err != nil {
@@ -61,7 +62,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if err := s.untouchable(d); err != nil {
 		return nil, err
 	}
-	var anew []bindings.Bound
+	anew := p.foreign
 	for _, b := range r.Bound {
 		if b.Recorded == nil {
 			anew = append(anew, b)
@@ -95,13 +96,14 @@ func (s *Service) undrifted(ctx context.Context, d Domain) error {
 
 // refresh accepts the disks as they are now. A snapshot on top of a copy is
 // not accepted: the guest's newest writes are in it.
-func (s *Service) refresh(ctx context.Context, d Domain) (*xmlrewrite.Document, error) {
+func (s *Service) refresh(ctx context.Context, p *Plan) error {
+	d := p.Domain
 	if err := bindings.SameDomain(d.Domain); err != nil {
-		return nil, err
+		return err
 	}
 	receipts, err := s.receipts(d)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	copies := map[string]string{}
 	for target, r := range receipts {
@@ -111,14 +113,13 @@ func (s *Service) refresh(ctx context.Context, d Domain) (*xmlrewrite.Document, 
 	}
 	bound, _, err := bindings.Resolve(d.Domain, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for _, b := range bound {
-		if err := s.noOverlay(ctx, d, b); err != nil {
-			return nil, err
-		}
+	if p.foreign, err = s.foreign(ctx, d, bound, receipts); err != nil {
+		return err
 	}
-	return s.Host.Refresh(d.Doc, copies)
+	p.After, err = s.Host.Refresh(d.Doc, copies)
+	return err
 }
 
 // noOverlay refuses a disk that is an image on top of its own copy.
@@ -203,7 +204,8 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// lazy are the targets that the plan binds with fill=start.
+// lazy are the targets that the plan binds, or binds to another source, with
+// fill=start.
 func (p *Plan) lazy() ([]string, error) {
 	metadata, err := p.After.Metadata()
 	if err != nil || metadata == nil {
@@ -211,7 +213,8 @@ func (p *Plan) lazy() ([]string, error) {
 	}
 	var targets []string
 	for _, e := range metadata.Disks {
-		if e.Local != nil && e.Local.Fill == "start" && p.Domain.entry(e.Target) == nil {
+		anew := p.Domain.entry(e.Target) == nil || slices.ContainsFunc(p.foreign, func(b bindings.Bound) bool { return b.Disk.Target == e.Target })
+		if anew && e.Local != nil && e.Local.Fill == "start" {
 			targets = append(targets, e.Target)
 		}
 	}

@@ -25,9 +25,10 @@ type Plan struct {
 	Remove  []localdisk.Receipt  // copies to give up after it
 	Notes   []string             // what the operator should know
 
-	anew     []string // targets of Fill whose copy, if there is one, is replaced
-	released []string // targets that lose their binding
-	discard  bool     // the operator gave up what guests wrote
+	anew     []string         // targets of Fill whose copy, if there is one, is replaced
+	foreign  []bindings.Bound // bound disks that get another source, as refresh accepts it
+	released []string         // targets that lose their binding
+	discard  bool             // the operator gave up what guests wrote
 
 	exported map[string]string // files that have or get the disks' data, by target
 }

@@ -80,14 +80,14 @@ func (h *Host) Forsaken(d Domain, bound []Bound) error {
 			h.Log.Warn("receipt", "domain", d.UUID, "disk", disk.Target, "err", err)
 			continue
 		}
-		if err := forsaken(d, disk, r, err); err != nil {
+		if err := h.forsaken(d, disk, r, err); err != nil {
 			return err
 		}
 	}
 	return h.displaced(d, isBound)
 }
 
-func forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {
+func (h *Host) forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {
 	switch {
 	case err != nil:
 		return illegible(d, disk.Target, err)
@@ -98,6 +98,9 @@ func forsaken(d Domain, disk Disk, r *localdisk.Receipt, err error) error {
 	err = failure.New(failure.Conflict, "%s: disk %s: its data is in the local copy %s/%s, but nothing binds the disk to it any more", d, disk.Target, r.Home, r.Name)
 	if d.OVirt {
 		return failure.Hint(err, "set the property localdisk=%s again, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", r.Backend, args, args)
+	}
+	if disk.Path == localdisk.StablePath(h.Layout, d.UUID, disk.Target) {
+		return failure.Hint(err, "bind it again with `diskhook domain apply %s`, or leave the copy: `diskhook domain revert --export FILE %s` saves its data, `diskhook domain revert --discard-guest-data %s` gives it up", d.NameArg(), args, args)
 	}
 	return failure.Hint(err, "bind it again with `diskhook domain apply --bind %s:local=%s %s`, save the data with `diskhook local export %s FILE`, or give it up with `diskhook local remove --discard-guest-data %s`", disk.Target, r.Backend, d.NameArg(), args, args)
 }

@@ -38,6 +38,9 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	} else if err := s.undrifted(ctx, d); err != nil {
 		return nil, err
 	}
+	if err := s.bindAgain(p); err != nil {
+		return nil, err
+	}
 	rules, err := bindings.FromRules(s.Host.Config.Rules, d.Domain)
 	if err != nil {
 		return nil, err
@@ -72,6 +75,24 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 		return nil, err
 	}
 	return p, s.planRoom(ctx, p)
+}
+
+// bindAgain takes up disks that run on their copy, but are not bound to it any
+// more. Their copies stay as they are.
+func (s *Service) bindAgain(p *Plan) error {
+	now, err := bindings.ReadDomain(p.After)
+	if err != nil {
+		return err
+	}
+	receipts, err := s.receipts(p.Domain)
+	if err != nil {
+		return err
+	}
+	p.After, p.remembered, err = s.remember(now, p.After, receipts, func(r localdisk.Receipt) bool { return !r.Discarding })
+	for _, target := range p.remembered {
+		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: bound again to its local copy, as its receipt says", target))
+	}
+	return err
 }
 
 func nothingToBind(d Domain, skipped []bindings.Skipped) error {
@@ -175,6 +196,7 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		return err
 	}
 	disks, err := s.toFill(ctx, p.After, lazy...)
+	disks = p.notRemembered(disks)
 	if err != nil || len(disks) == 0 {
 		return err
 	}
@@ -202,6 +224,11 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		})
 	}
 	return nil
+}
+
+// notRemembered leaves out the disks whose copies apply does not touch.
+func (p *Plan) notRemembered(disks []localdisk.Disk) []localdisk.Disk {
+	return slices.DeleteFunc(disks, func(disk localdisk.Disk) bool { return slices.Contains(p.remembered, disk.Target) })
 }
 
 // lazy are the targets that the plan binds, or binds to another source, with
@@ -295,6 +322,7 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	if err != nil {
 		return err
 	}
+	disks = p.notRemembered(disks)
 	if len(disks) > 0 {
 		if err := s.Local.Prestage(ctx, disks, w); err != nil {
 			return unfilled(stored, err)

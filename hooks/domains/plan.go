@@ -30,6 +30,9 @@ type Plan struct {
 	released []string         // targets that lose their binding
 	discard  bool             // the operator gave up what guests wrote
 
+	remembered []string             // targets whose binding is written again from a receipt
+	base       *xmlrewrite.Document // what a release starts from: the definition with what was remembered; nil: as it is
+
 	exported map[string]string // files that have or get the disks' data, by target
 }
 

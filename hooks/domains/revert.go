@@ -39,7 +39,14 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Domain: d, After: d.Doc}
+	base, _, err := s.remember(d.Domain, d.Doc, receipts, func(r localdisk.Receipt) bool { return slices.Contains(chosen, r.Target) })
+	if err != nil {
+		return nil, err
+	}
+	if d.Domain, err = bindings.ReadDomain(base); err != nil {
+		return nil, err
+	}
+	p := &Plan{Domain: d, After: d.Doc, base: base}
 	if len(chosen) == 0 {
 		return p, nil
 	}
@@ -230,7 +237,11 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 		}
 		changes = append(changes, xmlrewrite.SetMetadata{Disks: left})
 	}
-	if doc, err = xmlrewrite.Apply(p.Domain.Doc, changes...); err != nil {
+	base := p.base
+	if base == nil {
+		base = p.Domain.Doc
+	}
+	if doc, err = xmlrewrite.Apply(base, changes...); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
 	}
 	return doc, notes, nil

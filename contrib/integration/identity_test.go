@@ -124,17 +124,21 @@ func TestSnapshot(t *testing.T) {
 	holds(t, d.copy(), after(diskImage(false), 5))
 }
 
-// TestEdit: a disk that was pointed elsewhere is refused until the operator
-// says that its copy is what counts.
+// TestEdit: a disk that was pointed elsewhere is refused, and so is to accept
+// that while the guest's data is in a copy of something else; put back, it
+// starts as before.
 func TestEdit(t *testing.T) {
 	d := applied(t, "edited")
+	bound := d.dumped()
 	other := filepath.Join(d.dir, "other.raw")
 	writeImage(t, other, diskImage(false))
 	d.defineAs(strings.Replace(d.dumped(), "<source file='"+d.link(), "<source file='"+other, 1))
 	d.startVetoed("its source was "+d.link()+" when it was bound, it is now "+other, "diskhook domain apply --refresh edited")
 	says(t, diskhook(t, 4, "domain", "apply", "edited"), "diskhook domain apply --refresh edited")
 
-	diskhook(t, 0, "domain", "apply", "--refresh", "edited")
+	says(t, diskhook(t, 4, "domain", "apply", "--refresh", "edited"), "what the guest wrote is in its local copy",
+		"virsh edit edited", "diskhook domain revert --export FILE edited vda")
+	d.defineAs(bound)
 	d.start()
 	d.linked(true)
 	d.boots(2)

@@ -66,7 +66,7 @@ func TestVetoes(t *testing.T) {
 		{"metadata that cannot be read", redefine("target=\"vda\"", "target=\"\""),
 			[]string{"virsh edit veto", "diskhook domain unbind veto"}},
 		{"the metadata are gone", redefine(definition[strings.Index(definition, "  <metadata>"):strings.Index(definition, "  <memory")], ""),
-			[]string{"its data is in the local copy", "diskhook domain apply --bind vda:local=dir veto", "diskhook local export veto vda FILE"}},
+			[]string{"its data is in the local copy", "diskhook domain apply veto", "diskhook domain revert --export FILE veto vda"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d.t = t

@@ -172,6 +172,8 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 	}
 	if d.OVirt {
 		disk.Image, disk.Volume = b.Disk.Image, b.Disk.Volume
+	} else {
+		disk.Fill, disk.Origin = b.memo()
 	}
 	if b.overlaid() {
 		// The layer above is worth nothing without this very copy.
@@ -184,6 +186,18 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 		disk.Source, disk.Create = nil, false
 	}
 	return disk
+}
+
+// memo is what the receipt of a copy keeps of the binding: without it nobody
+// could tell what to go back to once the metadata are lost. There are no
+// secrets in an origin, which may be read by all: a disk with any cannot be
+// bound (xmlrewrite.LocalDisk).
+func (b Bound) memo() (fill, origin string) {
+	r := b.Recorded
+	if r == nil || r.Local == nil || r.OriginImage != nil || r.OriginThin != nil || len(r.Origin) > localdisk.MaxOrigin {
+		return "", ""
+	}
+	return r.Local.Fill, string(r.Origin)
 }
 
 // OnlyReady are the same disks, but bound such that no copy is ever made.

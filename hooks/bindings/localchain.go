@@ -27,6 +27,18 @@ func (h *Host) LocalDisks(ctx context.Context, d Domain, bound []Bound) ([]local
 	return local{}.disks(ctx, h, d, groups[local{}.Name()], true)
 }
 
+// BoundDisks are the local ones of the bound disks in localdisk's words, as
+// they were recorded: nobody looked at what lies below their sources.
+func (h *Host) BoundDisks(d Domain, bound []Bound) []localdisk.Disk {
+	var disks []localdisk.Disk
+	for _, b := range bound {
+		if b.Binding.Kind == (local{}).Name() {
+			disks = append(disks, local{}.disk(h, d, b))
+		}
+	}
+	return disks
+}
+
 // disks are the bound disks in localdisk's words, with the chains to fill from
 // where they may be needed.
 func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, create bool) ([]localdisk.Disk, error) {

@@ -38,7 +38,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	} else if err := s.undrifted(ctx, d); err != nil {
 		return nil, err
 	}
-	if err := s.bindAgain(p); err != nil {
+	if err := s.bindAgain(ctx, p); err != nil {
 		return nil, err
 	}
 	rules, err := bindings.FromRules(s.Host.Config.Rules, d.Domain)
@@ -75,24 +75,6 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 		return nil, err
 	}
 	return p, s.planRoom(ctx, p)
-}
-
-// bindAgain takes up disks that run on their copy, but are not bound to it any
-// more. Their copies stay as they are.
-func (s *Service) bindAgain(p *Plan) error {
-	now, err := bindings.ReadDomain(p.After)
-	if err != nil {
-		return err
-	}
-	receipts, err := s.receipts(p.Domain)
-	if err != nil {
-		return err
-	}
-	p.After, p.remembered, err = s.remember(now, p.After, receipts, func(r localdisk.Receipt) bool { return !r.Discarding })
-	for _, target := range p.remembered {
-		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: bound again to its local copy, as its receipt says", target))
-	}
-	return err
 }
 
 func nothingToBind(d Domain, skipped []bindings.Skipped) error {
@@ -148,43 +130,12 @@ func (s *Service) noOverlay(ctx context.Context, d Domain, b bindings.Bound) err
 	if b.Recorded == nil || b.Disk.Path == b.Recorded.Source || s.Host.Undrifted(ctx, d.Domain, []bindings.Bound{b}) != nil {
 		return nil
 	}
-	err := failure.New(failure.Conflict, "%s: disk %s: %s is a snapshot on top of its local copy and has the guest's newest writes", d, b.Disk.Target, b.Disk.Path)
-	return failure.Hint(err, "start the domain and merge it with `virsh blockcommit %s %s --active --pivot`, shut it down, then run this again", d.NameArg(), b.Disk.Target)
+	return snapshotAbove(d, b.Disk.Target, b.Disk.Path)
 }
 
-// recordCopies notes in the metadata which copies complete disks have, and
-// forgets those of the disks in anew that have none any more, or whose copy
-// the plan replaces. An entry of another disk that names a copy is left alone:
-// it may be what tells that the wrong one is here. A copy that is discarded at
-// every stop is not noted.
-func (s *Service) recordCopies(p *Plan, anew ...string) error {
-	metadata, err := p.After.Metadata()
-	if err != nil || metadata == nil {
-		return err
-	}
-	receipts, err := s.receipts(p.Domain)
-	if err != nil {
-		return err
-	}
-	changed := false
-	for i := range metadata.Disks {
-		e := &metadata.Disks[i]
-		replaced := p.replaces(e.Target)
-		if e.Local == nil || e.Local.Copy != "" && !replaced && !slices.Contains(anew, e.Target) {
-			continue
-		}
-		has := ""
-		if r, ok := receipts[e.Target]; ok && !replaced && !r.Discarding && e.Local.OnStop == localdisk.Keep {
-			has = r.Copy
-		}
-		if has != e.Local.Copy {
-			e.Local.Copy, changed = has, true
-		}
-	}
-	if changed {
-		p.After, err = xmlrewrite.Apply(p.After, xmlrewrite.SetMetadata{Disks: metadata.Disks})
-	}
-	return err
+func snapshotAbove(d Domain, target, path string) error {
+	err := failure.New(failure.Conflict, "%s: disk %s: %s is a snapshot on top of its local copy and has the guest's newest writes", d, target, failure.OneLine(path))
+	return failure.Hint(err, "start the domain and merge it with `virsh blockcommit %s %s --active --pivot`, shut it down, then run this again", d.NameArg(), target)
 }
 
 // planFill looks which copies are to be made now. With fill=start that is the
@@ -340,19 +291,4 @@ func unfilled(d Domain, err error) error {
 	}
 	err = fmt.Errorf("%s is bound, and does not start before its copies are made: %w", d, err)
 	return failure.Hint(err, hint, d.NameArg())
-}
-
-// Record notes in a domain's metadata which copies its disks have now; what
-// was noted of the disks in anew is replaced.
-func (s *Service) Record(ctx context.Context, uuid string, anew ...string) error {
-	d, err := s.Look(ctx, uuid)
-	if err != nil {
-		return err
-	}
-	p := &Plan{Domain: d, After: d.Doc}
-	if err := s.recordCopies(p, anew...); err != nil {
-		return fmt.Errorf("%s: %w", d, err)
-	}
-	_, err = s.define(ctx, p)
-	return err
 }

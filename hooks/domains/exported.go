@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/beevik/etree"
@@ -54,11 +55,14 @@ func isThere(path string) bool {
 }
 
 // unbound points a disk that has a copy, but no binding any more, at the file
-// that the copy goes to, if the disk is still what the copy was made of.
+// that the copy goes to, if the disk is still the copy or what it was made of.
 func (p *Plan) unbound(target, to string) (change xmlrewrite.Rewriter, note string) {
 	disk, there := p.Domain.Disk(target)
 	if !there || disk.Path == to {
 		return nil, ""
+	}
+	if slices.Contains(p.originless, target) {
+		return exportedDisk{target, to}, ""
 	}
 	for _, r := range p.Remove {
 		if r.Target == target && len(r.Source) > 0 && r.Source[0].Path == disk.Path {

@@ -3,6 +3,8 @@
 package domains
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -13,50 +15,119 @@ import (
 	"diskhook/xmlrewrite"
 )
 
-// remember writes the metadata of disks anew whose source is their copy, but
-// whose entry somebody took out of the definition: the receipts know what was
-// bound, and from what. Of the origin's chain they tell the top layer alone,
-// which is what a definition without <backingStore> says. fit chooses receipts.
-// It returns the definition and the targets that are bound in it again.
-func (s *Service) remember(d bindings.Domain, doc *xmlrewrite.Document, receipts map[string]localdisk.Receipt, fit func(localdisk.Receipt) bool) (*xmlrewrite.Document, []string, error) {
+// Somebody took our metadata out of a definition, but its disk still is the
+// copy, or an image on top of it. The receipt knows what was bound.
+
+// forgotten is a disk that is its copy, but not bound to it any more.
+type forgotten struct {
+	entry xmlrewrite.BoundDisk // without Origin where nobody knows it
+	above string               // the image on top of the copy that the disk is; "" for the copy itself
+}
+
+// forgotten finds such disks. fit chooses receipts.
+func (s *Service) forgotten(ctx context.Context, d bindings.Domain, doc *xmlrewrite.Document, receipts map[string]localdisk.Receipt, fit func(localdisk.Receipt) bool) ([]forgotten, error) {
 	if d.OVirt || bindings.SameDomain(d) != nil {
-		return doc, nil, nil
+		return nil, nil
 	}
+	var found []forgotten
+	for _, disk := range d.Disks {
+		r, filled := receipts[disk.Target]
+		if _, bound := d.Metadata.Disk(disk.Target); bound || !filled || r.Volume != "" || !fit(r) {
+			continue
+		}
+		f := forgotten{entry: xmlrewrite.BoundDisk{
+			Target: disk.Target, Serial: disk.Serial, Source: localdisk.StablePath(s.Host.Layout, d.UUID, disk.Target),
+			Local: &xmlrewrite.Local{Backend: r.Backend, Fill: cmp.Or(r.Fill, "now"), OnStop: r.OnStop, Host: r.Machine},
+		}}
+		if disk.Path != f.entry.Source {
+			if s.Host.Undrifted(ctx, d, []bindings.Bound{{Disk: disk, Recorded: &f.entry}}) != nil {
+				continue
+			}
+			f.above = disk.Path
+		}
+		var err error
+		if f.entry.Origin, err = originFrom(doc, r); err != nil {
+			return nil, fmt.Errorf("%s: disk %s: its receipt: %w", d, disk.Target, failure.Wrap(failure.Precondition, err))
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+// remember writes the metadata of forgotten disks anew. Those whose origin
+// nobody knows are left out.
+func remember(d bindings.Domain, doc *xmlrewrite.Document, disks []forgotten) (*xmlrewrite.Document, error) {
 	var entries []xmlrewrite.BoundDisk
 	if d.Metadata != nil {
 		entries = append(entries, d.Metadata.Disks...)
 	}
-	var targets []string
-	for _, disk := range d.Disks {
-		r, filled := receipts[disk.Target]
-		_, bound := d.Metadata.Disk(disk.Target)
-		stable := localdisk.StablePath(s.Host.Layout, d.UUID, disk.Target)
-		if !filled || bound || disk.Path != stable || r.Volume != "" || len(r.Source) == 0 || !fit(r) {
-			continue
+	had := len(entries)
+	for _, f := range disks {
+		if f.entry.Origin != nil {
+			entries = append(entries, f.entry)
 		}
-		origin, err := originFrom(doc, r)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: disk %s: its receipt: %w", d, disk.Target, failure.Wrap(failure.Precondition, err))
-		}
-		entries = append(entries, xmlrewrite.BoundDisk{
-			Target: disk.Target, Serial: disk.Serial, Source: stable, Origin: origin,
-			Local: &xmlrewrite.Local{Backend: r.Backend, Fill: "now", OnStop: r.OnStop, Host: r.Machine},
-		})
-		targets = append(targets, disk.Target)
 	}
-	if len(targets) == 0 {
-		return doc, nil, nil
+	if len(entries) == had {
+		return doc, nil
 	}
 	after, err := xmlrewrite.Apply(doc, xmlrewrite.SetMetadata{Disks: entries})
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
+		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
 	}
-	return after, targets, nil
+	return after, nil
 }
 
-// originFrom is the disk of a receipt as it was before, but for what only its
-// definition knew.
+// bindAgain takes up disks that run on their copy, but are not bound to it any
+// more. Their copies stay as they are.
+func (s *Service) bindAgain(ctx context.Context, p *Plan) error {
+	now, err := bindings.ReadDomain(p.After)
+	if err != nil {
+		return err
+	}
+	receipts, err := s.receipts(p.Domain)
+	if err != nil {
+		return err
+	}
+	found, err := s.forgotten(ctx, now, p.After, receipts, func(r localdisk.Receipt) bool { return !r.Discarding })
+	if err != nil {
+		return err
+	}
+	for _, f := range found {
+		if f.entry.Origin == nil {
+			return withoutOrigin(p.Domain, f, receipts[f.entry.Target])
+		}
+		p.remembered = append(p.remembered, f.entry.Target)
+		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: bound again to its local copy, as its receipt says", f.entry.Target))
+	}
+	p.After, err = remember(now, p.After, found)
+	return err
+}
+
+// withoutOrigin refuses a disk of which nobody knows what it was before it was
+// bound: it could not be given back.
+func withoutOrigin(d Domain, f forgotten, r localdisk.Receipt) error {
+	target, arg := f.entry.Target, d.NameArg()
+	err := failure.New(failure.Precondition, "%s: disk %s: it is its local copy, but neither its metadata nor its receipt say what it was before", d, target)
+	if f.above != "" {
+		return failure.Hint(err, "save the copy with `diskhook local export %[1]s %[2]s FILE`, put that below %[3]s with `qemu-img rebase -u -F raw -b FILE`, and give the copy up with `diskhook local remove --discard-guest-data %[1]s %[2]s`", arg, target, failure.OneLine(f.above))
+	}
+	return failure.Hint(err, "go on with a file that has its data: `diskhook domain revert --export FILE %[1]s %[2]s`; or set its source to the image that the copy was made from with `virsh edit %[1]s`, and bind it with `diskhook domain apply --bind %[2]s:local=%[3]s %[1]s`", arg, target, r.Backend)
+}
+
+// originFrom is the disk of a receipt as it was before. A receipt from before
+// origins were kept tells the top layer of the chain alone, which is what a
+// definition without <backingStore> says; that of an adopted copy may not even
+// tell that: then it is nil.
 func originFrom(doc *xmlrewrite.Document, r localdisk.Receipt) ([]byte, error) {
+	if r.Origin != "" {
+		kept := xmlrewrite.BoundDisk{Target: r.Target, Origin: []byte(r.Origin)}
+		if _, err := kept.OriginDisk(); err == nil {
+			return kept.Origin, nil
+		}
+	}
+	if len(r.Source) == 0 {
+		return nil, nil
+	}
 	top := r.Source[0]
 	was, err := xmlrewrite.Apply(doc, xmlrewrite.LocalDisk{Target: r.Target, Path: top.Path, Format: top.Format, Block: isBlock(top.Path)})
 	if err != nil {

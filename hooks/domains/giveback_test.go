@@ -30,7 +30,8 @@ const (
 // oneDomain is diskhook-domain for one domain that is shut off.
 type oneDomain struct {
 	xml     string
-	defined func() // called after each define
+	defined func()  // called after each define
+	others  []Facts // domains that are there, too
 }
 
 func (o *oneDomain) Run(_ context.Context, cmd command.Cmd) (command.Result, error) {
@@ -53,6 +54,8 @@ func (o *oneDomain) Run(_ context.Context, cmd command.Cmd) (command.Result, err
 			o.defined()
 		}
 	case VerbFacts:
+	case VerbList:
+		answer = List{Domains: append([]Facts{facts}, o.others...)}
 	default:
 		return command.Result{}, fmt.Errorf("unexpected %s", verb)
 	}
@@ -78,7 +81,11 @@ func boundTo(root, machine, copied string, targets ...string) string {
 	return fmt.Sprintf("<domain type='kvm'><name>vm</name><uuid>%[1]s</uuid><metadata><dh:disks xmlns:dh='urn:diskhook:1' domain='%[1]s'>%[2]s</dh:disks></metadata><devices>\n%[3]s</devices></domain>", testUUID, entries, disks)
 }
 
+// use makes libvirt what the service asks.
+func (s *Service) use(libvirt *oneDomain) { s.Libvirt.Run, s.Local.Run = libvirt, libvirt }
+
 func testService(t *testing.T, root string, libvirt *oneDomain) *Service {
+	t.Helper()
 	write(t, filepath.Join(root, "etc/machine-id"), testMachine+"\n")
 	layout := host.Layout{Root: root}
 	config := host.Defaults(layout)
@@ -106,8 +113,9 @@ func copyPath(s *Service, target string) string {
 	return filepath.Join(s.Local.Config.Local.Dir, "dh_"+testUUID+"_"+target+".raw")
 }
 
-// setCopy makes a ready copy of a disk, with its receipt.
-func setCopy(t *testing.T, s *Service, target string, used bool) {
+// setCopy makes a ready copy of a disk, with its receipt. What more says is
+// part of that, too.
+func setCopy(t *testing.T, s *Service, target string, used bool, more ...any) {
 	t.Helper()
 	copied := "aaaaaaaa-0000-0000-0000-0000000000" + fmt.Sprintf("%02x", target[2])
 	write(t, copyPath(s, target), strings.Repeat(target, 1024))
@@ -115,7 +123,15 @@ func setCopy(t *testing.T, s *Service, target string, used bool) {
 	write(t, strings.TrimSuffix(copyPath(s, target), ".raw")+".json", side)
 	receipt := fmt.Sprintf(`{"schema":"diskhook.receipt/v1","domain":%q,"domain_name":"vm","target":%q,"backend":"dir","name":"dh_%s_%s","copy":%q,"home":%q,"on_stop":"keep","size":3072,"machine":%q,"used":%v}`,
 		testUUID, target, testUUID, target, copied, s.Local.Config.Local.Dir, testMachine, used)
-	write(t, filepath.Join(s.Host.Layout.Receipts(), testUUID, target+".json"), receipt)
+	receipt = strings.TrimSuffix(receipt, "}")
+	for i := 0; i < len(more); i += 2 {
+		value, err := json.Marshal(more[i+1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		receipt += fmt.Sprintf(",%q:%s", more[i], value)
+	}
+	write(t, filepath.Join(s.Host.Layout.Receipts(), testUUID, target+".json"), receipt+"}")
 }
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }

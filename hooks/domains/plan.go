@@ -31,6 +31,7 @@ type Plan struct {
 	discard  bool             // the operator gave up what guests wrote
 
 	remembered []string             // targets whose binding is written again from a receipt
+	originless []string             // targets that are their copy, and nobody knows what they were before
 	base       *xmlrewrite.Document // what a release starts from: the definition with what was remembered; nil: as it is
 
 	exported map[string]string // files that have or get the disks' data, by target

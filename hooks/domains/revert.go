@@ -39,7 +39,11 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if err != nil {
 		return nil, err
 	}
-	base, _, err := s.remember(d.Domain, d.Doc, receipts, func(r localdisk.Receipt) bool { return slices.Contains(chosen, r.Target) })
+	found, err := s.forgotten(ctx, d.Domain, d.Doc, receipts, func(r localdisk.Receipt) bool { return slices.Contains(chosen, r.Target) })
+	if err != nil {
+		return nil, err
+	}
+	base, err := remember(d.Domain, d.Doc, found)
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +64,15 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 		return nil, err
 	}
 	p.discard = g.DiscardGuestData
+	for _, f := range found {
+		target := f.entry.Target
+		if f.above != "" || f.entry.Origin == nil && g.Export[target] == "" {
+			return nil, unrevertable(d, f, receipts[target])
+		}
+		if f.entry.Origin == nil {
+			p.originless = append(p.originless, target)
+		}
+	}
 	for _, target := range chosen {
 		if err := s.mayRevert(ctx, d, target, receipts, g); err != nil {
 			return nil, err
@@ -75,6 +88,16 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 		}
 	}
 	return p, p.release(chosen)
+}
+
+// unrevertable refuses a disk that is not bound any more and cannot be given
+// its origin back as it is.
+func unrevertable(d Domain, f forgotten, r localdisk.Receipt) error {
+	if f.entry.Origin == nil {
+		return withoutOrigin(d, f, r)
+	}
+	err := snapshotAbove(d, f.entry.Target, f.above)
+	return failure.Hint(err, "bind it again with `diskhook domain apply %s`, then %s", d.NameArg(), failure.HintOf(err))
 }
 
 // choose returns the targets to revert, sorted.

@@ -40,7 +40,22 @@ type Disk struct {
 	// Create says that a start may make the copy (fill=start, and oVirt).
 	// Without it an absent copy is a veto.
 	Create bool `json:"create"`
+	// Instant says that the copy to make is an overlay on its source
+	// (fill=instant), so that nobody waits for its data.
+	Instant bool `json:"instant,omitempty"`
+	// Opened is the format in which the domain's definition opens the copy, raw
+	// or qcow2; "" is not known.
+	Opened string `json:"opened,omitempty"`
+
+	// Fill and Origin are how the disk was bound, in the words of who bound it:
+	// when its copy is made, and what the disk was before. They mean nothing
+	// here, and go into the receipt to be found there when nothing else tells.
+	Fill   string `json:"fill,omitempty"`
+	Origin string `json:"origin,omitempty"`
 }
+
+// MaxOrigin bounds Disk.Origin, in bytes.
+const MaxOrigin = 64 << 10
 
 // Values of Disk.OnStop.
 const (
@@ -64,6 +79,14 @@ func (d Disk) Key() string {
 
 // copyPrefix begins the names of copies that we named.
 const copyPrefix = "dh_"
+
+// format is that of the copy that would be made.
+func (d Disk) format() string {
+	if d.Instant {
+		return imagecheck.QCOW2
+	}
+	return imagecheck.Raw
+}
 
 // CopyName is the name of the volume or file. It comes from ids only, so
 // that renaming the domain is harmless.
@@ -104,6 +127,14 @@ func (d Disk) Validate() error {
 		return failure.Hint(bad("on-stop", d.OnStop), "use keep or discard")
 	case strings.ContainsFunc(d.Host, notHex):
 		return bad("host", d.Host)
+	case d.Instant && d.OVirt():
+		return bad("volume of an overlay", d.Volume)
+	case d.Opened != "" && d.Opened != imagecheck.Raw && d.Opened != imagecheck.QCOW2:
+		return bad("format", d.Opened)
+	case len(d.Fill) > 16 || strings.ContainsFunc(d.Fill, func(r rune) bool { return r < 'a' || r > 'z' }):
+		return bad("fill", failure.OneLine(d.Fill))
+	case len(d.Origin) > MaxOrigin || d.OVirt() && d.Origin != "": // oVirt tells at each start what a disk is
+		return bad("origin", fmt.Sprintf("%d bytes", len(d.Origin)))
 	}
 	for _, layer := range d.Source {
 		if !filepath.IsAbs(layer.Path) || filepath.Clean(layer.Path) != layer.Path {

@@ -338,7 +338,7 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
 		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
 		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint,
-		Machine: o.Machine, Filled: time.Now().UTC(),
+		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
 	}
 }
 

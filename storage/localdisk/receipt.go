@@ -3,6 +3,7 @@
 package localdisk
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,6 +41,11 @@ type Receipt struct {
 	Fingerprint string             `json:"fingerprint"`
 	Machine     string             `json:"machine"`
 	Filled      time.Time          `json:"filled"`
+
+	// Fill and Origin are those of the disk when it was bound; see Note. Older
+	// receipts have neither.
+	Fill   string `json:"fill,omitempty"`
+	Origin string `json:"origin,omitempty"`
 
 	// Used is set before a fulfil first succeeds: from then on the guest's
 	// writes may live in the copy.
@@ -188,8 +194,35 @@ func (r Receipt) Key() string {
 func (r Receipt) Disk() Disk {
 	return Disk{
 		Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Image: r.Image, Volume: r.Volume,
-		Backend: r.Backend, OnStop: r.OnStop, Copy: r.Copy, Source: r.Source,
+		Backend: r.Backend, OnStop: r.OnStop, Copy: r.Copy, Source: r.Source, Fill: r.Fill, Origin: r.Origin,
 	}
+}
+
+// Note writes into the receipt of a disk how it is bound now. It is for a copy
+// that was there before the binding, and for a binding that changed since.
+// Where there is no receipt, or one that is given up, nothing happens.
+func (s *Service) Note(ctx context.Context, d Disk) error {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	noted := func() (*Receipt, bool, error) {
+		r, err := readReceipt(s.Layout, d.Domain, d.Key())
+		return r, err != nil || r == nil || r.Discarding || r.Fill == d.Fill && r.Origin == d.Origin, err
+	}
+	if _, is, err := noted(); is {
+		return err
+	}
+	l, err := s.lockOne(ctx, d.Domain, d.Key())
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, is, err := noted()
+	if is {
+		return err
+	}
+	r.Fill, r.Origin = d.Fill, d.Origin
+	return r.write(s.Layout, r.Key())
 }
 
 // A domain with saved memory keeps its disks as they are: the memory image

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package lock is the one lock of diskhook: flock(2) on a file below
-// /run/diskhook/lock, usable by root and by vdsm.
+// /run/diskhook/lock. Root makes the files; vdsm may lock those that are there,
+// but neither make nor remove any: who could remove the file of a held lock
+// would have the next one lock a new file, and two would write.
 //
 // flock belongs to the open file, not to the process: a child that inherits
 // the descriptor (command.Cmd.Files) keeps the lock for as long as it lives.
@@ -81,29 +83,59 @@ func Held(dir, name string) (bool, error) {
 	return false, err
 }
 
+// replacements bounds how often a lock file may be replaced while it is taken.
+const replacements = 10
+
 func open(dir, name string, how int) (*Lock, error) {
 	if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
 		return nil, failure.New(failure.Usage, "lock %q: not a file name", name)
 	}
 	path := filepath.Join(dir, name)
-	// Never deleted: a waiter that holds the unlinked file would not exclude
-	// one that makes a new file of the same name.
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o660)
-	if err != nil {
-		return nil, fmt.Errorf("lock %s: %w", name, err)
-	}
-	for {
-		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if !errors.Is(err, unix.EINTR) {
-			break
+	for range replacements {
+		// Never deleted: a holder of the unlinked file would not exclude one
+		// that makes a new file of the same name.
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o660)
+		if errors.Is(err, os.ErrPermission) {
+			err = failure.Wrap(failure.Precondition, fmt.Errorf("lock %s: %w", name, err))
+			return nil, failure.Hint(err, "run this as root, who alone makes locks")
 		}
-	}
-	if err != nil {
+		if err != nil {
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+		switch err := take(f, path, how); {
+		case err == nil:
+			return &Lock{f}, nil
+		case !errors.Is(err, errReplaced):
+			_ = f.Close()
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
 		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock %s: %w", name, ErrHeld)
-		}
-		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	return &Lock{f}, nil
+	return nil, fmt.Errorf("lock %s: its file keeps being replaced: %w", name, ErrHeld)
+}
+
+// errReplaced says that the locked file is not the one of that name any more.
+var errReplaced = errors.New("lock file was replaced")
+
+// take locks f, which was opened as path. Somebody may have put another file
+// there in between: then both would hold a lock, each that of a file of its own.
+func take(f *os.File, path string, how int) error {
+	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return ErrHeld
+	}
+	if err != nil {
+		return err
+	}
+	locked, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if there, err := os.Lstat(path); err != nil || !os.SameFile(locked, there) {
+		return errReplaced
+	}
+	return nil
 }

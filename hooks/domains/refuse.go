@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"diskhook/storage/blockdev"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
-	"diskhook/xmlrewrite"
 )
 
 // untouchable refuses a domain whose definition must not change now.
@@ -68,10 +66,10 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 	if err != nil {
 		return err
 	}
+	if err := s.notShared(ctx, d, bound, others); err != nil {
+		return err
+	}
 	for _, b := range bound {
-		if err := notShared(ctx, d, b, others); err != nil {
-			return err
-		}
 		if err := notOpen(ctx, d, b); err != nil {
 			return err
 		}
@@ -96,53 +94,8 @@ func (s *Service) readable(ctx context.Context, d Domain, bound []bindings.Bound
 	return nil
 }
 
-// notShared refuses a disk that another domain writes to, at any layer, or
-// has below one of its own disks. A base that others only read is no harm.
-func notShared(ctx context.Context, d Domain, b bindings.Bound, others []Facts) error {
-	ours := map[string]bool{}
-	for _, layer := range b.Disk.Layers() {
-		ours[resolved(ctx, layer.Path)] = true
-	}
-	top := resolved(ctx, b.Disk.Path)
-	for _, other := range others {
-		if other.UUID == d.UUID {
-			continue
-		}
-		for _, xml := range []string{other.XML, other.Live} {
-			doc, err := xmlrewrite.Parse([]byte(xml))
-			if xml == "" || err != nil {
-				continue // libvirt's own output, of a domain that is not ours to judge
-			}
-			for _, disk := range doc.Disks() {
-				theirs := bindings.ReadDisk(disk, false, xmlrewrite.VDSMDevice{})
-				if theirs.Path == "" {
-					continue
-				}
-				shares := !disk.ReadOnly && ours[resolved(ctx, theirs.Path)]
-				for _, layer := range theirs.Layers() {
-					shares = shares || resolved(ctx, layer.Path) == top
-				}
-				if shares {
-					err := failure.New(failure.Conflict, "%s: disk %s: the domain %s has %s, too, as its disk %s", d, b.Disk.Target, failure.OneLine(other.Name), b.Disk.Path, disk.Target)
-					return failure.Hint(err, "give one of both a disk of its own, then run this again")
-				}
-			}
-		}
-	}
-	return nil
-}
-
 // patience bounds each look at a source: it may lie on storage that hangs.
 const patience = 10 * time.Second
-
-// resolved follows symlinks as far as that can be done in time.
-func resolved(ctx context.Context, path string) string {
-	real, err := withPatience(ctx, func() (string, error) { return filepath.EvalSymlinks(path) })
-	if err != nil {
-		return filepath.Clean(path)
-	}
-	return real
-}
 
 // notOpen refuses a source that some process has open.
 func notOpen(ctx context.Context, d Domain, b bindings.Bound) error {

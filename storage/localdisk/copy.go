@@ -29,6 +29,8 @@ type Copy struct {
 	Home   string `json:"home,omitempty"`
 	HomeID string `json:"home_id,omitempty"`
 	Path   string `json:"path,omitempty"` // node or file
+	// Format is raw, or qcow2 for an overlay.
+	Format string `json:"format,omitempty"`
 	Size   int64  `json:"size,omitempty"`
 	// Open: nil is unknown, which counts as open wherever data could be lost.
 	Open *bool `json:"open,omitempty"`
@@ -50,13 +52,18 @@ const (
 	tagTarget   = "DH_target_"
 	tagMachine  = "DH_machine_"
 	tagSchema   = "DH_v1"
+	tagOverlay  = "DH_overlay" // it is a qcow2 image
 
 	blankUUID = "00000000-0000-0000-0000-000000000000"
 )
 
 // creationTags mark the volume of d from the moment it exists.
 func creationTags(d Disk) []string {
-	return append([]string{tagUpdating}, identityTags(d)...)
+	tags := append([]string{tagUpdating}, identityTags(d)...)
+	if d.Instant {
+		tags = append(tags, tagOverlay)
+	}
+	return tags
 }
 
 // identityTags say whose copy it is, in oVirt's words.

@@ -20,6 +20,7 @@ import (
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
 )
 
 // directory is the backend dir: raw files, for hosts without a volume group.
@@ -27,6 +28,8 @@ import (
 //	NAME.raw.partial   a copy that is updating
 //	NAME.raw           a copy that is ready
 //	NAME.json          its sidecar: UUID and whose it is
+//
+// An overlay has .qcow2 in the place of .raw.
 //
 // The sidecar is there before the file and goes after it. The rename that ends
 // updating follows the flush of the data.
@@ -38,9 +41,34 @@ type directory struct {
 
 const (
 	rawSuffix     = ".raw"
-	partialSuffix = ".raw.partial"
+	overlaySuffix = ".qcow2"
+	partialSuffix = ".partial"
 	sidecarSuffix = ".json"
 )
+
+// suffix is how the name of a copy's file ends.
+func suffix(format string, state State) string {
+	end := rawSuffix
+	if format == imagecheck.QCOW2 {
+		end = overlaySuffix
+	}
+	if state == Updating {
+		end += partialSuffix
+	}
+	return end
+}
+
+// parseFile is the reverse of suffix; not ok is a file that is no copy.
+func parseFile(file string) (name, format string, state State, ok bool) {
+	for _, format := range []string{imagecheck.Raw, imagecheck.QCOW2} {
+		for _, state := range []State{Ready, Updating} {
+			if name, ok := strings.CutSuffix(file, suffix(format, state)); ok {
+				return name, format, state, true
+			}
+		}
+	}
+	return "", "", "", false
+}
 
 // sidecar says of a file what tags say of a volume.
 type sidecar struct {
@@ -57,7 +85,7 @@ func (b *directory) home() string { return b.dir }
 
 func (b *directory) path(name, suffix string) string { return filepath.Join(b.dir, name+suffix) }
 
-func (b *directory) target(d Disk) string { return b.path(d.CopyName(), partialSuffix) }
+func (b *directory) target(d Disk) string { return b.path(d.CopyName(), suffix(d.format(), Updating)) }
 
 func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
 	entries, err := os.ReadDir(b.dir)
@@ -72,26 +100,17 @@ func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		file := e.Name()
-		name, ready := strings.CutSuffix(file, rawSuffix)
-		state := Ready
-		if !ready {
-			var partial bool
-			if name, partial = strings.CutSuffix(file, partialSuffix); !partial {
-				continue
-			}
-			state = Updating
-		}
-		if old, seen := copies[name]; seen && old.State == Ready {
-			continue // a partial file beside a ready one is rubbish
-		}
-		if !host.LVMName(name) {
+		name, format, state, ok := parseFile(e.Name())
+		if !ok || !host.LVMName(name) {
 			continue
 		}
-		c, err := b.describe(name, state, filepath.Join(b.dir, file))
+		if old, seen := copies[name]; seen && old.State == Ready && state == Updating {
+			continue // a partial file beside a ready one is rubbish
+		}
+		c, err := b.describe(name, format, state)
 		if errors.Is(err, fs.ErrNotExist) && state == Updating {
 			// Another domain's copy was completed meanwhile.
-			c, err = b.describe(name, Ready, b.path(name, rawSuffix))
+			c, err = b.describe(name, format, Ready)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // or removed
@@ -104,8 +123,9 @@ func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
 	return copies, nil
 }
 
-func (b *directory) describe(name string, state State, path string) (Copy, error) {
-	c := Copy{State: state, Name: name, Home: b.dir, Path: path, Active: true}
+func (b *directory) describe(name, format string, state State) (Copy, error) {
+	path := b.path(name, suffix(format, state))
+	c := Copy{State: state, Name: name, Format: format, Home: b.dir, Path: path, Active: true}
 	st, err := os.Lstat(path)
 	if err != nil {
 		return c, err
@@ -169,8 +189,10 @@ func (b *directory) moreRoom() string {
 
 func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) {
 	name := d.CopyName()
-	if _, err := os.Lstat(b.path(name, rawSuffix)); err == nil {
-		return Copy{}, failure.New(failure.Conflict, "file %s: exists", b.path(name, rawSuffix))
+	for _, end := range []string{rawSuffix, overlaySuffix} {
+		if _, err := os.Lstat(b.path(name, end)); err == nil {
+			return Copy{}, failure.New(failure.Conflict, "file %s: exists", b.path(name, end))
+		}
 	}
 	side := sidecar{UUID: uuid.NewString(), Tags: creationTags(d)}
 	if err := b.writeSidecar(name, side); err != nil {
@@ -179,16 +201,19 @@ func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) 
 	if err := failpoint.Hit("dir.sidecar"); err != nil {
 		return Copy{}, err
 	}
-	path := b.path(name, partialSuffix)
+	path := b.target(d)
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return Copy{}, fmt.Errorf("file %w", err)
 	}
 	defer f.Close()
+	if d.Instant {
+		size = 0 // its blocks are reserved when it is an image; see overlay
+	}
 	if err := b.allocate(f, size); err != nil {
 		return Copy{}, fmt.Errorf("file %s: allocate: %w", path, err)
 	}
-	return b.describe(name, Updating, path)
+	return b.describe(name, d.format(), Updating)
 }
 
 // allocate reserves the blocks now, so that a guest never meets a full file
@@ -216,7 +241,7 @@ func (b *directory) finish(ctx context.Context, d Disk, c Copy, machine string) 
 	if err := failpoint.Hit("dir.claimed"); err != nil {
 		return err
 	}
-	if err := renameNew(b.path(c.Name, partialSuffix), b.path(c.Name, rawSuffix)); err != nil {
+	if err := renameNew(b.path(c.Name, suffix(c.Format, Updating)), b.path(c.Name, suffix(c.Format, Ready))); err != nil {
 		return fmt.Errorf("file %w", err)
 	}
 	return atomicfile.Sync(b.dir)
@@ -248,8 +273,8 @@ func (b *directory) remove(_ context.Context, c Copy) error {
 	}
 	// Rubbish beside a ready file goes with it; the sidecar last, or what is
 	// left would be a copy that nobody can name.
-	for _, suffix := range []string{partialSuffix, rawSuffix, sidecarSuffix} {
-		if err := atomicfile.Remove(b.path(c.Name, suffix)); err != nil {
+	for _, end := range []string{rawSuffix + partialSuffix, overlaySuffix + partialSuffix, rawSuffix, overlaySuffix, sidecarSuffix} {
+		if err := atomicfile.Remove(b.path(c.Name, end)); err != nil {
 			return err
 		}
 	}
@@ -272,11 +297,11 @@ func (b *directory) extend(_ context.Context, c Copy, size int64) (Copy, error) 
 			return c, err
 		}
 	}
-	return b.describe(c.Name, c.State, c.Path)
+	return b.describe(c.Name, c.Format, c.State)
 }
 
 func (b *directory) explain(_ context.Context, a Action, d Disk, c Copy, size int64) []string {
-	partial, ready := b.path(d.CopyName(), partialSuffix), b.path(d.CopyName(), rawSuffix)
+	partial, ready := b.target(d), b.path(d.CopyName(), suffix(d.format(), Ready))
 	made := []string{fmt.Sprintf("create %s with %d bytes", partial, size), fmt.Sprintf("fill %s, flush it, rename it to %s", partial, ready)}
 	switch a {
 	case Create:

@@ -23,8 +23,8 @@ func TestFindBesideOthers(t *testing.T) {
 			default:
 			}
 			name := filepath.Join(b.dir, "other"+string(rune('a'+i%20)))
-			_ = os.WriteFile(name+partialSuffix, nil, 0o600)
-			_ = os.Rename(name+partialSuffix, name+rawSuffix)
+			_ = os.WriteFile(name+rawSuffix+partialSuffix, nil, 0o600)
+			_ = os.Rename(name+rawSuffix+partialSuffix, name+rawSuffix)
 			_ = os.Remove(name + rawSuffix)
 		}
 	}()

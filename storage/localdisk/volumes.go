@@ -10,6 +10,7 @@ import (
 
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/lvm"
 )
 
@@ -57,12 +58,15 @@ func (b *volumes) report(ctx context.Context) (lvm.Report, error) {
 
 func (b *volumes) describe(lv lvm.LV) Copy {
 	c := Copy{
-		State: Ready, UUID: lv.UUID, Name: lv.Name, Home: lv.VG, HomeID: lv.VGUUID,
+		State: Ready, UUID: lv.UUID, Name: lv.Name, Format: imagecheck.Raw, Home: lv.VG, HomeID: lv.VGUUID,
 		Path: b.node(lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
 		Active: lv.Active == nil || *lv.Active,
 	}
 	if c.has(tagUpdating) {
 		c.State = Updating
+	}
+	if c.has(tagOverlay) {
+		c.Format = imagecheck.QCOW2
 	}
 	if lv.Active != nil && !*lv.Active {
 		c.Open = new(bool) // what has no node cannot be open

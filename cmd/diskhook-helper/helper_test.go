@@ -68,11 +68,19 @@ const domain = "69b6b942-b5bf-4740-bb95-6752ffbd3bcf"
 func TestMoved(t *testing.T) {
 	root := t.TempDir()
 	env := []string{"DISKHOOK_ROOT=" + root}
+	receipts := filepath.Join(root, "var/lib/diskhook/receipts", domain)
 	code, r, _ := run(t, steered, `{"domain":"`+domain+`"}`, env, "local", "mark-saved")
+	if _, err := os.Stat(receipts); code != 0 || r.Error != nil || err == nil {
+		t.Errorf("a mark for a domain without receipts: %d %+v %v", code, r.Error, err)
+	}
+	if err := errors.Join(os.MkdirAll(receipts, 0o755), os.WriteFile(filepath.Join(receipts, domain+".json"), []byte("{}"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	code, r, _ = run(t, steered, `{"domain":"`+domain+`"}`, env, "local", "mark-saved")
 	if code != 0 || r.Error != nil {
 		t.Errorf("%d %+v", code, r.Error)
 	}
-	if _, err := os.Stat(filepath.Join(root, "var/lib/diskhook/receipts", domain, "saved")); err != nil {
+	if _, err := os.Stat(filepath.Join(receipts, "saved")); err != nil {
 		t.Error(err)
 	}
 	code, r, _ = run(t, steered, "{}", env, "local", "format", "/dev/sda")

@@ -46,6 +46,9 @@ type Local interface {
 	Commands(context.Context, localdisk.Observed, localdisk.Decision) []string
 	Fulfil(context.Context, []localdisk.Disk, localdisk.Waiting) ([]localdisk.Placement, error)
 	Release(ctx context.Context, domain string, disks []localdisk.Disk, reason string) error
+	// ReleaseRest releases what a domain that has gone has left: copies of
+	// disks that it had no longer when it ended. It gives none up.
+	ReleaseRest(ctx context.Context, domain string) error
 	SetOwner(ctx context.Context, p localdisk.Placement, uid, gid int) error
 	// MarkSaved records that the domain has saved memory, ClearSaved that it
 	// has none any more.

@@ -85,6 +85,11 @@ func (l *Local) Release(_ context.Context, domain string, disks []localdisk.Disk
 	return l.called("release", "%s %s reason=%q", domain, names(disks), reason)
 }
 
+// ReleaseRest implements bindings.Local.
+func (l *Local) ReleaseRest(_ context.Context, domain string) error {
+	return l.called("release-rest", "%s", domain)
+}
+
 // SetOwner implements bindings.Local.
 func (l *Local) SetOwner(_ context.Context, p localdisk.Placement, uid, gid int) error {
 	return l.called("owner", "%s %d:%d", filepath.Base(p.Node), uid, gid)

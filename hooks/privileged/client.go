@@ -64,6 +64,11 @@ func (c *Client) Release(ctx context.Context, domain string, disks []localdisk.D
 	return c.call(ctx, "release", releaseRequest{domain, disks, reason}, nil, quickly)
 }
 
+// ReleaseRest is localdisk.Service.ReleaseRest.
+func (c *Client) ReleaseRest(ctx context.Context, domain string) error {
+	return c.call(ctx, "release-rest", domainRequest{domain}, nil, quickly)
+}
+
 // SetOwner is localdisk.Service.SetOwner for the one owner that oVirt's disks
 // have.
 func (c *Client) SetOwner(ctx context.Context, p localdisk.Placement, uid, gid int) error {
@@ -72,12 +77,12 @@ func (c *Client) SetOwner(ctx context.Context, p localdisk.Placement, uid, gid i
 
 // MarkSaved is localdisk.MarkSaved.
 func (c *Client) MarkSaved(ctx context.Context, domain string) error {
-	return c.call(ctx, "mark-saved", savedRequest{domain}, nil, quickly)
+	return c.call(ctx, "mark-saved", domainRequest{domain}, nil, quickly)
 }
 
 // ClearSaved is localdisk.ClearSaved.
 func (c *Client) ClearSaved(ctx context.Context, domain string) error {
-	return c.call(ctx, "clear-saved", savedRequest{domain}, nil, quickly)
+	return c.call(ctx, "clear-saved", domainRequest{domain}, nil, quickly)
 }
 
 // call runs one verb and decodes its result into result, unless that is nil.

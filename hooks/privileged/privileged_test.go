@@ -217,6 +217,7 @@ func TestMaliciousRequests(t *testing.T) {
 		"source of no format":      {"local fulfil", source(w.Path("secret"), ""), failure.Usage},
 		"observe outside":          {"local observe", source("/etc/shadow", "raw"), failure.Precondition},
 		"release another's":        {"local release", strings.Replace(good(func(map[string]any) {}), `{"disks"`, `{"domain":"`+image+`","reason":"destroyed","disks"`, 1), failure.Usage},
+		"release: a path":          {"local release-rest", `{"domain":"../../x"}`, failure.Usage},
 		"saved: path":              {"local mark-saved", `{"domain":"../../x"}`, failure.Usage},
 		"saved: empty":             {"local clear-saved", `{"domain":""}`, failure.Usage},
 		"own /etc/shadow":          {"local owner", node("/etc/shadow"), failure.Usage},

@@ -50,7 +50,7 @@ type (
 		UID       int                 `json:"uid"`
 		GID       int                 `json:"gid"`
 	}
-	savedRequest struct {
+	domainRequest struct { // release-rest, mark-saved, clear-saved
 		Domain string `json:"domain"`
 	}
 )

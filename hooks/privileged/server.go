@@ -5,6 +5,7 @@ package privileged
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -25,12 +26,19 @@ type verb func(*Server, context.Context, io.Reader, io.Writer) (any, error)
 
 // verbs is all that a caller can have done.
 var verbs = map[string]verb{
-	"local observe":     (*Server).observe,
-	"local fulfil":      (*Server).fulfil,
-	"local release":     (*Server).release,
-	"local owner":       (*Server).owner,
-	"local mark-saved":  (*Server).markSaved,
-	"local clear-saved": (*Server).clearSaved,
+	"local observe": (*Server).observe,
+	"local fulfil":  (*Server).fulfil,
+	"local release": (*Server).release,
+	"local release-rest": ofDomain("release", func(ctx context.Context, s *localdisk.Service, domain string) error {
+		return s.ReleaseRest(ctx, domain)
+	}),
+	"local owner": (*Server).owner,
+	"local mark-saved": ofDomain("saved memory", func(_ context.Context, s *localdisk.Service, domain string) error {
+		return localdisk.MarkSaved(s.Layout, domain)
+	}),
+	"local clear-saved": ofDomain("saved memory", func(_ context.Context, s *localdisk.Service, domain string) error {
+		return localdisk.ClearSaved(s.Layout, domain)
+	}),
 }
 
 // Serve answers one call: args is the verb, in the request, out the response,
@@ -92,6 +100,10 @@ func (s *Server) fulfil(ctx context.Context, in io.Reader, log io.Writer) (any, 
 	})
 }
 
+// release believes nothing but the ids: what becomes of a copy is in its
+// receipt, and a copy that was not fulfilled as this disk in this boot is left
+// alone, whatever reason the caller gives. localdisk looks whether it is open,
+// and whether memory was saved with it.
 func (s *Server) release(ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
 	var r releaseRequest
 	if err := decode(in, &r); err != nil {
@@ -106,7 +118,18 @@ func (s *Server) release(ctx context.Context, in io.Reader, _ io.Writer) (any, e
 	if r.Domain != r.Disks[0].Domain {
 		return nil, failure.New(failure.Usage, "domain %q: not that of the disks", r.Domain)
 	}
-	return nil, s.Service.Release(ctx, r.Domain, r.Disks, r.Reason)
+	var linked []localdisk.Disk
+	var errs []error
+	for _, d := range r.Disks {
+		is, err := s.Service.Linked(d)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", d, err))
+		} else if is {
+			linked = append(linked, d)
+		}
+	}
+	errs = append(errs, s.Service.Release(ctx, r.Domain, linked, r.Reason))
+	return nil, errors.Join(errs...)
 }
 
 func (s *Server) owner(ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
@@ -123,25 +146,16 @@ func (s *Server) owner(ctx context.Context, in io.Reader, _ io.Writer) (any, err
 	return nil, s.Service.SetOwner(ctx, r.Placement, r.UID, r.GID)
 }
 
-func (s *Server) markSaved(_ context.Context, in io.Reader, _ io.Writer) (any, error) {
-	var r savedRequest
-	if err := decode(in, &r); err != nil {
-		return nil, err
+// ofDomain is a verb that needs a domain's id alone.
+func ofDomain(what string, do func(context.Context, *localdisk.Service, string) error) verb {
+	return func(s *Server, ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
+		var r domainRequest
+		if err := decode(in, &r); err != nil {
+			return nil, err
+		}
+		if err := do(ctx, s.Service, r.Domain); err != nil {
+			return nil, fmt.Errorf("domain %s: %s: %w", failure.OneLine(r.Domain), what, err)
+		}
+		return nil, nil
 	}
-	return nil, named(r.Domain, localdisk.MarkSaved(s.Service.Layout, r.Domain))
-}
-
-func (s *Server) clearSaved(_ context.Context, in io.Reader, _ io.Writer) (any, error) {
-	var r savedRequest
-	if err := decode(in, &r); err != nil {
-		return nil, err
-	}
-	return nil, named(r.Domain, localdisk.ClearSaved(s.Service.Layout, r.Domain))
-}
-
-func named(domain string, err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("domain %s: saved memory: %w", failure.OneLine(domain), err)
 }

@@ -31,15 +31,17 @@ func beforeVMMigrateSource(_ context.Context, v *vm) error {
 	return v.Forsaken(d, bound)
 }
 
-// afterVMDestroy comes after every end of a VM. Its failure stops nothing.
+// afterVMDestroy comes after every end of a VM. Its failure stops nothing. The
+// XML names the disks that the VM had at its end; others were unplugged while
+// it ran, and are known by their receipts.
 func afterVMDestroy(ctx context.Context, v *vm) error {
 	d, bound, err := v.gone()
-	if err != nil {
-		return err
+	if err == nil {
+		// VDSM does not tell why the VM ended. A saved one has its mark, which
+		// localdisk heeds.
+		err = v.Release(ctx, d, bound, "destroyed")
 	}
-	// VDSM does not tell why the VM ended. A saved one has its mark, which
-	// localdisk heeds.
-	return v.Release(ctx, d, bound, "destroyed")
+	return errors.Join(err, v.Local.ReleaseRest(ctx, v.id))
 }
 
 func afterVMHibernate(ctx context.Context, v *vm) error {

@@ -344,9 +344,9 @@ func TestEnds(t *testing.T) {
 		calls           []string
 		fails           bool
 	}{
-		{"after_vm_destroy", "local=lvm", xml, []string{"release " + vmID + " sda=lvm sdb=lvm reason=\"destroyed\""}, false},
-		{"after_vm_destroy", "sdz:local=lvm;sda:local=lvm", xml, []string{"release " + vmID + " sda=lvm reason=\"destroyed\""}, false},
-		{"after_vm_destroy", "local=lvm", nil, nil, true},
+		{"after_vm_destroy", "local=lvm", xml, []string{"release " + vmID + " sda=lvm sdb=lvm reason=\"destroyed\"", "release-rest " + vmID}, false},
+		{"after_vm_destroy", "sdz:local=lvm;sda:local=lvm", xml, []string{"release " + vmID + " sda=lvm reason=\"destroyed\"", "release-rest " + vmID}, false},
+		{"after_vm_destroy", "local=lvm", nil, []string{"release-rest " + vmID}, true},
 		{"after_vm_hibernate", "local=lvm", xml, []string{"mark-saved " + vmID}, false},
 		{"after_vm_hibernate", "sdz:local=lvm", xml, nil, false},
 		{"after_vm_hibernate", "local=lvm", nil, []string{"mark-saved " + vmID}, true},
@@ -456,6 +456,31 @@ func TestLife(t *testing.T) {
 	_, err := call(t, w, "after_disk_prepare", json, map[string]string{"diskhook": "local=dir,host=" + strings.Repeat("f", 32)})
 	if failure.KindOf(err) != failure.Precondition || there(copied) {
 		t.Errorf("on another host: %v", err)
+	}
+}
+
+// TestUnpluggedWhileItRan: the XML of the end does not name the disk any more.
+func TestUnpluggedWhileItRan(t *testing.T) {
+	w := hooktest.New(t, nil)
+	oVirt(t, w)
+	bound := map[string]string{"diskhook": "sda:local=dir,on-stop=discard"}
+	if _, err := call(t, w, "after_disk_prepare", w.Fixture("vdsm/disk-file.json"), bound); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(w.Path("run/diskhook/disks/" + vmID + "/sda")); err != nil {
+		t.Fatal(err)
+	}
+	xml := sharedXML(w)
+	begin := bytes.Index(xml, []byte(`<disk snapshot="no" type="file" device="disk">`))
+	end := begin + bytes.Index(xml[begin:], []byte("</disk>")) + len("</disk>")
+	if _, err := call(t, w, "after_vm_destroy", append(xml[:begin:begin], xml[end:]...), bound); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(w.Path("run/diskhook/disks/" + vmID)); err == nil {
+		t.Error("its link is still there")
+	}
+	if _, err := os.Stat(w.Path("var/lib/diskhook/local/" + volume + ".raw")); err != nil {
+		t.Errorf("its copy was given up: %v", err)
 	}
 }
 

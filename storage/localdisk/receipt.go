@@ -233,12 +233,14 @@ func savedMark(l host.Layout, domain string) string {
 	return filepath.Join(l.Receipts(), domain, "saved")
 }
 
-// MarkSaved records durably that the domain has saved memory.
+// MarkSaved records durably that the domain has saved memory. A domain without
+// receipts has no copy that could be kept, and gets no mark: who calls the
+// helper with whatever ids makes nothing. A receipt that cannot be read counts.
 func MarkSaved(l host.Layout, domain string) error {
 	if !isUUID(domain) {
 		return failure.New(failure.Usage, "domain %q: not a uuid", domain)
 	}
-	if err := atomicfile.MkdirAll(filepath.Dir(savedMark(l, domain)), 0o711); err != nil {
+	if files, err := receiptFiles(l, domain); err != nil || len(files) == 0 {
 		return err
 	}
 	return atomicfile.Write(savedMark(l, domain), nil, 0o644)

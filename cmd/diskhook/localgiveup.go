@@ -21,6 +21,9 @@ func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveU
 			return g, nil, err
 		}
 	}
+	if err := s.domains.MayChange(c.Context, domain, key); err != nil {
+		return g, nil, err
+	}
 	entries, err := s.local.List(c.Context)
 	if err != nil {
 		return g, nil, err

@@ -195,7 +195,14 @@ func localResize(p *program, c *cli.Context) error {
 	if strings.HasPrefix(words[2], "+") {
 		bytes += r.Size
 	}
-	facts, asked := s.facts(c.Context, domain)
+	facts, asked, err := s.domains.State(c.Context, domain, key)
+	if err != nil {
+		return err
+	}
+	if asked && facts.ManagedSave {
+		err := failure.New(failure.Conflict, "domain %s: it has a managed save, whose memory needs the disk as it is", words[0])
+		return failure.Hint(err, "start the domain, then run this again")
+	}
 	var steps []string
 	if bytes != r.Size || r.Growing != nil {
 		steps = append(steps, fmt.Sprintf("extend %s to %d bytes and zero what is new", entries[0].Copy, bytes))
@@ -204,10 +211,6 @@ func localResize(p *program, c *cli.Context) error {
 		}
 	}
 	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
-		if asked && facts.ManagedSave {
-			err := failure.New(failure.Conflict, "domain %s: it has a managed save, whose memory needs the disk as it is", words[0])
-			return failure.Hint(err, "start the domain, then run this again")
-		}
 		if _, err := s.local.Resize(c.Context, domain, key, bytes); err != nil {
 			return err
 		}
@@ -216,18 +219,6 @@ func localResize(p *program, c *cli.Context) error {
 		}
 		return s.domains.Libvirt.BlockResize(c.Context, domain, r.Target, bytes)
 	})
-}
-
-// facts asks libvirt about a domain, if there is a libvirt to ask.
-func (s *services) facts(ctx context.Context, domain string) (domains.Facts, bool) {
-	if s.domains.Libvirt.URI == "" {
-		return domains.Facts{}, false
-	}
-	facts, err := s.domains.Libvirt.Facts(ctx, domain)
-	if err != nil {
-		s.log.Warn("libvirt was not asked", "domain", domain, "err", err)
-	}
-	return facts, err == nil
 }
 
 // imageFormat is the format to export in.

@@ -81,7 +81,7 @@ func (p *program) uri(c *cli.Context) string {
 	if p.layout.Root != "" {
 		return ""
 	}
-	return "qemu:///system"
+	return domains.HostURI
 }
 
 // domainID turns a domain's name or UUID into its UUID: by libvirt, else by

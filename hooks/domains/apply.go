@@ -262,6 +262,11 @@ func (s *Service) toFill(ctx context.Context, doc *xmlrewrite.Document, also ...
 
 // Apply does what a plan of PlanApply or PlanRebind says.
 func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error {
+	release, err := s.begin(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := s.room(ctx, p); err != nil {
 		return err
 	}
@@ -279,7 +284,7 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 			return unfilled(stored, err)
 		}
 	}
-	return s.Record(ctx, stored.UUID)
+	return s.record(ctx, stored.UUID)
 }
 
 // unfilled says what state a domain is left in when its copies were not made,

@@ -23,6 +23,9 @@ type Client struct {
 	URI     string // libvirt connection, "qemu:///system"
 }
 
+// HostURI is the connection to the host's own libvirt.
+const HostURI = "qemu:///system"
+
 // callTimeout bounds one call. While a hook runs libvirt answers nobody, so it
 // is longer than a hook takes.
 const callTimeout = 90 * time.Second

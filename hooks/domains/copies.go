@@ -4,15 +4,21 @@ package domains
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
+	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 )
 
-// Verbs on copies that the metadata of a domain speak of, too. On a host of
-// oVirt, and where libvirt cannot be asked, there are no such metadata, and
-// only the copy changes.
+// Verbs on copies that the metadata of a domain speak of, too.
 
 // Prestage fills the disks' copies and notes them in the metadata. A copy that
 // no guest used, and whose source was written to since, is made again.
@@ -35,18 +41,33 @@ func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w locald
 	if err := s.Local.Prestage(ctx, disks, w); err != nil {
 		return err
 	}
-	return s.note(ctx, disks[0].Domain, anew...)
+	release, err := s.hold(ctx, domainOf(disks[0]))
+	if err != nil {
+		s.Host.Log.Warn("the copies are made, but not noted in the metadata", "err", err)
+		return nil // whoever works on the domain notes them
+	}
+	defer release()
+	return s.note(ctx, disks[0].Domain, disks[0].Key(), anew...)
+}
+
+func domainOf(d localdisk.Disk) bindings.Domain {
+	return bindings.Domain{UUID: d.Domain, Name: d.DomainName}
 }
 
 // Recreate gives the copy of a disk up, as g says, and fills a new one.
 func (s *Service) Recreate(ctx context.Context, disk localdisk.Disk, g localdisk.GiveUp, w localdisk.Waiting) error {
-	if err := s.MayChange(ctx, disk.Domain, disk.Target); err != nil {
+	release, err := s.hold(ctx, domainOf(disk))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := s.MayChange(ctx, disk.Domain, disk.Key()); err != nil {
 		return err
 	}
 	if err := s.Local.Recreate(ctx, disk, g, w); err != nil {
 		return err
 	}
-	return s.note(ctx, disk.Domain, disk.Target)
+	return s.note(ctx, disk.Domain, disk.Key(), disk.Target)
 }
 
 // Rediscover looks up again what lies below a disk's source.
@@ -61,45 +82,98 @@ func (s *Service) Rediscover(ctx context.Context, disk localdisk.Disk) (localdis
 
 // Remove gives the copy of a disk up, as g says.
 func (s *Service) Remove(ctx context.Context, domain, key string, g localdisk.GiveUp) error {
+	release, err := s.hold(ctx, bindings.Domain{UUID: domain})
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := s.MayChange(ctx, domain, key); err != nil {
+		return err
+	}
+	if err := s.Local.Withdraw(domain, key); err != nil {
 		return err
 	}
 	if err := s.Local.Remove(ctx, domain, key, g); err != nil {
 		return err
 	}
-	return s.note(ctx, domain, key)
+	return s.note(ctx, domain, key, key)
 }
 
-// MayChange refuses to replace a copy of a domain that libvirt says must not be
-// touched. That libvirt cannot be asked, or does not know the domain, is no
-// reason: the copy's own checks remain.
-func (s *Service) MayChange(ctx context.Context, domain, target string) error {
-	d, asked := s.ask(ctx, domain)
-	if !asked || d.entry(target) == nil {
+// MayChange refuses to replace or give up a copy of a domain that libvirt says
+// must not be touched, or of which that cannot be known; see State.
+func (s *Service) MayChange(ctx context.Context, domain, key string) error {
+	d, known, err := s.ask(ctx, domain, key)
+	if err != nil || !known {
+		return err
+	}
+	disk, there := d.Disk(key)
+	isCopy := there && disk.Path == localdisk.StablePath(s.Host.Layout, d.UUID, key)
+	if d.entry(key) == nil && !isCopy {
 		return nil
 	}
 	return s.untouchable(d)
 }
 
-// note records copies where there are metadata to record them in.
-func (s *Service) note(ctx context.Context, domain string, anew ...string) error {
-	if d, asked := s.ask(ctx, domain); !asked || d.Metadata == nil {
-		return nil
-	}
-	return s.Record(ctx, domain, anew...)
+// State is what libvirt says about the domain of a copy. known is false where
+// no libvirt has the domain: then the copy's own checks are all there is to ask.
+//
+// That libvirt does not answer is an error: the domain may run, or have saved
+// memory that needs the copy. No answer is needed
+//   - under DISKHOOK_ROOT, unless a connection is named: there is no libvirt;
+//   - for an image of oVirt: its libvirt answers VDSM alone, the hooks keep a
+//     mark of saved memory, and no copy is given up while it is open;
+//   - on a host without libvirt, which has neither a socket of its daemon nor a
+//     definition of any domain.
+func (s *Service) State(ctx context.Context, domain, key string) (facts Facts, known bool, err error) {
+	d, known, err := s.ask(ctx, domain, key)
+	return d.Facts, known, err
 }
 
-// ask looks a domain up if that can be done.
-func (s *Service) ask(ctx context.Context, domain string) (Domain, bool) {
+// ask looks up the domain of a copy, with the outcomes of State.
+func (s *Service) ask(ctx context.Context, domain, key string) (d Domain, known bool, err error) {
 	if s.Libvirt.URI == "" {
-		return Domain{}, false
+		return Domain{}, false, nil
 	}
-	d, err := s.Look(ctx, domain)
-	if err != nil {
-		if failure.KindOf(err) != failure.NotFound {
-			s.Host.Log.Warn("libvirt was not asked", "domain", domain, "err", err)
+	d, err = s.Look(ctx, domain)
+	switch {
+	case err == nil, d.Doc != nil: // damaged metadata are no reason not to know the rest
+		return d, true, nil
+	case failure.KindOf(err) == failure.NotFound:
+		return Domain{}, false, nil
+	case host.IsUUID(key), s.Libvirt.URI == HostURI && !hasLibvirt(s.Host.Layout):
+		s.Host.Log.Warn("libvirt was not asked", "domain", domain, "err", err)
+		return Domain{}, false, nil
+	}
+	hint := failure.HintOf(err)
+	if hint == "" {
+		hint = "see whether `virsh list --all` works"
+	}
+	err = fmt.Errorf("domain %s: disk %s: whether it runs or has saved memory cannot be known: %w", domain, key, err)
+	return Domain{}, false, failure.Hint(err, "%s; then run this again", hint)
+}
+
+// hasLibvirt says that the host has, or had, domains of libvirt. In doubt it has.
+func hasLibvirt(l host.Layout) bool {
+	for _, socket := range []string{"libvirt-sock", "virtqemud-sock"} {
+		if _, err := os.Lstat(filepath.Join("/", l.Root, "run/libvirt", socket)); !errors.Is(err, fs.ErrNotExist) {
+			return true
 		}
-		return d, false
 	}
-	return d, true
+	entries, err := os.ReadDir(filepath.Join("/", l.Root, "etc/libvirt/qemu"))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), ".xml") })
+}
+
+// note records copies where there are metadata to record them in.
+func (s *Service) note(ctx context.Context, domain, key string, anew ...string) error {
+	d, known, err := s.ask(ctx, domain, key)
+	if err != nil {
+		s.Host.Log.Warn("the metadata do not tell of the copy", "err", err)
+	}
+	if !known || d.Metadata == nil {
+		return nil
+	}
+	return s.record(ctx, domain, anew...)
 }

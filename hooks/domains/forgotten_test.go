@@ -135,7 +135,7 @@ func TestRecordKeepsBindingsInReceipts(t *testing.T) {
 	root := t.TempDir()
 	s := testService(t, root, &oneDomain{xml: boundTo(root, testMachine, "", "vda", "vdb")})
 	setCopy(t, s, "vda", true)
-	if err := s.Record(t.Context(), testUUID); err != nil {
+	if err := s.record(t.Context(), testUUID); err != nil {
 		t.Fatal(err)
 	}
 	all, err := localdisk.Receipts(s.Host.Layout, testUUID)
@@ -151,7 +151,7 @@ func TestRecordKeepsBindingsInReceipts(t *testing.T) {
 	libvirt := &oneDomain{xml: strings.ReplaceAll(clone, "images/vda.raw", "images/other.raw")}
 	was := libvirt.xml
 	s.use(libvirt)
-	if err := s.Record(t.Context(), testUUID); err != nil {
+	if err := s.record(t.Context(), testUUID); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := localdisk.Receipts(s.Host.Layout, testUUID); err != nil || again[0].Origin != want {

@@ -23,6 +23,11 @@ import (
 // A copy is given up only as far as the operator said. One that a guest used
 // meanwhile is refused, and its disk stays bound.
 func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) error {
+	release, err := s.begin(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer release()
 	for _, e := range p.Exports {
 		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, e.To, ExportFormat(e.To), notify); err != nil {
 			return err
@@ -54,7 +59,7 @@ func (p *Plan) giveUp(r localdisk.Receipt) localdisk.GiveUp {
 // asPlanned refuses to go on when a copy is no longer what the plan was made
 // for. Whoever starts the domain after this look finds it defined anew.
 func (s *Service) asPlanned(ctx context.Context, p *Plan) error {
-	if err := s.idle(ctx, p.Domain, p.released); err != nil {
+	if err := s.quiet(ctx, p.Domain, p.released); err != nil {
 		return err
 	}
 	now, err := s.receipts(p.Domain)

@@ -32,14 +32,19 @@ type oneDomain struct {
 	xml     string
 	defined func()  // called after each define
 	others  []Facts // domains that are there, too
+	broken  error   // of every call
+	managed bool    // it has a managed save
 }
 
 func (o *oneDomain) Run(_ context.Context, cmd command.Cmd) (command.Result, error) {
+	if o.broken != nil {
+		return command.Result{}, o.broken
+	}
 	request, err := io.ReadAll(cmd.Stdin)
 	if err != nil {
 		return command.Result{}, err
 	}
-	facts := Facts{Name: "vm", UUID: testUUID, State: "shut off", Persistent: true}
+	facts := Facts{Name: "vm", UUID: testUUID, State: "shut off", Persistent: true, ManagedSave: o.managed}
 	var answer any = facts
 	switch verb := cmd.Args[len(cmd.Args)-1]; verb {
 	case VerbXML:

@@ -88,9 +88,8 @@ func (s *Service) define(ctx context.Context, p *Plan) (Domain, error) {
 	if err := s.untouchable(now); err != nil {
 		return now, err
 	}
-	if !bytes.Equal(now.Doc.Bytes(), d.Doc.Bytes()) {
-		err := failure.New(failure.Temporary, "%s: its definition changed while this worked on it", d)
-		return now, failure.Hint(err, "run this again")
+	if err := p.stillFor(now); err != nil {
+		return now, err
 	}
 	if err := s.Libvirt.Define(ctx, p.After.Bytes()); err != nil {
 		return now, fmt.Errorf("%s: %w", d, err)

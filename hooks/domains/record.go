@@ -15,10 +15,10 @@ import (
 // A definition and the receipts of its disks tell of each other, so that either
 // is noticed, or made up for, when it is lost.
 
-// Record notes in a domain's metadata which copies its disks have now, and in
+// record notes in a domain's metadata which copies its disks have now, and in
 // the receipts of those copies how the disks are bound; what was noted of the
 // disks in anew is replaced.
-func (s *Service) Record(ctx context.Context, uuid string, anew ...string) error {
+func (s *Service) record(ctx context.Context, uuid string, anew ...string) error {
 	d, err := s.Look(ctx, uuid)
 	if err != nil {
 		return err

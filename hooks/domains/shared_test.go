@@ -22,7 +22,9 @@ func otherwise(text string) string {
 // An image that another domain was bound from is that domain's, although its
 // definition does not name it any more.
 func TestOriginOfAnotherDomainIsShared(t *testing.T) {
-	readOnly := func(xml string) string { return strings.Replace(xml, "<target dev='vda'/>", "<target dev='vda'/><readonly/>", 1) }
+	readOnly := func(xml string) string {
+		return strings.Replace(xml, "<target dev='vda'/>", "<target dev='vda'/><readonly/>", 1)
+	}
 	for name, tc := range map[string]struct {
 		other   func(root string) string
 		receipt []any // the other's; nil: it has none

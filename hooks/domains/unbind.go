@@ -78,10 +78,15 @@ func (s *Service) notMoved(d Domain, receipts map[string]localdisk.Receipt, disc
 
 // Unbind does what a plan of PlanUnbind says.
 func (s *Service) Unbind(ctx context.Context, p *Plan) error {
-	if err := s.idle(ctx, p.Domain, p.Domain.targets()); err != nil {
+	release, err := s.begin(ctx, p)
+	if err != nil {
 		return err
 	}
-	_, err := s.define(ctx, p)
+	defer release()
+	if err := s.quiet(ctx, p.Domain, p.Domain.targets()); err != nil {
+		return err
+	}
+	_, err = s.define(ctx, p)
 	return err
 }
 

@@ -219,6 +219,22 @@ func TestZeroRangeOfDevices(t *testing.T) {
 	}
 }
 
+func TestDiscardRangeOfADevice(t *testing.T) {
+	device, file := loopDevice(t, 4<<20, "512")
+	f := open(t, device)
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := DiscardRange(t.Context(), f, 1<<20, 2<<20); err != nil {
+		t.Fatal(err)
+	}
+	clear(want[1<<20 : 3<<20]) // a loop device punches a hole
+	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("other bytes than those of the range changed: %v", err)
+	}
+}
+
 // More than one chunk, so that the seam between chunks is seen.
 func TestZeroRangeOverChunks(t *testing.T) {
 	const size = zeroChunk + 1<<20

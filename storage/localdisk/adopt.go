@@ -54,5 +54,37 @@ func (s *Service) Adopt(ctx context.Context, d Disk) error {
 			o.Copy.UUID = o.Receipt.Copy
 		}
 	}
-	return s.claim(ctx, o, imagecheck.Info{VirtualSize: o.Copy.Size})
+	info, err := s.adopted(ctx, o)
+	if err != nil {
+		return err
+	}
+	return s.claim(ctx, o, info)
+}
+
+// adopted is what is known of the source of a copy that is taken over on the
+// operator's word. Of an overlay it must be there, if it lies on it.
+func (s *Service) adopted(ctx context.Context, o Observed) (imagecheck.Info, error) {
+	if o.Copy.Format != imagecheck.QCOW2 {
+		return imagecheck.Info{VirtualSize: o.Copy.Size}, nil
+	}
+	if err := s.backend(o.Disk).activate(ctx, []Copy{o.Copy}); err != nil {
+		return imagecheck.Info{}, fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	h, err := o.Copy.header()
+	if err != nil {
+		return imagecheck.Info{}, fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	if h.BackingFile != "" && (len(o.Disk.Source) == 0 || h.BackingFile != o.Disk.Source[0].Path) {
+		err := failure.New(failure.Conflict, "%s: %s lies on %q, which is not the disk's source", o.Disk, o.Copy, failure.OneLine(h.BackingFile))
+		return imagecheck.Info{}, failure.Hint(err, "bring the right copy back")
+	}
+	if h.BackingFile == "" {
+		return imagecheck.Info{VirtualSize: h.VirtualSize}, nil
+	}
+	info, err := s.Inspect(ctx, o.Disk)
+	if err != nil {
+		return info, fmt.Errorf("%s: %s lies on its source: %w", o.Disk, o.Copy, err)
+	}
+	info.VirtualSize = h.VirtualSize
+	return info, nil
 }

@@ -20,7 +20,10 @@ type Observed struct {
 	Saved   bool     // the domain has saved memory
 	// Stale: no guest used the copy yet, and its source is not any more what
 	// it was made from. Only ObserveSources looks.
-	Stale   bool
+	Stale bool
+	// Below is why an overlay that is not settled cannot be used: what it lies
+	// on is gone, or something else.
+	Below   error  `json:"-"`
 	Machine string // this machine's id
 	Status  *progress.Status
 }
@@ -92,6 +95,9 @@ func Decide(o Observed) Decision {
 			return Decision{Veto, err}
 		}
 	}
+	if err := wrongFormat(o); err != nil {
+		return Decision{Veto, err}
+	}
 	if o.Busy {
 		return Decision{Action: Wait}
 	}
@@ -136,7 +142,9 @@ func use(o Observed) Decision {
 	case o.Copy.Sick != "":
 		err := failure.New(failure.Precondition, "%s: %s: %s", o.Disk, o.Copy, o.Copy.Sick)
 		return Decision{Veto, failure.Hint(err, "repair the volume group, then start again")}
-	case o.Copy.Size < o.Receipt.Size:
+	case o.Below != nil:
+		return Decision{Veto, o.Below}
+	case o.Receipt.Overlay == nil && o.Copy.Size < o.Receipt.Size:
 		err := failure.New(failure.Precondition, "%s: %s has %d bytes, its disk %d: it was cut off", o.Disk, o.Copy, o.Copy.Size, o.Receipt.Size)
 		return Decision{Veto, failure.Hint(err, "restore it from a backup, or run `diskhook local recreate --discard-guest-data %s`", o.Disk.args())}
 	}
@@ -272,6 +280,12 @@ func (o Observed) Describe(dec Decision) string {
 		Adopt:   "adopt the volume of oVirt's hook",
 		Wait:    "wait for the process that works on the copy",
 	}[dec.Action]
+	switch {
+	case dec.Action == Create && o.Disk.Instant:
+		what = "make an overlay on the source"
+	case dec.Action == Use && o.Receipt.Unsettled():
+		what = "use the overlay, a part of whose data is in the source"
+	}
 	if dec.Err != nil {
 		what = "refuse: " + failure.Line(dec.Err)
 	}

@@ -68,9 +68,16 @@ func (s *Service) export(ctx context.Context, r Receipt, to, format string, noti
 		}
 	}()
 	partial := filepath.Join(private, "disk")
-	layers := []imagecheck.Layer{{Path: c.Path, Format: "raw"}}
+	layers, size := r.layers(c), c.Size
+	if r.Overlay != nil {
+		size = r.Size
+		observed := []Observed{{Disk: d, Receipt: &r, Copy: c}}
+		if s.lookBelow(ctx, observed); observed[0].Below != nil {
+			return observed[0].Below
+		}
+	}
 	img := qemuimg.QemuImg{Run: s.Run}
-	if err := img.Convert(ctx, qemuimg.ConvertOptions{Source: layers, Target: partial, TargetFormat: format, Progress: notify, Total: c.Size}); err != nil {
+	if err := img.Convert(ctx, qemuimg.ConvertOptions{Source: layers, Target: partial, TargetFormat: format, Progress: notify, Total: size}); err != nil {
 		return err
 	}
 	equal, err := img.Compare(ctx, layers, []imagecheck.Layer{{Path: partial, Format: format}})

@@ -86,6 +86,7 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 	if err := s.markStale(ctx, observed); err != nil {
 		s.Log.Warn("look at the source", "err", err) // a start does without it
 	}
+	s.lookBelow(ctx, observed)
 	o := observed[0]
 	decision := Decide(o)
 	s.Log.Info("fill", "disk", d.String(), "copy", o.Copy.String(), "state", o.Copy.State, "action", decision.Action)
@@ -106,6 +107,9 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 		if err := s.clear(ctx, o); err != nil {
 			return err
 		}
+	}
+	if d.Instant {
+		return s.overlay(ctx, o, status)
 	}
 	return s.copy(ctx, o, held, status)
 }
@@ -280,13 +284,16 @@ func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, fun
 	return ctx, func() { cancel(nil); _ = os.Remove(path) }
 }
 
-// Cancel asks the copy process of a disk to stop and waits until it has. That
-// none runs is a failure.NotFound.
+// Cancel asks the copy process of a disk, or who settles it, to stop and waits
+// until it has. That none runs is a failure.NotFound.
 func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 	if err := validKey(domain, key); err != nil {
 		return err
 	}
 	name := lockName(domain, key)
+	if s.settling(domain, key) {
+		name = settleLock(domain, key)
+	}
 	if held, err := lock.Held(s.Layout.Locks(), name); err != nil || !held {
 		return errors.Join(failure.New(failure.NotFound, "domain %s: disk %s: nothing copies", domain, key), err)
 	}

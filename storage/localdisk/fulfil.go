@@ -120,6 +120,7 @@ func (s *Service) tryFulfil(ctx context.Context, disks []Disk) ([]Placement, []p
 	if err != nil {
 		return nil, nil, err
 	}
+	s.lookBelow(ctx, observed)
 	now, later, err := sortOut(observed)
 	if err != nil || len(later) > 0 {
 		return nil, later, err
@@ -180,6 +181,9 @@ func (s *Service) use(ctx context.Context, o Observed) (placement Placement, mad
 	if placement, err = s.checkNode(o); err != nil {
 		return placement, false, err
 	}
+	if err := s.fit(ctx, o); err != nil {
+		return placement, false, err
+	}
 	if err := s.markUsed(o); err != nil {
 		return placement, false, err
 	}
@@ -209,7 +213,8 @@ func (s *Service) checkNode(o Observed) (Placement, error) {
 	if o.Copy.file() {
 		want = blockdev.Regular
 	}
-	if kind != want || size != o.Copy.Size {
+	grows := o.Copy.file() && o.Copy.Format == imagecheck.QCOW2 && size > o.Copy.Size // while a guest writes to it
+	if kind != want || size != o.Copy.Size && !grows {
 		return Placement{}, failure.New(failure.Precondition, "%s: the node %s is a %v of %d bytes, expected a %v of %d", o.Copy, o.Copy.Path, kind, size, want, o.Copy.Size)
 	}
 	path := link(s.Layout, o.Disk)
@@ -319,6 +324,9 @@ func (s *Service) adoptOVirt(ctx context.Context, o Observed) error {
 func (s *Service) claim(ctx context.Context, o Observed, info imagecheck.Info) error {
 	r := newReceipt(o, info)
 	r.Used = true
+	if r.Overlay != nil && info.Fingerprint == "" {
+		r.Overlay.Settled = r.Filled // it lies on nothing
+	}
 	if r.Size == 0 {
 		r.Size = o.Copy.Size
 	}
@@ -333,13 +341,17 @@ func (s *Service) claim(ctx context.Context, o Observed, info imagecheck.Info) e
 
 // newReceipt is the receipt of a complete copy that no guest has used.
 func newReceipt(o Observed, info imagecheck.Info) Receipt {
-	return Receipt{
+	r := Receipt{
 		Schema: receiptSchema, Domain: o.Disk.Domain, DomainName: o.Disk.DomainName, Target: o.Disk.Target,
 		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
 		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
 		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint,
 		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
 	}
+	if o.Copy.Format == imagecheck.QCOW2 {
+		r.Overlay = &Overlay{}
+	}
+	return r
 }
 
 // lookTimeout bounds every look at a source: its storage may hang, and hooks

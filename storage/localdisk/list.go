@@ -25,6 +25,7 @@ type Entry struct {
 	Copy       Copy             `json:"copy"`
 	Receipt    *Receipt         `json:"receipt,omitempty"`
 	Busy       bool             `json:"busy"`
+	Settling   bool             `json:"settling,omitempty"` // an overlay's source is being read into it
 	Status     *progress.Status `json:"status,omitempty"`
 	// Problem is what would veto a start, one line; "" is none.
 	Problem string `json:"problem,omitempty"`
@@ -76,13 +77,15 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 
 func (s *Service) entry(ctx context.Context, r Receipt) Entry {
 	e := Entry{Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Key: r.Key(), Backend: r.Backend, Receipt: &r}
-	observed, err := s.Observe(ctx, []Disk{r.Disk()})
+	// What lies below an overlay is not looked at: its storage may hang.
+	observed, err := s.observe(ctx, []Disk{r.Disk()}, s.held)
 	if err != nil {
 		e.Problem = failure.Line(err)
 		return e
 	}
 	o := observed[0]
 	e.Copy, e.Busy, e.Status = o.Copy, o.Busy, o.Status
+	e.Settling = r.Unsettled() && s.settling(r.Domain, r.Key())
 	if d := Decide(o); d.Err != nil {
 		e.Problem = failure.Line(d.Err)
 	}
@@ -148,8 +151,12 @@ func (s *Service) SourceChanged(ctx context.Context, r Receipt) (changed bool, w
 	}
 	info, err := s.Inspect(ctx, r.Disk())
 	switch {
+	case err != nil && r.Unsettled():
+		return false, "", sourceGone(r.Disk(), r, err)
 	case err != nil:
 		return false, "", err
+	case r.Unsettled() && info.Fingerprint != r.Fingerprint:
+		return false, "", sourceChanged(r.Disk(), r)
 	case info.VirtualSize > r.Size:
 		return true, fmt.Sprintf("the source has grown to %d bytes; `diskhook local resize %s %d` follows", info.VirtualSize, r.Disk().args(), info.VirtualSize), nil
 	case r.Fingerprint != "" && info.Fingerprint != r.Fingerprint:

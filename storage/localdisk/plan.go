@@ -6,6 +6,7 @@ import (
 	"context"
 	"path/filepath"
 
+	"diskhook/storage/qemuimg"
 	"diskhook/storage/transfer"
 )
 
@@ -38,7 +39,10 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 		if err != nil {
 			return []string{"# refused: " + err.Error()}
 		}
-		size = info.VirtualSize
+		if size = takes(d, info); d.Instant {
+			fill = append(qemuimg.ExplainFormat(b.target(d), info.VirtualSize, d.Source[0]), "write "+receipt)
+			break
+		}
 		zeroed, _ := b.readsZero(ctx)
 		engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 		fill = engine.Explain(transfer.Source{Layers: d.Source, Size: size}, transfer.Target{Path: b.target(d), Block: !filepath.IsAbs(b.home()), Zeroed: zeroed, Size: size})

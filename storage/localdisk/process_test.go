@@ -40,6 +40,8 @@ func TestMain(m *testing.M) {
 			os.Exit(exitCode(service().Fill(context.Background(), os.Args[3])))
 		case "fulfil":
 			os.Exit(exitCode(fulfil()))
+		case "settle":
+			os.Exit(exitCode(settle()))
 		}
 	}
 	os.Exit(m.Run())
@@ -83,6 +85,7 @@ func fulfil() error {
 type world struct {
 	t       *testing.T
 	backend string
+	instant bool // its disk is bound with fill=instant
 	root    string
 	source  []imagecheck.Layer
 	flat    string // the source's content, raw
@@ -127,7 +130,11 @@ func (w *world) makeSource() {
 func (w *world) path(name string) string { return filepath.Join(w.root, name) }
 
 func (w *world) disk() localdisk.Disk {
-	return localdisk.Disk{Domain: domain, DomainName: "vm", Target: "vda", Backend: w.backend, OnStop: localdisk.Keep, Source: w.source, Create: true}
+	d := localdisk.Disk{Domain: domain, DomainName: "vm", Target: "vda", Backend: w.backend, OnStop: localdisk.Keep, Source: w.source, Create: true}
+	if w.instant {
+		d.Instant, d.Opened = true, "qcow2"
+	}
+	return d
 }
 
 // stable is the path that the domain's XML names.

@@ -53,6 +53,8 @@ type Receipt struct {
 	// Discarding is the intent of a verb that gave the copy up. The copy goes
 	// first, then the receipt; whoever finds the intent finishes it.
 	Discarding bool `json:"discarding,omitempty"`
+	// Overlay is set for a copy that is a qcow2 image on its source.
+	Overlay *Overlay `json:"overlay,omitempty"`
 	// Growing is the intent of a resize.
 	Growing *Growth `json:"growing,omitempty"`
 }

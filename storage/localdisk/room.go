@@ -40,7 +40,7 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 			if err != nil {
 				return unreadable(d, err)
 			}
-			sizes = append(sizes, info.VirtualSize)
+			sizes = append(sizes, takes(d, info))
 			if group.copies[i].State == Updating {
 				sizes = append(sizes, -group.copies[i].Size)
 			}

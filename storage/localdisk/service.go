@@ -45,8 +45,16 @@ func (s *Service) Observe(ctx context.Context, disks []Disk) ([]Observed, error)
 	if err := validate(disks); err != nil {
 		return nil, err
 	}
-	busy := func(d Disk) (bool, error) { return lock.Held(s.Layout.Locks(), lockName(d.Domain, d.Key())) }
-	return s.observe(ctx, disks, busy)
+	observed, err := s.observe(ctx, disks, s.held)
+	if err == nil {
+		s.lookBelow(ctx, observed)
+	}
+	return observed, err
+}
+
+// held says whether somebody holds the disk's lock.
+func (s *Service) held(d Disk) (bool, error) {
+	return lock.Held(s.Layout.Locks(), lockName(d.Domain, d.Key()))
 }
 
 // ObserveSources is Observe, and looks at the sources of ready copies that no

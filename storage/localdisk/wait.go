@@ -56,6 +56,7 @@ func (s *Service) fillAndWait(ctx context.Context, disks []pending, w *Waiting) 
 	jobs := make([]string, len(disks))
 	for i, p := range disks {
 		if p.action == Wait {
+			s.yield(p.Disk)
 			continue
 		}
 		id, err := s.start(ctx, p.Disk)

@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package localdisk_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+// settle is what the test binary does as `settle [RATE]`.
+func settle() error {
+	var rate int64
+	if len(os.Args) > 2 {
+		rate, _ = strconv.ParseInt(os.Args[2], 10, 64)
+	}
+	t, err := service().Settle(domain, "vda")
+	if err != nil {
+		return err
+	}
+	ctx, stop := t.Cancellable(context.Background())
+	defer stop()
+	if err = t.Offline(ctx, rate, nil); ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	t.Release(err)
+	return err
+}
+
+// settles settles the disk offline, in a process of its own.
+func (w *world) settles(env ...string) error {
+	w.t.Helper()
+	cmd := exec.Command(os.Args[0], "settle")
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return errors.New(err.Error() + ": " + string(out))
+	}
+	return nil
+}
+
+// instantWorld is a world whose disk is bound with fill=instant.
+func instantWorld(t *testing.T, backend string) *world {
+	t.Helper()
+	w := newWorld(t, backend)
+	w.instant = true
+	return w
+}
+
+func (w *world) starts() {
+	w.t.Helper()
+	_, err := w.hook()
+	must(w.t, err)
+}
+
+// writes is what a guest does: two writes that are flushed. It returns the file
+// that says what is on its disk then.
+func (w *world) writes() string {
+	w.t.Helper()
+	w.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x77 512k 64k", "-c", "write -q -P 0x78 2500k 8k", "-c", "flush", w.stable())
+	after := w.path("after-guest.raw")
+	w.tool("cp", w.flat, after)
+	w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 512k 64k", "-c", "write -q -P 0x78 2500k 8k", after)
+	return after
+}
+
+// shows fails unless a guest that starts now finds the content.
+func (w *world) shows(content string) {
+	w.t.Helper()
+	w.starts()
+	w.tool("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", w.stable(), content)
+}
+
+// own is how many bytes the overlay has of itself.
+func (w *world) own() int64 {
+	w.t.Helper()
+	out, err := exec.Command("qemu-io", "-r", "-f", "qcow2", "-c", "alloc 0 3M", w.stable()).Output()
+	must(w.t, err)
+	text, _, _ := strings.Cut(string(out), "/")
+	n, err := strconv.ParseInt(text, 10, 64)
+	must(w.t, err)
+	return n
+}
+
+func (w *world) receipt() *localdisk.Receipt {
+	w.t.Helper()
+	all, err := localdisk.Receipts(service().Layout, domain)
+	must(w.t, err)
+	if len(all) != 1 {
+		w.t.Fatalf("%d receipts", len(all))
+	}
+	return &all[0]
+}
+
+// below is what the header says that the overlay lies on.
+func (w *world) below() string {
+	w.t.Helper()
+	out, err := exec.Command("qemu-img", "info", "-U", "-f", "qcow2", "--output=json", w.stable()).Output()
+	must(w.t, err)
+	var info struct {
+		Below string `json:"backing-filename"`
+	}
+	must(w.t, json.Unmarshal(out, &info))
+	return info.Below
+}
+
+// away takes the shared storage away.
+func (w *world) away() {
+	w.t.Helper()
+	for _, layer := range w.source {
+		must(w.t, os.Rename(layer.Path, layer.Path+".away"))
+	}
+}
+
+// vetoed fails unless a start is refused with all the words.
+func (w *world) vetoed(words ...string) {
+	w.t.Helper()
+	_, err := w.hook()
+	if err == nil {
+		w.t.Fatal("the start was not refused")
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			w.t.Errorf("%q is missing in: %v", word, err)
+		}
+	}
+}
+
+// A start with fill=instant makes an overlay that has nothing of its source,
+// and shows all of it.
+func TestInstantStartCopiesNothing(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := instantWorld(t, backend)
+		w.shows(w.flat)
+		if n := w.own(); n != 0 {
+			t.Errorf("%d bytes were copied", n)
+		}
+		if r := w.receipt(); !r.Unsettled() || !r.Used || r.Size != 3<<20 || r.Fingerprint == "" || len(r.Source) != 3 {
+			t.Errorf("receipt %+v", r)
+		}
+		if to := w.below(); to != w.source[0].Path {
+			t.Errorf("it lies on %q", to)
+		}
+		w.onlyCopy()
+		after := w.writes()
+		w.reboot()
+		w.shows(after)
+		w.tool("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", w.source[0].Path, w.flat)
+	})
+}
+
+func TestFirstInstantStartSurvivesACrashAtEveryPoint(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		probe := instantWorld(t, backend)
+		points := passed(t, probe, probe.starts)
+		if len(points) < 8 {
+			t.Fatalf("only %d failpoints: %v", len(points), points)
+		}
+		for _, point := range points {
+			t.Run(point, func(t *testing.T) {
+				w := instantWorld(t, backend)
+				if _, err := w.hook("DISKHOOK_FAILPOINT=" + point); err == nil {
+					t.Fatal("the failpoint did not fire")
+				}
+				w.awaitUnlocked()
+				w.shows(w.flat)
+				w.onlyCopy()
+			})
+		}
+	})
+}
+
+// Settled, the disk is what it was, and needs its source no more.
+func TestSettleOffline(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := instantWorld(t, backend)
+		w.starts()
+		after := w.writes()
+		w.reboot()
+		must(t, w.settles())
+		if r := w.receipt(); r.Unsettled() || r.Overlay == nil {
+			t.Errorf("receipt %+v", r)
+		}
+		if err := w.settles(); err == nil || !strings.Contains(err.Error(), "nothing of it is in its source") {
+			t.Errorf("a second time: %v", err)
+		}
+		w.tool("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", w.source[0].Path, w.flat)
+		w.away()
+		w.shows(after)
+		if to := w.below(); to != "" {
+			t.Errorf("it lies on %q", to)
+		}
+		w.onlyCopy()
+	})
+}
+
+// Wherever the settling dies, a guest finds what it wrote and what it did not;
+// the next settling goes on.
+func TestSettleOfflineSurvivesACrashAtEveryPoint(t *testing.T) {
+	begun := func(t *testing.T, backend string) (*world, string) {
+		w := instantWorld(t, backend)
+		w.starts()
+		after := w.writes()
+		w.reboot()
+		return w, after
+	}
+	eachBackend(t, func(t *testing.T, backend string) {
+		probe, _ := begun(t, backend)
+		points := passed(t, probe, func() { must(t, probe.settles()) })
+		if len(points) < 5 {
+			t.Fatalf("only %d failpoints: %v", len(points), points)
+		}
+		for _, point := range points {
+			t.Run(point, func(t *testing.T) {
+				w, after := begun(t, backend)
+				if err := w.settles("DISKHOOK_FAILPOINT=" + point); err == nil {
+					t.Fatal("the failpoint did not fire")
+				}
+				w.awaitUnlocked()
+				w.shows(after)
+				w.reboot()
+				if err := w.settles(); err != nil && !strings.Contains(err.Error(), "nothing of it is in its source") {
+					t.Fatal(err)
+				}
+				w.away()
+				w.shows(after)
+			})
+		}
+	})
+}
+
+// A header that says too early that the image is whole, as one does that QEMU
+// had no time to write the rest of, is put right.
+func TestStartPutsTheSourceBelowAgain(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := instantWorld(t, backend)
+		w.starts()
+		after := w.writes()
+		w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", w.stable())
+		w.reboot()
+		w.shows(after)
+		if to := w.below(); to != w.source[0].Path {
+			t.Errorf("it lies on %q", to)
+		}
+		must(t, w.settles())
+		w.away()
+		w.shows(after)
+	})
+}
+
+func TestStartRefusesAnotherSource(t *testing.T) {
+	touch := func(w *world) { w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x99 0 4k", w.path("base.raw")) }
+	t.Run("gone", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		w.away()
+		w.reboot()
+		w.vetoed("is not settled", "cannot be read", "diskhook local settle vm vda", "diskhook local recreate --discard-guest-data vm vda")
+	})
+	t.Run("changed", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		w.reboot()
+		touch(w)
+		w.vetoed("is not settled", "changed since", "diskhook local recreate --discard-guest-data vm vda")
+		if err := w.settles(); err == nil || !strings.Contains(err.Error(), "changed since") {
+			t.Errorf("settled from another source: %v", err)
+		}
+	})
+	t.Run("changed before the first start", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		must(t, service().Prestage(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{}))
+		touch(w)
+		w.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", w.source[0].Path, w.flat)
+		w.shows(w.flat)
+	})
+	t.Run("rebased", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", w.path("mid.qcow2"), "-F", "qcow2", w.stable())
+		w.reboot()
+		w.vetoed("lies on", "mid.qcow2", "qemu-img rebase")
+	})
+	t.Run("opened as raw", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		w.reboot()
+		d := w.disk()
+		d.Opened = "raw"
+		_, err := service().Fulfil(t.Context(), []localdisk.Disk{d}, localdisk.Waiting{})
+		if !errors.Is(err, failure.Conflict) || !strings.Contains(failure.Line(err), "set type='qcow2'") {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// A start does not wait for who settles its disk.
+func TestStartStopsTheSettling(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := instantWorld(t, backend)
+		w.starts()
+		after := w.writes()
+		w.reboot()
+		settling := exec.Command(os.Args[0], "settle", "1048576")
+		settling.Env = os.Environ()
+		must(t, settling.Start())
+		for {
+			st, err := os.ReadFile(w.path("run/diskhook/status/" + domain + "/vda.json"))
+			if err == nil && strings.Contains(string(st), `"copying"`) {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		began := time.Now()
+		w.shows(after)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("the start took %v", took)
+		}
+		if err := settling.Wait(); err == nil {
+			t.Error("the settling came to its end")
+		}
+		if !w.receipt().Unsettled() {
+			t.Error("settled")
+		}
+		w.reboot()
+		must(t, w.settles())
+		w.away()
+		w.shows(after)
+	})
+}
+
+// An export has what the guest saw, of which a part is in the source.
+func TestExportOfAnOverlay(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := instantWorld(t, backend)
+		w.starts()
+		after := w.writes()
+		w.reboot()
+		to := w.path("export.raw")
+		must(t, service().Export(t.Context(), domain, "vda", to, "raw", nil))
+		w.same(to, after)
+		err := service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{})
+		if !errors.Is(err, failure.Conflict) {
+			t.Errorf("an overlay that a guest used was removed: %v", err)
+		}
+		must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+		w.shows(w.flat)
+	})
+}
+
+// Receipts that were lost are made anew on the operator's word: of an overlay
+// that lies on its source, and of one that does not.
+func TestAdoptOverlay(t *testing.T) {
+	for _, settled := range []bool{false, true} {
+		eachBackend(t, func(t *testing.T, backend string) {
+			w := instantWorld(t, backend)
+			w.starts()
+			after := w.writes()
+			w.reboot()
+			if settled {
+				must(t, w.settles())
+			}
+			must(t, os.Remove(w.path("var/lib/diskhook/receipts/"+domain+"/vda.json")))
+			w.vetoed("diskhook local adopt vm vda")
+			must(t, service().Adopt(t.Context(), w.disk()))
+			if r := w.receipt(); r.Unsettled() == settled || r.Size != 3<<20 {
+				t.Errorf("receipt %+v", r)
+			}
+			w.shows(after)
+		})
+	}
+}

@@ -197,13 +197,14 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-	return engine.Copy(ctx,
+	_, err := engine.Copy(ctx,
 		transfer.Source{Layers: source.Layers, Size: source.VirtualSize, Files: source.Files},
 		transfer.Target{Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size},
 		transfer.Options{
 			Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
 			Progress: status.Advance,
 		})
+	return err
 }
 
 // complete ends a copy whose data has reached the disk: the source is still

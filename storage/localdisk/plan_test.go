@@ -92,8 +92,8 @@ func TestCommandsShowAndDoNothing(t *testing.T) {
 		}
 	}
 	start, fill := show()
-	contains(fill, "lvm lvcreate", "qemu-img convert", "# flush", "write ")
-	contains(start, "lvm lvcreate", "qemu-img convert", "# flush", "write ", "(used)", "link ")
+	contains(fill, "lvm lvcreate", "# copy", "# flush", "write ")
+	contains(start, "lvm lvcreate", "# copy", "# flush", "write ", "(used)", "link ")
 	g, err := lvmtest.Load(w.path("lvm"))
 	must(t, err)
 	if len(g.Volumes) != 1 {

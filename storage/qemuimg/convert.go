@@ -4,6 +4,7 @@ package qemuimg
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +42,11 @@ type ConvertOptions struct {
 	// TargetSize limits an existing raw target to its first bytes, a multiple
 	// of 512; 0 is all of it. What lies beyond is not touched.
 	TargetSize int64
+
+	// Offset and Length limit the copy to a range of the virtual disk, which goes
+	// to the same place of an existing raw target; TargetSize then says nothing.
+	// Length 0 copies all.
+	Offset, Length int64
 
 	// TargetIsZero promises that an existing target reads zero everywhere, so
 	// that no zeros are written. A false promise gives a wrong copy.
@@ -135,7 +142,7 @@ func convertArgs(o ConvertOptions, version Version, chain []place, target place)
 			o.Note(fmt.Sprintf(format, args...))
 		}
 	}
-	source, err := tree(chain)
+	source, err := o.source(chain)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +158,7 @@ func convertArgs(o ConvertOptions, version Version, chain []place, target place)
 	if o.TargetExists {
 		args = append(args, "-n")
 		if o.TargetFormat == imagecheck.Raw {
-			if into, err = within(target, o.TargetSize); err != nil {
+			if into, err = o.within(target); err != nil {
 				return nil, err
 			}
 		}
@@ -178,9 +185,31 @@ func convertArgs(o ConvertOptions, version Version, chain []place, target place)
 	return append(args, "-O", o.TargetFormat, "--", source, into), nil
 }
 
-// within is an existing raw target of which only the first size bytes may be
+// source is the chain, or the range of it that is wanted.
+func (o ConvertOptions) source(chain []place) (string, error) {
+	whole, err := tree(chain)
+	if err != nil || o.Length == 0 {
+		return whole, err
+	}
+	size := o.Length
+	if o.Offset+size >= o.Total {
+		size = 0 // to the end: a raw file may end within the last sector
+	}
+	n, err := encode(rangeNode{Driver: imagecheck.Raw, Offset: o.Offset, Size: size, File: json.RawMessage(strings.TrimPrefix(whole, "json:"))})
+	return "json:" + string(n), err
+}
+
+// within is the existing raw target.
+func (o ConvertOptions) within(target place) (string, error) {
+	if o.Length > 0 {
+		return within(target, o.Offset, o.Length)
+	}
+	return within(target, 0, o.TargetSize)
+}
+
+// within is an existing raw target of which only size bytes at offset may be
 // touched: to make a target read zero, qemu-img clears all that it sees.
-func within(target place, size int64) (string, error) {
-	n, err := encode(node{Driver: imagecheck.Raw, Size: size, File: target.file()})
+func within(target place, offset, size int64) (string, error) {
+	n, err := encode(node{Driver: imagecheck.Raw, Offset: offset, Size: size, File: target.file()})
 	return "json:" + string(n), err
 }

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 )
@@ -24,9 +25,18 @@ import (
 // null for the last qcow2 layer, which keeps QEMU from following the header.
 type node struct {
 	Driver  string          `json:"driver"`
+	Offset  int64           `json:"offset,omitempty"`
 	Size    int64           `json:"size,omitempty"`
 	File    fileNode        `json:"file"`
 	Backing json.RawMessage `json:"backing,omitempty"`
+}
+
+// rangeNode is a raw node that shows a range of another node.
+type rangeNode struct {
+	Driver string          `json:"driver"`
+	Offset int64           `json:"offset"`
+	Size   int64           `json:"size,omitempty"`
+	File   json.RawMessage `json:"file"`
 }
 
 // fileNode is the protocol layer: file, or host_device for block devices.
@@ -87,12 +97,7 @@ func places(ctx context.Context, layers []imagecheck.Layer, files []*os.File, fi
 	if len(layers) == 0 || len(files) > 0 && len(files) != len(layers) {
 		return nil, failure.New(failure.Usage, "a source of %d layers and %d open files", len(layers), len(files))
 	}
-	type outcome struct {
-		chain []place
-		err   error
-	}
-	done := make(chan outcome, 1)
-	go func() {
+	chain, err := command.Abandon(ctx, func() ([]place, error) {
 		var chain []place
 		for i, l := range layers {
 			path := l.Path
@@ -101,22 +106,19 @@ func places(ctx context.Context, layers []imagecheck.Layer, files []*os.File, fi
 			}
 			p, err := look(l, path)
 			if err != nil {
-				done <- outcome{nil, err}
-				return
+				return nil, err
 			}
 			if len(files) > 0 {
 				p.Path = descriptor(first + i)
 			}
 			chain = append(chain, p)
 		}
-		done <- outcome{chain, nil}
-	}()
-	select {
-	case o := <-done:
-		return o.chain, o.err
-	case <-ctx.Done():
-		return nil, failure.New(failure.Temporary, "%s: no answer from its storage: %w", layers[0].Path, ctx.Err())
+		return chain, nil
+	})
+	if errors.Is(err, command.ErrNoAnswer) {
+		return nil, fmt.Errorf("%s: %w", layers[0].Path, err)
 	}
+	return chain, err
 }
 
 // descriptor is a path to an open file that no rename or link can bend.

@@ -44,7 +44,7 @@ func (q *QemuImg) compare(ctx context.Context, a, b []imagecheck.Layer, size int
 	}
 	second, err := tree(chainB)
 	if size > 0 {
-		second, err = within(chainB[0], size)
+		second, err = within(chainB[0], 0, size)
 	}
 	if err != nil {
 		return false, err

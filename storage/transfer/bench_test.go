@@ -36,7 +36,8 @@ func BenchmarkFill(b *testing.B) {
 	var single, twoSteps time.Duration
 	for range b.N {
 		single += timeFill(b, dir, source, func(dev string) error {
-			return engine.Copy(b.Context(), source, transfer.Target{Path: dev, Block: true, Zeroed: true, Size: source.Size}, transfer.Options{})
+			_, err := engine.Copy(b.Context(), source, transfer.Target{Path: dev, Block: true, Zeroed: true, Size: source.Size}, transfer.Options{})
+			return err
 		})
 		twoSteps += timeFill(b, dir, source, func(dev string) error { return fileThenDD(source, dir, dev) })
 	}

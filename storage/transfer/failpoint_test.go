@@ -5,6 +5,7 @@
 package transfer_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -26,13 +27,14 @@ func TestStoppedBetweenSteps(t *testing.T) {
 	source := inspect(t, chain)
 	engine := transfer.Engine{Run: command.System{}}
 	copyTo := func(path string) error {
-		return engine.Copy(t.Context(), source, transfer.Target{Path: path, Size: 2 << 20}, transfer.Options{})
+		_, err := engine.Copy(t.Context(), source, transfer.Target{Path: path, Size: 2 << 20}, transfer.Options{})
+		return err
 	}
 	if err := copyTo(filepath.Join(dir, "whole")); err != nil {
 		t.Fatal(err)
 	}
 	passed, err := os.ReadFile(log)
-	if want := "transfer.converted\ntransfer.zeroed\ntransfer.flushed\n"; err != nil || string(passed) != want {
+	if want := "transfer.begun\ntransfer.chunk\ntransfer.converted\ntransfer.zeroed\ntransfer.flushed\n"; err != nil || string(passed) != want {
 		t.Fatalf("passed %q, want %q, %v", passed, want, err)
 	}
 	for _, point := range strings.Fields(string(passed)) {
@@ -47,10 +49,13 @@ func TestStoppedBetweenSteps(t *testing.T) {
 		if _, err := os.Lstat(made); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: left %v", point, err)
 		}
-		tail := byte(0)
-		if point == "transfer.converted" {
-			tail = old
+		want := append(bytes.Clone(content), make([]byte, 1<<20)...)
+		switch point {
+		case "transfer.begun":
+			want = oldBytes(2 << 20)
+		case "transfer.chunk", "transfer.converted":
+			copy(want[1<<20:], oldBytes(1<<20))
 		}
-		expect(t, there, append(append([]byte(nil), content...), []byte(strings.Repeat(string([]byte{tail}), 1<<20))...))
+		expect(t, there, want)
 	}
 }

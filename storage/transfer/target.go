@@ -16,8 +16,9 @@ import (
 
 // open opens the target before anything is written to it: the kernel reports
 // a failed write-back to every descriptor that was open at that time, so the
-// flush at the end also fails for what qemu-img wrote.
-func (e *Engine) open(target *Target, user *command.Credential) (f *os.File, made bool, err error) {
+// flush at the end also fails for what qemu-img wrote. begun says that what is
+// in it is known.
+func (e *Engine) open(target *Target, user *command.Credential, begun bool) (f *os.File, made bool, err error) {
 	flags := os.O_RDWR
 	if !target.Block {
 		flags |= unix.O_NOFOLLOW
@@ -32,7 +33,7 @@ func (e *Engine) open(target *Target, user *command.Credential) (f *os.File, mad
 	if err != nil {
 		return nil, false, err
 	}
-	if err := e.inspect(f, target); err != nil {
+	if err := e.inspect(f, target, begun); err != nil {
 		_ = f.Close()
 		return nil, false, err
 	}
@@ -61,7 +62,7 @@ func create(target Target, user *command.Credential) (_ *os.File, made bool, err
 }
 
 // inspect holds the target against what is said of it.
-func (e *Engine) inspect(f *os.File, target *Target) error {
+func (e *Engine) inspect(f *os.File, target *Target, begun bool) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
@@ -80,7 +81,7 @@ func (e *Engine) inspect(f *os.File, target *Target) error {
 	if size < target.Size {
 		return failure.New(failure.Precondition, "%s: has %d bytes, %d are needed", target.Path, size, target.Size)
 	}
-	if target.Zeroed && !target.Block && hasData(f, target.Size) {
+	if target.Zeroed && !target.Block && !begun && hasData(f, target.Size) {
 		e.note(target.Path + ": has data in it, so zeros are written")
 		target.Zeroed = false
 	}

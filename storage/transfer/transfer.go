@@ -8,6 +8,11 @@
 // to Target.Size, and all of that has reached the disk. Nothing beyond
 // Target.Size is touched, and the source is never written.
 //
+// It takes the first Method that can do it: blocks shared by the file system,
+// our own reader of raw files and plain qcow2 clusters, or qemu-img for
+// everything else. With a cursor (Options.Cursor) a copy that was stopped, by
+// a crash or a reboot too, goes on where it was.
+//
 // Zeros are where copies go wrong. What was in a thick volume before shows
 // through every hole that a copy skips; zeros written to a thin volume
 // allocate it. So Target.Zeroed is a promise of the caller, true only for a
@@ -17,21 +22,19 @@
 // not read zero fails the copy. In all other cases zeros are written.
 //
 // It fails with failure.NoSpace when the target is full, failure.Conflict when
-// a running QEMU has the source locked for writing, and with the context's
-// error when that ends, which kills the writer. After a failure the target
-// holds anything.
+// a running QEMU has the source locked for writing or the source changed
+// meanwhile, and with the context's error when that ends. That does not wait
+// for storage that hangs; see session. After a failure the target holds
+// anything, of which a cursor says what is of use.
 package transfer
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
 
-	"diskhook/storage/atomicfile"
-	"diskhook/storage/blockdev"
 	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -40,11 +43,27 @@ import (
 	"diskhook/storage/qemuimg"
 )
 
-// Engine copies with the programs that Run runs. Log may be nil.
+// Engine copies, where it needs programs with those that Run runs. Log may be
+// nil.
 type Engine struct {
 	Run command.Runner
 	Log *slog.Logger
+
+	// CursorEvery is the least time between two cursors that are written: each
+	// costs a flush of the target. 0 is 1.5 s.
+	CursorEvery time.Duration
 }
+
+// Method is how content is copied.
+type Method string
+
+// The methods, in the order in which they are tried.
+const (
+	Reflink Method = "reflink" // the target shares the blocks of the one raw source file
+	Native  Method = "native"  // raw files and plain qcow2 clusters are read as they lie
+	Ranges  Method = "ranges"  // one qemu-img after the other, each for a range
+	Whole   Method = "whole"   // one qemu-img, which cannot be resumed
+)
 
 // Source is a chain that imagecheck has accepted.
 type Source struct {
@@ -52,8 +71,18 @@ type Source struct {
 	Size   int64              // its virtual size in bytes, a multiple of 512
 
 	// Files, one per layer, are the descriptors through which the headers were
-	// inspected (imagecheck.Opened); nil opens the paths anew.
+	// inspected (imagecheck.Opened). Nil looks at the paths anew. While Copy
+	// runs they are its own: it takes QEMU's image locks on them and switches
+	// them to direct I/O.
 	Files []*os.File
+
+	// Fingerprint is imagecheck.Info.Fingerprint, which a cursor needs.
+	Fingerprint string
+
+	// Present says that the content of the lowest so many layers is in the
+	// target already: it is a snapshot or reflink of a copy of them. Fewer
+	// than all.
+	Present int
 }
 
 // Target is where the copy goes, in raw format.
@@ -64,146 +93,109 @@ type Target struct {
 	// not exist is made, sparse, mode 0600, owned by Options.User.
 	Block bool
 
-	// Zeroed promises that the first Size bytes read zero now.
+	// Zeroed promises that the first Size bytes read zero now; with
+	// Source.Present, those beyond the end of the layers that are there. With a
+	// cursor that is there it is about the time before the copy began.
 	Zeroed bool
 
 	// Size in bytes, at least the source's. What lies beyond is not ours.
 	Size int64
+
+	// ID is what this target is, whatever its path: a volume's UUID. A cursor
+	// needs it.
+	ID string
 }
 
 // Options is how to copy.
 type Options struct {
 	Rate     int64               // bytes per second, 0 is unlimited
-	Locks    []*os.File          // inherited by the writer, so that they outlive us with it
+	Locks    []*os.File          // held by the writer, so that they outlive the caller with it
 	Progress progress.Func       // bytes of Source.Size; may be nil
 	User     *command.Credential // reads the source and writes the target; nil is our own
+	IOClass  IOClass
 
-	// Verify compares source and target at the end, which reads both once more.
+	// Only leaves no choice; a Method that cannot do it is a
+	// failure.Precondition. "" is what anybody but a test wants.
+	Only Method
+
+	// Cursor is the file that makes the copy one that can be resumed; its
+	// directory must exist, and survive whatever the copy is to survive. It is
+	// written before the target is. One that is found is trusted when it is of
+	// the same source, target and method. Otherwise the copy starts over and
+	// takes neither Target.Zeroed nor Source.Present for true, as an earlier
+	// copy has been there. Without any file both are believed: whoever loses it
+	// makes the target anew.
+	//
+	// A copy that succeeds leaves a cursor that says so, for a caller that is
+	// stopped before it has noted as much. In the end it calls RemoveCursor.
+	Cursor string
+
+	// Digest is for Result.Digest. Method Native computes it while it copies,
+	// others read the target.
+	Digest bool
+
+	// Verify reads the target once more. It is compared with the digest of
+	// what was read if there is one, else with the source.
 	Verify bool
 }
 
+// Result is what was done with the bytes of Source.Size.
+type Result struct {
+	Method  Method
+	Copied  int64 // written
+	Zeroed  int64 // zeroed without writing them one by one
+	Skipped int64 // were right already
+	Resumed int64 // an earlier copy did them
+	Digest  string
+}
+
 // Copy copies source to target as the package comment says.
-func (e *Engine) Copy(ctx context.Context, source Source, target Target, o Options) (err error) {
-	if err := check(source, target); err != nil {
-		return err
+func (e *Engine) Copy(ctx context.Context, source Source, target Target, o Options) (_ Result, err error) {
+	if err := check(source, target, o); err != nil {
+		return Result{}, err
 	}
-	f, made, err := e.open(&target, o.User)
-	if err != nil {
-		return err
+	c := &copying{Engine: e, source: source, target: target, o: o}
+	defer c.session.close()
+	if err := c.open(ctx); err != nil {
+		return Result{}, err
 	}
-	defer f.Close()
 	defer func() {
-		if made && err != nil {
+		if c.made && o.Cursor == "" && err != nil {
 			_ = os.Remove(target.Path)
 		}
 	}()
-	if err := e.convert(ctx, source, target, o); err != nil {
-		return err
-	}
-	if err := still(f, target.Path); err != nil {
-		return err
+	if err := c.content(ctx); err != nil {
+		return Result{}, err
 	}
 	if err := failpoint.Hit("transfer.converted"); err != nil {
-		return err
+		return Result{}, err
 	}
-	if err := tail(ctx, f, source, target); err != nil {
-		return err
+	if err := c.end(ctx); err != nil {
+		return Result{}, err
 	}
-	if err := failpoint.Hit("transfer.zeroed"); err != nil {
-		return err
-	}
-	if err := flush(ctx, f, made); err != nil {
-		return err
-	}
-	if err := failpoint.Hit("transfer.flushed"); err != nil {
-		return err
-	}
-	if o.Verify {
-		return e.Verify(ctx, source, target, o.User)
-	}
-	return nil
+	return c.result, nil
 }
 
-func check(source Source, target Target) error {
+func check(source Source, target Target, o Options) error {
 	switch {
 	case len(source.Layers) == 0:
 		return failure.New(failure.Usage, "%s: nothing to copy from", target.Path)
 	case source.Size <= 0 || source.Size%512 != 0:
 		return failure.New(failure.Usage, "%s: a size of %d bytes is no number of sectors", source.Layers[0].Path, source.Size)
+	case len(source.Files) > 0 && len(source.Files) != len(source.Layers):
+		return failure.New(failure.Usage, "a source of %d layers and %d open files", len(source.Layers), len(source.Files))
+	case source.Present < 0 || source.Present >= len(source.Layers):
+		return failure.New(failure.Usage, "%s: %d of %d layers are there already", target.Path, source.Present, len(source.Layers))
 	case target.Size < source.Size:
 		return failure.New(failure.Precondition, "%s: %d bytes are too small for the %d of %s", target.Path, target.Size, source.Size, source.Layers[0].Path)
 	case !filepath.IsAbs(target.Path):
 		return failure.New(failure.Usage, "%q: not an absolute path", target.Path)
 	}
-	return nil
+	if err := o.IOClass.check(); err != nil {
+		return err
+	}
+	return checkCursor(o.Cursor, source, target)
 }
-
-func (e *Engine) convert(ctx context.Context, source Source, target Target, o Options) error {
-	q := qemuimg.QemuImg{Run: e.Run, User: o.User}
-	c := convertOptions(source, target)
-	c.Rate, c.Locks, c.Progress, c.Total, c.Note = o.Rate, o.Locks, o.Progress, source.Size, e.note
-	return q.Convert(ctx, c)
-}
-
-func convertOptions(source Source, target Target) qemuimg.ConvertOptions {
-	return qemuimg.ConvertOptions{
-		Source: source.Layers, SourceFiles: source.Files,
-		Target: target.Path, TargetFormat: imagecheck.Raw,
-		TargetExists: true, TargetSize: source.Size, TargetIsZero: target.Zeroed,
-	}
-}
-
-// tail makes [source.Size, target.Size) read zero. A guest must not find there
-// what the device held before. In a target that was promised to be zero it is
-// read instead, since writing zeros would allocate it: were there anything
-// else, the promise was wrong, and so would be every hole of the copy.
-func tail(ctx context.Context, f *os.File, source Source, target Target) error {
-	if !target.Zeroed {
-		return blockdev.ZeroRange(ctx, f, source.Size, target.Size-source.Size)
-	}
-	at, err := firstData(ctx, f, source.Size, target.Size)
-	if err != nil {
-		return fmt.Errorf("%s: read its end: %w", target.Path, err)
-	}
-	if at >= 0 {
-		err := failure.New(failure.Precondition, "%s: was taken as reading zero, but has data at byte %d", target.Path, at)
-		return failure.Hint(err, "if it is a thin volume, let its pool zero new blocks: `lvchange --zero y VG/POOL`")
-	}
-	return nil
-}
-
-// flush brings everything to the disk. It may hang as long as the disk does.
-func flush(ctx context.Context, f *os.File, made bool) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%s: %w", f.Name(), err)
-	}
-	if err := blockdev.Flush(f); err != nil {
-		return noSpace(err)
-	}
-	if made {
-		return atomicfile.Sync(filepath.Dir(f.Name()))
-	}
-	return nil
-}
-
-// Explain lists what Copy would do, for dry runs: the command, then what is
-// done without one. The target need not exist. Nothing is changed.
-func (e *Engine) Explain(source Source, target Target) []string {
-	ctx, cancel := context.WithTimeout(context.Background(), explainTimeout)
-	defer cancel()
-	line, err := qemuimg.Explain(ctx, convertOptions(source, target), target.Block)
-	if err != nil {
-		return []string{"# refused: " + failure.Line(err)}
-	}
-	lines := []string{line}
-	if rest := target.Size - source.Size; rest > 0 && !target.Zeroed {
-		lines = append(lines, fmt.Sprintf("# zero %d bytes at %d of %s", rest, source.Size, target.Path))
-	}
-	return append(lines, "# flush "+target.Path)
-}
-
-// explainTimeout bounds the look at sources on storage that may hang.
-const explainTimeout = 10 * time.Second
 
 // Verify compares source and target and fails when they differ; behind the
 // source's end the target has to read zero up to its size.
@@ -214,14 +206,14 @@ func (e *Engine) Verify(ctx context.Context, source Source, target Target, user 
 		return err
 	}
 	if !equal {
-		err := failure.New(failure.Problems, "%s: differs from %s", target.Path, source.Layers[0].Path)
-		return failure.Hint(err, "check the disks below it (`journalctl -k`), then copy again")
+		return differs(source, target)
 	}
 	return nil
 }
 
-func (e *Engine) note(text string) {
-	if e.Log != nil {
-		e.Log.Info("copy", "note", text)
-	}
+func differs(source Source, target Target) error {
+	err := failure.New(failure.Problems, "%s: differs from %s", target.Path, source.Layers[0].Path)
+	return failure.Hint(err, "check the disks below it (`journalctl -k`), then copy again")
 }
+
+func (e *Engine) note(text string) { e.say("copy", "note", text) }

@@ -87,7 +87,7 @@ func copyAndVerify(t *testing.T, source transfer.Source, target transfer.Target)
 	t.Helper()
 	var last int64
 	engine := transfer.Engine{Run: command.System{}}
-	err := engine.Copy(t.Context(), source, target, transfer.Options{Verify: true, Progress: func(done, total int64) {
+	_, err := engine.Copy(t.Context(), source, target, transfer.Options{Verify: true, Progress: func(done, total int64) {
 		if total != source.Size || done < last {
 			t.Errorf("progress %d of %d after %d", done, total, last)
 		}
@@ -114,7 +114,7 @@ func TestRawFileEndsWithinASector(t *testing.T) {
 		for _, size := range []int64{source.Size, source.Size + 4096} {
 			target := transfer.Target{Path: filepath.Join(dir, fmt.Sprint("target", size)), Size: size}
 			fillFile(t, target.Path, size)
-			if err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
+			if _, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
 				t.Fatal(err)
 			}
 			expect(t, target.Path, append(bytes.Clone(content), make([]byte, int(size)-len(content))...))
@@ -138,7 +138,7 @@ func TestReplacedTarget(t *testing.T) {
 			}
 		}},
 	}}
-	if err := (&transfer.Engine{Run: fake}).Copy(t.Context(), inspect(t, chain), target, transfer.Options{}); failure.KindOf(err) != failure.Conflict {
+	if _, err := (&transfer.Engine{Run: fake}).Copy(t.Context(), inspect(t, chain), target, transfer.Options{Only: transfer.Whole}); failure.KindOf(err) != failure.Conflict {
 		t.Errorf("got %v", err)
 	}
 }
@@ -153,7 +153,7 @@ func TestZeroedTargetKeepsItsAllocation(t *testing.T) {
 	thin, full := filepath.Join(dir, "thin"), filepath.Join(dir, "full")
 	preallocate(t, full, source.Size)
 	for path, size := range map[string][2]int64{thin: {2 << 20, 4 << 20}, full: {64 << 20, 65 << 20}} {
-		if err := engine.Copy(t.Context(), source, transfer.Target{Path: path, Size: source.Size, Zeroed: true}, transfer.Options{}); err != nil {
+		if _, err := engine.Copy(t.Context(), source, transfer.Target{Path: path, Size: source.Size, Zeroed: true}, transfer.Options{}); err != nil {
 			t.Fatal(err)
 		}
 		if n := allocated(t, path); n < size[0] || n > size[1] {
@@ -170,7 +170,7 @@ func TestBrokenPromise(t *testing.T) {
 	source := inspect(t, chain)
 	fillFile(t, filepath.Join(dir, "device"), 2<<20)
 	target := transfer.Target{Path: loop(t, filepath.Join(dir, "device")), Block: true, Zeroed: true, Size: 2 << 20}
-	err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{})
+	_, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{})
 	if failure.KindOf(err) != failure.Precondition || !strings.Contains(err.Error(), "has data at byte 1048576") || !strings.Contains(failure.HintOf(err), "lvchange --zero y") {
 		t.Errorf("got %v", err)
 	}
@@ -208,7 +208,7 @@ func TestRefusals(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			engine := transfer.Engine{Run: &commandtest.Runner{T: t}}
-			err := engine.Copy(t.Context(), c.source, c.target, transfer.Options{})
+			_, err := engine.Copy(t.Context(), c.source, c.target, transfer.Options{})
 			if err == nil || failure.KindOf(err) != c.kind {
 				t.Errorf("got %v", err)
 			}
@@ -220,27 +220,35 @@ func TestRefusals(t *testing.T) {
 	expect(t, at("file"), oldBytes(4096))
 }
 
-// The command lines, as a dry run shows them and as they are run.
+// What a dry run shows: how it is copied, and the command line that is run
+// where there is one.
 func TestExplain(t *testing.T) {
 	dir := t.TempDir()
-	chain, _ := build(t, dir, []layer{{"raw", 1 << 20, nil}, {"qcow2", 1 << 20, nil}})
-	source := inspect(t, chain)
+	chain, _ := build(t, dir, []layer{{"raw", 1 << 20, []step{{0, 4096, 1}}}, {"qcow2", 1 << 20, nil}})
 	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 2 << 20}
 	fillFile(t, target.Path, target.Size)
+	explained := func(source transfer.Source) string {
+		return strings.Join((&transfer.Engine{}).Explain(source, target), "\n")
+	}
+	want := "# copy " + chain[0].Path + " to " + target.Path + ": natively, only what has data; zeros are written\n" +
+		"# zero 1048576 bytes at 1048576 of " + target.Path + "\n# flush " + target.Path
+	if got := explained(inspect(t, chain)); got != want {
+		t.Errorf("explained:\n%s\nwant:\n%s", got, want)
+	}
+	target.Zeroed = true
+	want = "# copy " + chain[1].Path + " to " + target.Path + ": sharing its blocks if the file system can, else natively; zeros are left out\n# flush " + target.Path
+	if got := explained(inspect(t, chain[1:])); got != want {
+		t.Errorf("explained:\n%s\nwant:\n%s", got, want)
+	}
+
+	packed := compressed(t, chain)
+	source := inspect(t, packed)
 	for zeroed, flag := range map[bool]string{true: " --target-is-zero", false: ""} {
 		target.Zeroed = zeroed
-		explained := (&transfer.Engine{}).Explain(source, target)
-		want := []string{
-			`qemu-img convert -p -t none -T none -n` + flag + ` -O raw -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"` + chain[0].Path +
-				`"},"backing":{"driver":"raw","file":{"driver":"file","filename":"` + chain[1].Path +
-				`"}}}' 'json:{"driver":"raw","size":1048576,"file":{"driver":"file","filename":"` + target.Path + `"}}'`,
-		}
-		if !zeroed {
-			want = append(want, "# zero 1048576 bytes at 1048576 of "+target.Path)
-		}
-		want = append(want, "# flush "+target.Path)
-		if got := strings.Join(explained, "\n"); got != strings.Join(want, "\n") {
-			t.Errorf("explained:\n%s\nwant:\n%s", got, strings.Join(want, "\n"))
+		command := `qemu-img convert -p -t none -T none -n` + flag + ` -O raw -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"` + packed[0].Path +
+			`"},"backing":null}' 'json:{"driver":"raw","size":1048576,"file":{"driver":"file","filename":"` + target.Path + `"}}'`
+		if got := explained(source); !strings.Contains(got, "by qemu-img, since "+packed[0].Path) || !strings.Contains(got, "compressed") || !strings.Contains(got, command) {
+			t.Errorf("explained:\n%s\nwant:\n%s", got, command)
 		}
 		fake := &commandtest.Runner{T: t, Answers: []commandtest.Answer{
 			{Prefix: "qemu-img --version", Stdout: "qemu-img version 7.2.22\n"}, {Prefix: "qemu-img convert"},
@@ -248,13 +256,21 @@ func TestExplain(t *testing.T) {
 		if zeroed {
 			continue // a file of old bytes is not believed
 		}
-		if err := (&transfer.Engine{Run: fake}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
+		if _, err := (&transfer.Engine{Run: fake}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
 			t.Fatal(err)
 		}
-		if got := fake.Lines(); len(got) != 2 || got[1] != explained[0] {
-			t.Errorf("run:\n%s\nexplained:\n%s", strings.Join(got, "\n"), explained[0])
+		if got := fake.Lines(); len(got) != 2 || got[1] != command {
+			t.Errorf("run:\n%s\nexplained:\n%s", strings.Join(got, "\n"), command)
 		}
 	}
+}
+
+// compressed makes a compressed image of what a chain shows.
+func compressed(t testing.TB, chain []imagecheck.Layer) []imagecheck.Layer {
+	t.Helper()
+	path := chain[0].Path + ".packed"
+	tool(t, "qemu-img", "convert", "-c", "-f", chain[0].Format, "-O", "qcow2", chain[0].Path, path)
+	return []imagecheck.Layer{{Path: path, Format: "qcow2"}}
 }
 
 // A verified copy that differs is a failure.
@@ -264,7 +280,7 @@ func TestVerify(t *testing.T) {
 	source := inspect(t, chain)
 	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 2 << 20}
 	engine := transfer.Engine{Run: command.System{}}
-	if err := engine.Copy(t.Context(), source, target, transfer.Options{Verify: true}); err != nil {
+	if _, err := engine.Copy(t.Context(), source, target, transfer.Options{Verify: true}); err != nil {
 		t.Fatal(err)
 	}
 	for _, off := range []int64{4096, 2<<20 - 512} {
@@ -296,7 +312,7 @@ func TestCopyThroughDescriptors(t *testing.T) {
 	}
 	source := transfer.Source{Layers: chain, Size: opened.VirtualSize, Files: opened.Files}
 	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: opened.VirtualSize}
-	if err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
+	if _, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, target.Path, content)
@@ -321,7 +337,7 @@ func TestBlockSource(t *testing.T) {
 			for name, files := range map[string][]*os.File{"path": nil, "descriptor": opened.Files} {
 				source := transfer.Source{Layers: chain, Size: opened.VirtualSize, Files: files}
 				target := transfer.Target{Path: filepath.Join(dir, name), Size: opened.VirtualSize}
-				if err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{Verify: true}); err != nil {
+				if _, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{Verify: true}); err != nil {
 					t.Fatal(err)
 				}
 				expect(t, target.Path, content)

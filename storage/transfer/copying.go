@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package transfer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/imagelock"
+)
+
+// copying is one call of Copy.
+type copying struct {
+	*Engine
+	source  Source
+	target  Target
+	o       Options
+	session session
+
+	images []*os.File // the layers
+	before []unix.Stat_t
+	f      *os.File // the target, through the page cache
+	made   bool     // by us
+
+	cursor  cursor
+	resumed bool // cursor is what an earlier copy has left
+	keeping bool // cursor is on disk and goes on being written
+
+	outer  hash.Hash // the digest up to cursor.Done; nil if none is computed
+	result Result
+}
+
+// open opens source and target and finds out whether there is something to
+// go on with.
+func (c *copying) open(ctx context.Context) error {
+	locks, err := c.session.own(c.o.Locks)
+	if err != nil {
+		return err
+	}
+	c.o.Locks = locks
+	if err := c.openSource(ctx); err != nil {
+		return err
+	}
+	c.resume()
+	if c.f, c.made, err = c.Engine.open(&c.target, c.o.User, c.resumed || c.source.Present > 0); err != nil {
+		return err
+	}
+	c.session.keep(func() { _ = c.f.Close() })
+	if c.made && c.source.Present > 0 {
+		_ = os.Remove(c.target.Path)
+		return failure.New(failure.NotFound, "%s: has to be there with the content of %d layers", c.target.Path, c.source.Present)
+	}
+	if c.made && c.resumed {
+		c.distrust("the target is gone")
+		c.target.Zeroed = true
+	}
+	return nil
+}
+
+// openSource gets descriptors of our own, which may be left behind.
+func (c *copying) openSource(ctx context.Context) error {
+	files := c.source.Files
+	if len(files) == 0 {
+		checker := imagecheck.Checker{Allowed: resolve, User: c.o.User, MaxVirtualSize: 1 << 62}
+		opened, err := checker.Open(ctx, c.source.Layers)
+		if err != nil {
+			return err
+		}
+		files = opened.Files
+		defer opened.Close()
+	}
+	var err error
+	if c.images, err = c.session.own(files); err != nil {
+		return err
+	}
+	return c.session.do(ctx, c.name(), IODefault, func() error {
+		c.before, err = stats(c.images)
+		return err
+	})
+}
+
+// resolve allows what the caller has accepted.
+func resolve(path string) (string, error) {
+	resolved, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, os.ErrNotExist) {
+		err = failure.Wrap(failure.NotFound, err)
+	}
+	return resolved, err
+}
+
+// name is the source in messages.
+func (c *copying) name() string { return c.source.Layers[0].Path }
+
+func stats(files []*os.File) ([]unix.Stat_t, error) {
+	found := make([]unix.Stat_t, len(files))
+	for i, f := range files {
+		if err := unix.Fstat(int(f.Fd()), &found[i]); err != nil {
+			return nil, &os.PathError{Op: "stat", Path: f.Name(), Err: err}
+		}
+	}
+	return found, nil
+}
+
+// resume looks for a cursor.
+func (c *copying) resume() {
+	if c.o.Cursor == "" {
+		return
+	}
+	found, err := readCursor(c.o.Cursor)
+	if errors.Is(err, errNoCursor) {
+		return
+	}
+	if err == nil {
+		err = found.continues(cursorOf(c.source, c.target))
+	}
+	if err == nil && c.o.Only != "" && c.o.Only != found.Method {
+		err = fmt.Errorf("it is of method %q", found.Method)
+	}
+	if err != nil {
+		c.distrust(err.Error())
+		return
+	}
+	c.cursor, c.resumed, c.keeping = found, true, true
+	c.source.Present = found.Present
+	c.target.Zeroed = c.target.Zeroed && found.Zeroed
+}
+
+// distrust starts over, in a target where an earlier copy has been.
+func (c *copying) distrust(why string) {
+	c.say("an earlier copy is of no use, it starts over", "target", c.target.Path, "cursor", c.o.Cursor, "why", why)
+	c.resumed, c.keeping, c.cursor = false, false, cursor{}
+	c.target.Zeroed, c.source.Present = false, 0
+}
+
+// begin makes the cursor durable before the target is touched, so that its
+// absence says that nothing was.
+func (c *copying) begin(method Method) error {
+	c.result.Method = method
+	if err := c.beginDigest(method); err != nil {
+		return err
+	}
+	c.say("copy", "source", c.name(), "target", c.target.Path, "method", method, "resumed", c.cursor.Done,
+		"present", c.source.Present, "zeroed", c.target.Zeroed)
+	c.result.Resumed = c.cursor.Done
+	if c.o.Cursor == "" || c.resumed {
+		return failpoint.Hit("transfer.begun")
+	}
+	c.cursor = cursorOf(c.source, c.target)
+	c.cursor.Method = method
+	err := flush(context.Background(), c.f, c.made) // the name of a new file
+	if err == nil {
+		err = c.cursor.write(c.o.Cursor)
+	}
+	if err != nil {
+		// A full state directory does not keep a VM from its disk.
+		c.warn("the copy cannot be resumed", err)
+		_ = RemoveCursor(c.o.Cursor)
+	} else {
+		c.keeping = true
+	}
+	return failpoint.Hit("transfer.begun")
+}
+
+// beginDigest says whether what is read can be summed up on the way.
+func (c *copying) beginDigest(method Method) (err error) {
+	if method != Native || c.source.Present > 0 || !c.o.Digest && !c.o.Verify {
+		return nil
+	}
+	if c.cursor.Done == 0 {
+		c.outer = sha256.New()
+	} else if c.outer, err = loadDigest(c.cursor.Digest); err != nil {
+		c.say("the target will be read for its digest", "why", err)
+		c.outer = nil
+	}
+	return nil
+}
+
+// mark makes what lies below done durable, then the cursor that says so.
+func (c *copying) mark(done int64, digest []byte) error {
+	if !c.keeping || done <= c.cursor.Done {
+		return nil
+	}
+	if err := unix.Fdatasync(int(c.f.Fd())); err != nil {
+		return noSpace(&os.PathError{Op: "flush", Path: c.target.Path, Err: err})
+	}
+	if err := failpoint.Hit("transfer.cursor-flushed"); err != nil {
+		return err
+	}
+	c.cursor.Done, c.cursor.Digest = done, digest
+	if err := c.cursor.write(c.o.Cursor); err != nil {
+		c.warn("the copy can be resumed from an earlier point only", err)
+		return nil
+	}
+	return failpoint.Hit("transfer.cursor")
+}
+
+func (c *copying) every() time.Duration {
+	if c.CursorEvery > 0 {
+		return c.CursorEvery
+	}
+	return 1500 * time.Millisecond
+}
+
+// end does what comes after the content.
+func (c *copying) end(ctx context.Context) error {
+	if err := still(c.f, c.target.Path); err != nil {
+		return err
+	}
+	err := c.session.do(ctx, c.target.Path, c.o.IOClass, func() error {
+		if err := tail(ctx, c.f, c.source, c.target); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("transfer.zeroed"); err != nil {
+			return err
+		}
+		if err := flush(ctx, c.f, c.made); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("transfer.flushed"); err != nil {
+			return err
+		}
+		return c.mark(c.source.Size, c.savedDigest())
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.unchanged(ctx); err != nil {
+		return err
+	}
+	return c.proof(ctx)
+}
+
+func (c *copying) savedDigest() []byte {
+	if c.outer == nil {
+		return nil
+	}
+	return saveDigest(c.outer)
+}
+
+// unchanged says whether the layers' files are as they were: what was read
+// before and after a write fits no moment of the source.
+func (c *copying) unchanged(ctx context.Context) error {
+	return c.session.do(ctx, c.name(), IODefault, func() error {
+		now, err := stats(c.images)
+		if err != nil {
+			return err
+		}
+		for i, st := range now {
+			if was := c.before[i]; st.Size != was.Size || st.Mtim != was.Mtim && st.Mode&unix.S_IFMT == unix.S_IFREG {
+				err := failure.New(failure.Conflict, "%s: changed while it was copied", c.source.Layers[i].Path)
+				return failure.Hint(err, "stop what writes to it, then start again")
+			}
+		}
+		return nil
+	})
+}
+
+// proof computes the digest and compares.
+func (c *copying) proof(ctx context.Context) error {
+	read := ""
+	if c.outer != nil {
+		read = digestText(c.outer)
+		c.result.Digest = read
+	}
+	if !c.o.Verify && (read != "" || !c.o.Digest) {
+		return nil
+	}
+	imagelock.Release(c.f)
+	if c.o.Verify && read == "" {
+		if err := c.Engine.Verify(ctx, c.source, c.target, c.o.User); err != nil || !c.o.Digest {
+			return err
+		}
+	}
+	var written string
+	err := c.session.do(ctx, c.target.Path, c.o.IOClass, func() (err error) {
+		written, err = c.Engine.Digest(ctx, c.target, c.source.Size)
+		if err != nil || !c.o.Verify {
+			return err
+		}
+		at, err := firstData(ctx, c.f, c.source.Size, c.target.Size)
+		if err == nil && at >= 0 {
+			err = differs(c.source, c.target)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if c.result.Digest = written; read != "" && read != written {
+		return differs(c.source, c.target)
+	}
+	return nil
+}
+
+func (e *Engine) say(text string, args ...any) {
+	if e.Log != nil {
+		e.Log.Info(text, args...)
+	}
+}
+
+func (e *Engine) warn(text string, err error) {
+	if e.Log != nil {
+		e.Log.Warn(text, "err", err)
+	}
+}

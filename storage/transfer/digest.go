@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package transfer
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/directio"
+	"diskhook/storage/failure"
+	"diskhook/storage/qcow2map"
+)
+
+// chunkSize is the piece of which a digest is one of digests, and the unit of
+// a cursor. It never changes: that would change every digest.
+const chunkSize = 4 << 20
+
+// chain hash: the digest of a disk is the SHA-256 of the SHA-256 sums (32
+// bytes each) of its chunks in order, the last one as short as it is. It is
+// written "sha256-4m:" and hexadecimal. Chunks can be summed in any order and
+// at once, and one of zeros need not be read.
+const digestPrefix = "sha256-4m:"
+
+func digestText(outer hash.Hash) string { return digestPrefix + hex.EncodeToString(outer.Sum(nil)) }
+
+type chunkSum = [sha256.Size]byte
+
+// zeroSum is the sum of n zeros.
+func zeroSum(n int64) chunkSum { return sha256.Sum256(make([]byte, n)) }
+
+func saveDigest(outer hash.Hash) []byte {
+	state, err := outer.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return nil // then the target is read at the end
+	}
+	return state
+}
+
+func loadDigest(state []byte) (hash.Hash, error) {
+	outer := sha256.New()
+	if len(state) == 0 {
+		return nil, errors.New("none was kept")
+	}
+	return outer, outer.(encoding.BinaryUnmarshaler).UnmarshalBinary(state)
+}
+
+// Digest reads the first size bytes of a target and sums them up, as Copy does
+// with Options.Digest while it copies.
+func (e *Engine) Digest(ctx context.Context, target Target, size int64) (string, error) {
+	f, err := os.OpenFile(target.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	outer, file := sha256.New(), directio.New(f)
+	buf, zeros := directio.Buffer(chunkSize), zeroSum(chunkSize)
+	holes := rawMap{f: f, size: size, holes: !target.Block}
+	for off := int64(0); off < size; off += chunkSize {
+		if err := ctx.Err(); err != nil {
+			return "", fmt.Errorf("%s: digest: %w", target.Path, err)
+		}
+		n := min(chunkSize, size-off)
+		if x, err := holes.Next(off); err == nil && x.Kind != qcow2map.Data && x.Len >= chunkSize && n == chunkSize {
+			_, _ = outer.Write(zeros[:])
+			continue
+		}
+		if got, err := file.ReadAt(buf[:n], off); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = failure.New(failure.Problems, "it ends at %d", off+int64(got))
+			}
+			return "", fmt.Errorf("%s: digest: %w", target.Path, err)
+		}
+		sum := sha256.Sum256(buf[:n])
+		_, _ = outer.Write(sum[:])
+	}
+	return digestText(outer), nil
+}

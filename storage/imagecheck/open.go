@@ -5,6 +5,7 @@ package imagecheck
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -106,30 +107,21 @@ func classify(path string, err error) error {
 	return err
 }
 
-// abandon runs work as user where it can be left behind. When ctx ends first, the
-// error names what work was at and is a failure.Temporary; the goroutine
-// lingers until the kernel lets go of it, and what it returns is dropped.
+// abandon runs work as user where it can be left behind. When ctx ends first,
+// the error names what work was at.
 func abandon[T any](ctx context.Context, user *command.Credential, work func(at func(path string)) (T, error)) (T, error) {
-	type outcome struct {
-		value T
-		err   error
-	}
 	var where atomic.Value
 	where.Store("")
-	done := make(chan outcome, 1)
-	go func() {
-		var o outcome
-		if o.err = assume(user); o.err == nil {
-			o.value, o.err = work(func(path string) { where.Store(path) })
+	value, err := command.Abandon(ctx, func() (T, error) {
+		if err := assume(user); err != nil {
+			var none T
+			return none, err
 		}
-		done <- o
-	}()
-	select {
-	case o := <-done:
-		return o.value, o.err
-	case <-ctx.Done():
-		var none T
-		err := failure.New(failure.Temporary, "%s: no answer from its storage: %w", where.Load(), context.Cause(ctx))
-		return none, failure.Hint(err, "check the storage with `%s`, then try again", shell("stat", where.Load().(string)))
+		return work(func(path string) { where.Store(path) })
+	})
+	if errors.Is(err, command.ErrNoAnswer) {
+		err = fmt.Errorf("%s: %w", where.Load(), err)
+		err = failure.Hint(err, "check the storage with `%s`, then try again", shell("stat", where.Load().(string)))
 	}
+	return value, err
 }

@@ -23,6 +23,9 @@ type LocalDisk struct {
 	Format string // "" means raw
 	Cache  string // "" means none
 	IO     string // "" means native for a block device without host cache, else threads
+	// Pause stops the guest at an I/O error, unless the definition says what
+	// becomes of it.
+	Pause bool
 }
 
 // These belong to one type of source and mean nothing in another
@@ -83,6 +86,10 @@ func (l LocalDisk) setDriver(ed *edit, disk *etree.Element) error {
 	driver.CreateAttr("type", format)
 	driver.CreateAttr("cache", cache)
 	driver.CreateAttr("io", io)
+	if l.Pause && driver.SelectAttr("error_policy") == nil && driver.SelectAttr("rerror_policy") == nil {
+		driver.CreateAttr("error_policy", "stop")
+		driver.CreateAttr("rerror_policy", "stop")
+	}
 	if format != "qcow2" { // libvirt refuses these with any other format
 		driver.RemoveAttr("discard_no_unref")
 		remove(child(driver, "metadata_cache"))

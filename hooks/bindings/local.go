@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
 // local binds disks to copies on this machine (package localdisk):
 //
-//	local=lvm|lvmthin|dir,fill=now|start,on-stop=keep|discard,host=MACHINE-ID
+//	local=lvm|lvmthin|dir,fill=now|start|instant,on-stop=keep|discard,host=MACHINE-ID
 type local struct{}
 
 func (local) Name() string { return "local" }
@@ -30,7 +31,7 @@ func (local) Migrate() Migration { return Refuse }
 // localOptions are the options and their values; nil takes any that is well
 // formed. The option copy is beside them: only apply writes it, to metadata.
 var localOptions = map[string][]string{
-	"fill":    {fillNow, fillStart},
+	"fill":    {fillNow, fillStart, fillInstant},
 	"on-stop": {localdisk.Keep, localdisk.Discard},
 	"host":    nil,
 }
@@ -39,6 +40,9 @@ var localOptions = map[string][]string{
 const (
 	fillNow   = "now"   // by apply; a start never makes a copy
 	fillStart = "start" // by the first start
+	// By the first start, which does not wait for the data: the copy is an
+	// overlay on its source, and is settled while the guest runs.
+	fillInstant = "instant"
 )
 
 func (local) Check(b Binding) error {
@@ -58,6 +62,8 @@ func (local) Check(b Binding) error {
 			return failure.Hint(err, "its options are fill, on-stop and host")
 		case values != nil && !slices.Contains(values, value):
 			return wrong(name, value, values)
+		case value == fillInstant && b.From == Property:
+			return notForVDSM()
 		}
 	}
 	if host := b.Options["host"]; host != "" && !isMachineID(host) {
@@ -65,6 +71,14 @@ func (local) Check(b Binding) error {
 		return failure.Hint(err, "use the content of /etc/machine-id of that host")
 	}
 	return nil
+}
+
+// notForVDSM: what VDSM believes to be a raw volume would be an image on the
+// shared one, and what it does with it (snapshots, merges, monitoring its size)
+// would go wrong.
+func notForVDSM() error {
+	err := failure.New(failure.Usage, "fill=instant is not for VMs of oVirt: VDSM manages the chain of images itself and would not know of the overlay")
+	return failure.Hint(err, "leave fill out of the property; to have the copy before the start, run `diskhook local prestage VM`")
 }
 
 func isMachineID(s string) bool {
@@ -142,12 +156,15 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 	if err != nil {
 		return nil, xmlrewrite.BoundDisk{}, failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
 	}
+	if d.OVirt && b.Binding.Option("fill", fillNow) == fillInstant {
+		return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, notForVDSM())
+	}
 	disk := k.disk(h, d, b)
 	if err := disk.Validate(); err != nil {
 		return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: %w", d, err)
 	}
 	path := localdisk.StablePath(h.Layout, d.UUID, b.Disk.Target)
-	return xmlrewrite.LocalDisk{Target: b.Disk.Target, Path: path, Block: disk.Backend != "dir"},
+	return asCopy(b.Disk.Target, path, disk.Backend, disk.Instant),
 		xmlrewrite.BoundDisk{
 			Target: b.Disk.Target, Serial: b.Disk.Serial, Source: path,
 			Local: &xmlrewrite.Local{
@@ -155,6 +172,17 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 				Host: b.Binding.Option("host", machine),
 			},
 		}, nil
+}
+
+// asCopy points a disk at its copy.
+func asCopy(target, path, backend string, overlay bool) xmlrewrite.LocalDisk {
+	l := xmlrewrite.LocalDisk{Target: target, Path: path, Block: backend != "dir"}
+	if overlay {
+		// A part of the disk is on shared storage still: the guest waits when that
+		// does not answer, instead of being told that its disk is broken.
+		l.Format, l.Pause = imagecheck.QCOW2, true
+	}
+	return l
 }
 
 func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
@@ -168,12 +196,16 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 		OnStop:  b.Binding.Option("on-stop", localdisk.Keep),
 		Copy:    b.Binding.Option("copy", ""),
 		Host:    b.Binding.Option("host", ""),
-		Create:  b.Binding.Option("fill", fill) == fillStart,
+		Create:  b.Binding.Option("fill", fill) != fillNow,
 	}
 	if d.OVirt {
 		disk.Image, disk.Volume = b.Disk.Image, b.Disk.Volume
 	} else {
 		disk.Fill, disk.Origin = b.memo()
+		disk.Instant = b.instant()
+	}
+	if b.Recorded != nil && !b.overlaid() {
+		disk.Opened = b.Disk.Format
 	}
 	if b.overlaid() {
 		// The layer above is worth nothing without this very copy.
@@ -186,6 +218,11 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 		disk.Source, disk.Create = nil, false
 	}
 	return disk
+}
+
+// instant says that the disk's copy is an overlay, also of one of OnlyReady.
+func (b Bound) instant() bool {
+	return b.Binding.Options["fill"] == fillInstant || b.Recorded != nil && b.Recorded.Local != nil && b.Recorded.Local.Fill == fillInstant
 }
 
 // memo is what the receipt of a copy keeps of the binding: without it nobody

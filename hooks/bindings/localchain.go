@@ -65,10 +65,36 @@ func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, crea
 		if err := k.discover(ctx, h, b, &disk); err != nil {
 			return nil, err
 		}
+		if err := h.uncut(d, b, disk); err != nil {
+			return nil, err
+		}
 		h.keepBelowLeaf(&disk)
 		disks[i] = disk
 	}
 	return disks, nil
+}
+
+// uncut refuses a definition that says what lies below the disk's overlay, and
+// says it wrong: QEMU would believe it and not the image, and the guest would
+// read zeros where its data are in the source.
+func (h *Host) uncut(d Domain, b Bound, disk localdisk.Disk) error {
+	if b.Recorded == nil || b.overlaid() || !b.Disk.Complete {
+		return nil
+	}
+	r, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+	if err != nil || !r.Unsettled() || slices.Equal(paths(b.Disk.Chain), paths(r.Source)) {
+		return nil // whoever fulfils reads the receipt again, and says what is wrong with it
+	}
+	err = failure.New(failure.Conflict, "%s: disk %s: its <backingStore> does not say what its overlay lies on (%s)", d, disk.Target, failure.OneLine(r.Source[0].Path))
+	return failure.Hint(err, "take the element <backingStore> out of the disk with `virsh edit %s`", d.NameArg())
+}
+
+func paths(layers []imagecheck.Layer) []string {
+	var all []string
+	for _, l := range layers {
+		all = append(all, l.Path)
+	}
+	return all
 }
 
 // source is the chain that the disk had before it was bound, and whether that

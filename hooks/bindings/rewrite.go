@@ -187,7 +187,7 @@ func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Domain, Disk, *xml
 		entry.Source = localdisk.StablePath(h.Layout, d.UUID, entry.Target)
 		entry.Serial = disk.Serial
 		if disk.Path != entry.Source {
-			changes = append(changes, xmlrewrite.LocalDisk{Target: entry.Target, Path: entry.Source, Block: entry.Local.Backend != "dir"})
+			changes = append(changes, asCopy(entry.Target, entry.Source, entry.Local.Backend, entry.Local.Fill == fillInstant))
 		}
 		entries = append(entries, entry)
 	}

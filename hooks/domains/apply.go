@@ -182,8 +182,8 @@ func (p *Plan) notRemembered(disks []localdisk.Disk) []localdisk.Disk {
 	return slices.DeleteFunc(disks, func(disk localdisk.Disk) bool { return slices.Contains(p.remembered, disk.Target) })
 }
 
-// lazy are the targets that the plan binds, or binds to another source, with
-// fill=start.
+// lazy are the targets that the plan binds, or binds to another source, whose
+// copies the first start makes.
 func (p *Plan) lazy() ([]string, error) {
 	metadata, err := p.After.Metadata()
 	if err != nil || metadata == nil {
@@ -192,7 +192,7 @@ func (p *Plan) lazy() ([]string, error) {
 	var targets []string
 	for _, e := range metadata.Disks {
 		anew := p.Domain.entry(e.Target) == nil || slices.ContainsFunc(p.foreign, func(b bindings.Bound) bool { return b.Disk.Target == e.Target })
-		if anew && e.Local != nil && e.Local.Fill == "start" {
+		if anew && e.Local != nil && e.Local.Fill != "now" {
 			targets = append(targets, e.Target)
 		}
 	}

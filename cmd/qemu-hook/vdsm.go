@@ -16,6 +16,7 @@ var points = map[string]struct{ host bool }{
 	"before_disk_hotplug":      {},
 	"before_vm_migrate_source": {},
 	"after_vm_destroy":         {},
+	"before_vm_dehibernate":    {},
 	"after_vm_hibernate":       {},
 	"after_vm_dehibernate":     {},
 	"before_vdsm_start":        {host: true},

@@ -82,6 +82,7 @@ var operations = map[string]struct {
 	"after_disk_prepare":       {fulfils, "make the disk ready, or refuse the start"},
 	"before_vm_start":          {fulfils, "make the disks ready, or refuse the start"},
 	"before_vm_migrate_source": {moves, "refuse the migration if a disk cannot be migrated"},
+	"before_vm_dehibernate":    {restores, "refuse to resume if the disks are not as they were saved"},
 	"after_vm_destroy":         {releases, "deactivate the copies"},
 }
 

@@ -4,13 +4,15 @@ package vdsm
 
 import (
 	"context"
-	"path"
-	"strings"
-
-	"github.com/google/uuid"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
@@ -56,39 +58,72 @@ func (v *vm) fulfil(ctx context.Context, d bindings.Domain) ([]bindings.Placemen
 	return v.Fulfil(ctx, d, bound, noDeadline)
 }
 
-// beforeVMStart does the work where after_disk_prepare is not installed. Where
-// it is, the disks lie where they belong already, and only what VDSM leaves of
-// the old driver is set right: it keeps io=threads of a file for a volume.
+// beforeVMStart does the work for all disks at once. Where after_disk_prepare
+// has done it already, it looks again, which takes a moment: QEMU is about to
+// open what the paths name. And it sets right what VDSM leaves of the old
+// driver, io=threads of a file for a volume.
 func beforeVMStart(ctx context.Context, v *vm) error {
 	f, doc, d, err := v.readDomain()
 	if err != nil {
+		return err
+	}
+	if err := v.identified(d); err != nil {
 		return err
 	}
 	bound, err := v.Settle(ctx, d, v.written)
 	if err != nil || len(bound) == 0 {
 		return err
 	}
-	var placements []bindings.Placement
-	var fresh []bindings.Bound
-	for _, b := range bound {
-		p, placed, err := v.Placed(d, b)
-		switch {
-		case err != nil:
-			return err
-		case placed:
-			placements = append(placements, p)
-		default:
-			fresh = append(fresh, b)
+	told, _ := doc.VDSM()
+	for i, b := range bound {
+		_, placed, err := v.Placed(d, b)
+		if err == nil && placed {
+			bound[i], err = v.received(ctx, d, b, told.Disks[b.Disk.Target])
 		}
-	}
-	if len(fresh) > 0 {
-		made, err := v.Fulfil(ctx, d, fresh, noDeadline)
 		if err != nil {
 			return err
 		}
-		placements = append(placements, made...)
+	}
+	placements, err := v.Fulfil(ctx, d, bound, noDeadline)
+	if err != nil {
+		return err
 	}
 	return v.rewrite(f, doc, placements)
+}
+
+// received passes a disk that lies among the copies and has a receipt. Without
+// one it was not diskhook that placed it. A complete volume may be that of
+// oVirt's own hook and be adopted, for which it is compared with the image that
+// it was made from; the path of that comes from the ids.
+func (v *vm) received(ctx context.Context, d bindings.Domain, b bindings.Bound, told xmlrewrite.VDSMDevice) (bindings.Bound, error) {
+	_, err := os.Lstat(filepath.Join(v.Layout.Receipts(), v.id, b.Disk.Image+".json"))
+	if !errors.Is(err, fs.ErrNotExist) {
+		return b, nil // one that cannot be read is refused by who reads it
+	}
+	disks := v.BoundDisks(d, []bindings.Bound{b})
+	observed, err := v.Local.Observe(ctx, disks)
+	if err != nil {
+		return b, err
+	}
+	switch {
+	case observed[0].Copy.State != localdisk.Ready:
+		return b, unreceived(d, b, "is "+string(observed[0].Copy.State))
+	case told.PoolID == "" || told.DomainID == "":
+		return b, unreceived(d, b, "cannot be compared with its image, whose pool and domain the metadata do not tell")
+	}
+	image := imagecheck.Layer{Format: imagecheck.QCOW2, Path: filepath.Join("/", v.Layout.Root, "rhev/data-center",
+		told.PoolID, told.DomainID, "images", b.Disk.Image, b.Disk.Volume)}
+	if _, err := v.Discover(ctx, disks[0], image); err != nil {
+		image.Format = imagecheck.Raw // what else may be wrong with it comes up again
+	}
+	b = bindings.OnlyReady([]bindings.Bound{b})[0]
+	b.Disk.Path, b.Disk.Format, b.Disk.Chain = image.Path, image.Format, nil
+	return b, nil
+}
+
+func unreceived(d bindings.Domain, b bindings.Bound, why string) error {
+	err := failure.New(failure.Conflict, "%s: disk %s: %s lies where local copies are kept, but this host has no receipt for it, and it %s", d, b.Disk.Target, failure.OneLine(b.Disk.Path), why)
+	return failure.Hint(err, "see which hook placed it, and have it leave the disk on its shared volume; if it is this disk's copy and complete, run `diskhook local adopt %s %s`", d.NameArg(), b.Disk.Target)
 }
 
 func beforeDiskHotplug(ctx context.Context, v *vm) error {
@@ -98,33 +133,16 @@ func beforeDiskHotplug(ctx context.Context, v *vm) error {
 	}
 	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true}
 	for _, x := range doc.Disks() {
-		d.Disks = append(d.Disks, bindings.ReadDisk(x, true, idsOf(x)))
+		d.Disks = append(d.Disks, v.readDisk(x, xmlrewrite.VDSMDevice{}))
+	}
+	if err := v.identified(d); err != nil {
+		return err
 	}
 	placements, err := v.fulfil(ctx, d)
 	if err != nil {
 		return err
 	}
 	return v.rewrite(f, doc, placements)
-}
-
-// idsOf takes the ids of a hot-plugged image from its path, as VDSM tells
-// them no other way: …/DOMAIN/images/IMAGE/VOLUME, where IMAGE is the disk's
-// serial, too.
-func idsOf(x *xmlrewrite.Disk) xmlrewrite.VDSMDevice {
-	parts := strings.Split(path.Clean(x.Source.Path()), "/")
-	if len(parts) < 5 {
-		return xmlrewrite.VDSMDevice{}
-	}
-	storage, images, image, volume := parts[len(parts)-4], parts[len(parts)-3], parts[len(parts)-2], parts[len(parts)-1]
-	if images != "images" || !isID(storage) || !isID(image) || !isID(volume) || x.Serial != "" && x.Serial != image {
-		return xmlrewrite.VDSMDevice{}
-	}
-	return xmlrewrite.VDSMDevice{DomainID: storage, ImageID: image, VolumeID: volume}
-}
-
-func isID(s string) bool {
-	u, err := uuid.Parse(s)
-	return err == nil && u.String() == s
 }
 
 // rewrite points the disks at their copies and writes the file, if that

@@ -21,6 +21,9 @@ func beforeVMMigrateSource(_ context.Context, v *vm) error {
 	if err != nil {
 		return err
 	}
+	if err := v.identified(d); err != nil {
+		return err
+	}
 	bound, _, err := bindings.Resolve(d, v.written)
 	if err != nil {
 		return err
@@ -42,19 +45,6 @@ func afterVMDestroy(ctx context.Context, v *vm) error {
 		err = v.Release(ctx, d, bound, "destroyed")
 	}
 	return errors.Join(err, v.Local.ReleaseRest(ctx, v.id))
-}
-
-func afterVMHibernate(ctx context.Context, v *vm) error {
-	_, bound, err := v.gone()
-	if err == nil && len(bound) == 0 {
-		return nil
-	}
-	// A VM whose disks cannot be told may have bound ones: it is marked.
-	return errors.Join(err, v.Local.MarkSaved(ctx, v.id))
-}
-
-func afterVMDehibernate(ctx context.Context, v *vm) error {
-	return v.Local.ClearSaved(ctx, v.id)
 }
 
 // gone reads a VM that does not run any more, as far as it can be read: a

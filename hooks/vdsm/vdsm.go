@@ -9,6 +9,7 @@
 //	before_disk_hotplug       XML of one disk
 //	before_vm_migrate_source  refuse a VM with disks that cannot be migrated
 //	after_vm_destroy          deactivate, and discard what was bound so
+//	before_vm_dehibernate     refuse to resume where the disks are not those of the saved memory
 //	after_vm_hibernate        the VM has saved memory that needs its disks as they are
 //	after_vm_dehibernate      it has none any more
 //	before_vdsm_start         drop links of an earlier boot (root)
@@ -57,6 +58,7 @@ var points = map[string]point{
 	"before_disk_hotplug":      beforeDiskHotplug,
 	"before_vm_migrate_source": beforeVMMigrateSource,
 	"after_vm_destroy":         afterVMDestroy,
+	"before_vm_dehibernate":    beforeVMDehibernate,
 	"after_vm_hibernate":       afterVMHibernate,
 	"after_vm_dehibernate":     afterVMDehibernate,
 }
@@ -96,6 +98,7 @@ type vm struct {
 	call    Call
 	id      string
 	written []bindings.Binding
+	unknown []bindings.Disk // that may be images, but have no ids; see identified
 }
 
 func newVM(h *bindings.Host, c Call) (*vm, error) {
@@ -108,7 +111,7 @@ func newVM(h *bindings.Host, c Call) (*vm, error) {
 	if err != nil {
 		return nil, failure.Hint(fmt.Errorf("vm %s: %w", id, err), "%s", failure.HintOf(err))
 	}
-	return &vm{h, c, id.String(), written}, nil
+	return &vm{Host: h, call: c, id: id.String(), written: written}, nil
 }
 
 // unusable is for the file that VDSM named in the variable.
@@ -151,5 +154,9 @@ func (v *vm) readDomain() (file, *xmlrewrite.Document, bindings.Domain, error) {
 		return f, nil, d, failure.Hint(err, "see which hook before this one wrote it")
 	}
 	d.OVirt = true
+	told, _ := doc.VDSM()
+	for i, x := range doc.Disks() {
+		d.Disks[i] = v.readDisk(x, told.Disks[x.Target])
+	}
 	return f, doc, d, nil
 }

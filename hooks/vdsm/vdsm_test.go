@@ -277,6 +277,8 @@ func TestBeforeVMStart(t *testing.T) {
 
 	t.Run("after after_disk_prepare", func(t *testing.T) {
 		local.Calls = nil
+		w.Receipt(localdisk.Receipt{Domain: vmID, Target: "sda", Image: image, Volume: volume})
+		w.Receipt(localdisk.Receipt{Domain: vmID, Target: "sdb", Image: "b07a37de-95d6-4682-84cd-c8c9201327e3", Volume: "b3335e60-6d27-46e0-bed8-50e75cca6786"})
 		// VDSM has set type and source, and left io=threads.
 		prepared := strings.Replace(want, `io="native" type="raw" error_policy="stop" cache="none"/>
       <alias name="ua-c9865`, `io="threads" type="raw" error_policy="stop" cache="none"/>
@@ -285,18 +287,21 @@ func TestBeforeVMStart(t *testing.T) {
 			t.Fatal("the fixture changed")
 		}
 		got, err := call(t, w, "before_vm_start", []byte(prepared), map[string]string{"localdisk": "lvm"})
-		if err != nil || len(local.Calls) != 0 {
-			t.Errorf("%v, the work was done twice: %q", err, local.Calls)
+		if err != nil || !cmp.Equal(local.Calls, []string{"fulfil sda=lvm sdb=lvm deadline=0s"}) {
+			t.Errorf("%v, not all disks were looked at, once: %q", err, local.Calls)
 		}
 		if diff := cmp.Diff(want, string(got)); diff != "" {
 			t.Error(diff)
 		}
 		again, err := call(t, w, "before_vm_start", got, map[string]string{"localdisk": "lvm"})
-		if err != nil || !bytes.Equal(again, got) || len(local.Calls) != 0 {
+		if err != nil || !bytes.Equal(again, got) || len(local.Calls) != 2 {
 			t.Errorf("a second call: %v, %q", err, local.Calls)
 		}
 	})
 	t.Run("no property", func(t *testing.T) {
+		if err := os.RemoveAll(w.Path("var/lib/diskhook/receipts")); err != nil {
+			t.Fatal(err)
+		}
 		got, err := call(t, w, "before_vm_start", before, nil)
 		if err != nil || !bytes.Equal(got, before) {
 			t.Errorf("%v", err)
@@ -322,15 +327,20 @@ func TestBeforeDiskHotplug(t *testing.T) {
 	if d := local.Asked[0]; d.Image != image || d.Volume != volume || d.Domain != vmID {
 		t.Errorf("asked for %+v", d)
 	}
-	for name, path := range map[string][2]string{
-		"a LUN":          {"/dev/mapper/36001405b3b7829f14c1400d925eefebb", ""},
-		"another serial": {shared, vmID},
-		"no ids":         {"/rhev/a/images/b/c", ""},
+	for name, c := range map[string]struct {
+		path, serial string
+		refused      bool
+	}{
+		"a LUN":            {"/dev/mapper/36001405b3b7829f14c1400d925eefebb", "", false},
+		"a managed volume": {"/run/vdsm/managedvolumes/" + vmID + "_" + vmID, "", false},
+		"another serial":   {shared, vmID, true},
+		"no ids":           {"/rhev/a/images/b/c", "", true},
 	} {
-		xml := snippet(path[0], path[1])
+		local.Calls = nil
+		xml := snippet(c.path, c.serial)
 		got, err := call(t, w, "before_disk_hotplug", []byte(xml), map[string]string{"localdisk": "lvm"})
-		if err != nil || string(got) != xml {
-			t.Errorf("%s: %v\n%s", name, err, got)
+		if (err != nil) != c.refused || string(got) != xml || len(local.Calls) != 0 {
+			t.Errorf("%s: %v, %q\n%s", name, err, local.Calls, got)
 		}
 	}
 }

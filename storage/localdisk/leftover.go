@@ -75,10 +75,12 @@ func linksTo(l host.Layout, d Disk) []string {
 	return links
 }
 
-// leadsTo says whether a link is to the copy of d, which need not be there.
+// leadsTo says whether a link is to the copy of d, which need not be there. No
+// name of a copy has a dot in it; a file's ending has.
 func leadsTo(link string, d Disk) bool {
 	to, err := os.Readlink(link)
-	return err == nil && strings.TrimSuffix(filepath.Base(to), rawSuffix) == d.CopyName()
+	name, _, _ := strings.Cut(filepath.Base(to), ".")
+	return err == nil && name == d.CopyName()
 }
 
 // Linked says whether d was fulfilled in this boot and not released since, by

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vdsm
+
+import (
+	"context"
+	"errors"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+// A suspended VM has its memory on shared storage, and Engine may resume it on
+// any host. The local copies of its disks are on one, which has the mark.
+
+func afterVMHibernate(ctx context.Context, v *vm) error {
+	_, bound, err := v.gone()
+	if err == nil && len(bound) == 0 {
+		return nil
+	}
+	// A VM whose disks cannot be told may have bound ones: it is marked.
+	return errors.Join(err, v.Local.MarkSaved(ctx, v.id))
+}
+
+// beforeVMDehibernate comes when after_disk_prepare has made the disks ready:
+// on another host it has copied what the disks were before, which is not what
+// the memory goes with. Only the mark tells.
+func beforeVMDehibernate(ctx context.Context, v *vm) error {
+	_, _, d, err := v.readDomain()
+	if err != nil {
+		return err
+	}
+	if err := v.identified(d); err != nil {
+		return err
+	}
+	bound, err := v.Settle(ctx, d, v.written)
+	if err != nil || len(bound) == 0 {
+		return err
+	}
+	if bindings.Migratable(d, bound) != nil && !localdisk.Saved(v.Layout, v.id) {
+		err := failure.New(failure.Precondition, "%s: disk %s is bound to a copy on one host, and this host does not know that the VM was suspended here", d, bound[0].Disk.Target)
+		return failure.Hint(err, "resume it on the host where it was suspended; or shut it down, which gives its memory up, and start it there")
+	}
+	return v.Restorable(ctx, d, bound)
+}
+
+func afterVMDehibernate(ctx context.Context, v *vm) error {
+	return v.Local.ClearSaved(ctx, v.id)
+}

@@ -49,6 +49,11 @@ type Local struct {
 	// PoolReserve is the share of a thin pool, in percent, to leave free.
 	PoolReserve int  `toml:"pool_reserve"`
 	Rate        Size `toml:"rate"` // bytes per second of one copy; 0 is no limit
+	// Cache is "auto", which keeps templates where clones are cheap, or "off".
+	Cache string `toml:"cache"`
+	// CacheMinAge is how long a template stays after its last use, though no
+	// copy is a clone of it.
+	CacheMinAge Duration `toml:"cache_min_age"`
 }
 
 // LVM configures how lvm is called.
@@ -102,6 +107,7 @@ func Defaults(l Layout) Config {
 		Local: Local{
 			Backend: "dir", VG: "ovirt-local", Pool: "pool0", Dir: l.LocalDir(),
 			Deadline: Duration(20 * time.Second), Reserve: 1 << 30, PoolReserve: 5,
+			Cache: "auto", CacheMinAge: Duration(24 * time.Hour),
 		},
 		LVM:        LVM{Timeout: Duration(60 * time.Second)},
 		Managed:    Managed{Database: filepath.Join(l.State(), "managedvolume.db")},
@@ -152,6 +158,7 @@ func (c Config) validate() error {
 	check(LVMName(c.Local.Pool), "local.pool: %q is not a logical volume name", c.Local.Pool)
 	check(filepath.IsAbs(c.Local.Dir), "local.dir: %q is not absolute", c.Local.Dir)
 	check(c.Local.PoolReserve >= 0 && c.Local.PoolReserve < 100, "local.pool_reserve: %d is not a percentage", c.Local.PoolReserve)
+	check(oneOf(c.Local.Cache, "auto", "off"), "local.cache: %q is not auto or off", c.Local.Cache)
 	for _, dev := range c.LVM.Devices {
 		check(strings.HasPrefix(dev, "/dev/") && !strings.ContainsAny(dev, "|\"' \n"), "lvm.devices: %q is not a device path", dev)
 	}

@@ -70,6 +70,7 @@ func TestWrongConfigurationIsNamedAndStillUsable(t *testing.T) {
 		"[local]\ndeadline = \"-1s\"":               "negative",
 		"[local]\nreserve = \"much\"":               "not a size",
 		"[local]\npool_reserve = 100":               "not a percentage",
+		"[local]\ncache = \"always\"":               `local.cache: "always" is not auto or off`,
 		"[lvm]\ndevices = [\"/dev/sda\\\" ] } x\"]": "lvm.devices",
 		"[paths]\nroots = [\"srv\"]":                "not absolute",
 		"[[rule]]\nname = \"[\"\nbinding = \"l\"":   "not a glob",

@@ -50,12 +50,13 @@ type Status struct {
 	State   State     `json:"state"`
 	Done    int64     `json:"done"`
 	Total   int64     `json:"total"`
-	Rate    int64     `json:"rate"`  // bytes per second, over the last seconds
-	ETA     int64     `json:"eta"`   // seconds; -1 is unknown
-	Error   string    `json:"error"` // why it failed, one line
-	Code    string    `json:"code"`  // kind of failure, failure.Kind.Code
-	Hint    string    `json:"hint"`  // the way out
-	PID     int       `json:"pid"`   // of the worker
+	Rate    int64     `json:"rate"`           // bytes per second, over the last seconds
+	ETA     int64     `json:"eta"`            // seconds; -1 is unknown
+	Error   string    `json:"error"`          // why it failed, one line
+	Code    string    `json:"code"`           // kind of failure, failure.Kind.Code
+	Hint    string    `json:"hint"`           // the way out
+	Note    string    `json:"note,omitempty"` // what Done and Total are of, if not the object itself
+	PID     int       `json:"pid"`            // of the worker
 	Started time.Time `json:"started"`
 	Updated time.Time `json:"updated"`
 }
@@ -117,6 +118,18 @@ func (w *Writer) Set(state State) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.status.State = state
+	w.write(time.Now().UTC())
+}
+
+// Note says what is worked on for the object's sake, and counts it from its
+// beginning; "" is the object itself.
+func (w *Writer) Note(text string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.status.Note == text {
+		return
+	}
+	w.status.Note, w.status.Done, w.status.Total, w.status.Rate, w.status.ETA, w.marks = text, 0, 0, 0, -1, nil
 	w.write(time.Now().UTC())
 }
 

@@ -153,8 +153,8 @@ func TestSystemFilesAreSound(t *testing.T) {
 }
 
 // TestLocksAreForRootAndVDSM makes the directories as tmpfiles does, with
-// another user in vdsm's place, and has that user take a lock of root's. One
-// more user must not get near it.
+// another user in vdsm's place, and has that user take a lock of root's, and
+// try to get rid of it. One more user must not get near it.
 func TestLocksAreForRootAndVDSM(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: run as root, or set SKIP_INTEGRATION=1")
@@ -184,14 +184,22 @@ func TestLocksAreForRootAndVDSM(t *testing.T) {
 	} else {
 		f.Close()
 	}
-	// storage/lock opens for reading and writing, and makes what is not there.
-	const take = `exec 9<>"$1/held" 8<>"$1/new" && flock -n 9 && flock -n 8`
+	// Who could remove the file of a held lock, or move it away, would have the
+	// next one lock a new file.
 	const nobody, daemon = 65534, 1
-	if out, err := as(t, nobody, "sh", "-c", take, "sh", locks); err != nil {
-		t.Errorf("the user with the ACL: %v: %s", err, out)
-	}
-	if out, err := as(t, daemon, "sh", "-c", take, "sh", locks); err == nil {
-		t.Errorf("any user may lock: %s", out)
+	for script, permitted := range map[string]bool{
+		`exec 9<>"$1/held" && flock -n 9`: true,
+		`rm -f "$1/held"`:                 false,
+		`mv "$1/held" "$1/moved"`:         false,
+		`: >"$1/new"`:                     false,
+		`ls "$1"`:                         false,
+	} {
+		if out, err := as(t, nobody, "sh", "-c", script, "sh", locks); (err == nil) != permitted {
+			t.Errorf("the user with the ACL: %s: %v: %s", script, err, out)
+		}
+		if out, err := as(t, daemon, "sh", "-c", script, "sh", locks); err == nil {
+			t.Errorf("any user may: %s: %s", script, out)
+		}
 	}
 }
 

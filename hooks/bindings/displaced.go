@@ -13,6 +13,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
@@ -51,7 +52,7 @@ func (h *Host) standsIn(d Domain, entry xmlrewrite.BoundDisk, disk Disk, origin 
 	if !isWord(entry.Target) || !isWord(d.UUID) {
 		return nil
 	}
-	r, err := readReceipt(h.Layout, d.UUID, entry.Target)
+	r, err := localdisk.ReadReceipt(h.Layout, d.UUID, entry.Target)
 	if r != nil && disk.shows(r.Source) {
 		origin = r.Source
 	}
@@ -96,7 +97,7 @@ func (h *Host) displaced(d Domain, isBound map[string]bool) error {
 		if isBound[target] {
 			continue
 		}
-		r, err := readReceipt(h.Layout, d.UUID, target)
+		r, err := localdisk.ReadReceipt(h.Layout, d.UUID, target)
 		switch {
 		case err != nil && failure.KindOf(err) != nil:
 			return illegible(d, target, err)

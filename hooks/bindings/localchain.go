@@ -48,7 +48,7 @@ func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, crea
 	for i, b := range bound {
 		disk := k.disk(h, d, b)
 		if b.overlaid() {
-			r, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+			r, err := localdisk.ReadReceipt(h.Layout, disk.Domain, disk.Key())
 			if err == nil && (r == nil || r.Discarding) { // one that cannot be read is refused by whoever acts on it
 				return nil, uncovered(d, b)
 			}
@@ -81,7 +81,7 @@ func (h *Host) uncut(d Domain, b Bound, disk localdisk.Disk) error {
 	if b.Recorded == nil || b.overlaid() || !b.Disk.Complete {
 		return nil
 	}
-	r, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+	r, err := localdisk.ReadReceipt(h.Layout, disk.Domain, disk.Key())
 	if err != nil || !r.Unsettled() || slices.Equal(paths(b.Disk.Chain), paths(r.Source)) {
 		return nil // whoever fulfils reads the receipt again, and says what is wrong with it
 	}
@@ -123,7 +123,7 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 	if _, complete := b.source(); complete {
 		return nil
 	}
-	receipt, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+	receipt, err := localdisk.ReadReceipt(h.Layout, disk.Domain, disk.Key())
 	if err != nil {
 		return nil // whoever fulfils reads it again, and says so
 	}
@@ -141,9 +141,9 @@ func (k local) discover(ctx context.Context, h *Host, b Bound, disk *localdisk.D
 	case receipt == nil && h.busy(ctx, *disk):
 		h.Log.Warn("the chain of the source cannot be read, but its copy is under way", "disk", disk.String(), "err", err)
 	case receipt == nil:
-		return unreadable(*disk, "no local copy of it is known", err)
+		return localdisk.Unreadable(*disk, "no local copy of it is known", err)
 	case receipt.Volume != disk.Volume:
-		return unreadable(*disk, "its local copy is of the volume "+receipt.Volume, err)
+		return localdisk.Unreadable(*disk, "its local copy is of the volume "+receipt.Volume, err)
 	default:
 		if len(receipt.Source) > 0 && receipt.Source[0] == disk.Source[0] {
 			disk.Source = receipt.Source
@@ -168,20 +168,11 @@ func (h *Host) keepBelowLeaf(disk *localdisk.Disk) {
 	if !disk.OVirt() || disk.OnStop != localdisk.Discard || len(disk.Source) < 2 {
 		return
 	}
-	r, err := readReceipt(h.Layout, disk.Domain, disk.Key())
+	r, err := localdisk.ReadReceipt(h.Layout, disk.Domain, disk.Key())
 	if err != nil || r == nil || !r.Used || r.Discarding || r.Volume == disk.Volume {
 		return
 	}
 	if slices.ContainsFunc(disk.Source[1:], func(l imagecheck.Layer) bool { return filepath.Base(l.Path) == r.Volume }) {
 		disk.OnStop = localdisk.Keep // which refuses another leaf
 	}
-}
-
-func unreadable(disk localdisk.Disk, copied string, err error) error {
-	hint := failure.HintOf(err)
-	if hint == "" {
-		hint = "bring its storage back, then start again"
-	}
-	err = fmt.Errorf("%s: %s, and its source %s cannot be read: %w", disk, copied, failure.OneLine(disk.Source[0].Path), err)
-	return failure.Hint(err, "%s", hint)
 }

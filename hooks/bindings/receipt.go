@@ -4,55 +4,10 @@ package bindings
 
 import (
 	"cmp"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"diskhook/storage/failure"
-	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 )
-
-// receiptSchema is the one that localdisk writes.
-const receiptSchema = "diskhook.receipt/v1"
-
-// readReceipt reads one receipt by its name: the user vdsm may do that, but
-// not list the directory. nil: there is none. A receipt that is there, but
-// cannot be read or understood, is a failure.Precondition, as it may be that of
-// a copy that a guest used. The error has no kind where the domain has no
-// directory of receipts, or nobody can tell.
-func readReceipt(l host.Layout, domain, key string) (*localdisk.Receipt, error) {
-	path := filepath.Join(l.Receipts(), domain, key+".json")
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, unread(path, err)
-	}
-	var r localdisk.Receipt
-	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, failure.New(failure.Precondition, "receipt %s: not understood: %w", path, err)
-	}
-	if r.Schema != receiptSchema || r.Domain != domain || r.Copy == "" {
-		return nil, failure.New(failure.Precondition, "receipt %s: not understood: schema %q, domain %q, copy %q", path, clip(r.Schema), clip(r.Domain), clip(r.Copy))
-	}
-	return &r, nil
-}
-
-// unread is what it means that a receipt could not be read; nil: there is none.
-func unread(path string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		if st, gone := os.Lstat(path); gone != nil || st.Mode()&fs.ModeSymlink == 0 {
-			return nil
-		} // else a link that leads nowhere: somebody moved the receipts
-	}
-	err = fmt.Errorf("receipt %w", err)
-	if st, unknown := os.Stat(filepath.Dir(path)); unknown == nil && st.IsDir() {
-		return failure.Wrap(failure.Precondition, err)
-	}
-	return err
-}
 
 // Forsaken refuses a domain that has a disk with a receipt, but without a
 // binding: the guest's data is in the local copy, and the disk as it stands
@@ -75,7 +30,7 @@ func (h *Host) Forsaken(d Domain, bound []Bound) error {
 		if isBound[disk.Target] || !isWord(key) {
 			continue
 		}
-		r, err := readReceipt(h.Layout, d.UUID, key)
+		r, err := localdisk.ReadReceipt(h.Layout, d.UUID, key)
 		if err != nil && failure.KindOf(err) == nil {
 			h.Log.Warn("receipt", "domain", d.UUID, "disk", disk.Target, "err", err)
 			continue

@@ -197,23 +197,3 @@ func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Domain, Disk, *xml
 	}
 	return after, nil
 }
-
-// Unbind gives every bound disk its origin back and takes our metadata out.
-// What lies in copies is not looked at: the caller has asked first.
-func Unbind(doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
-	d, err := ReadDomain(doc)
-	if err != nil {
-		return nil, err
-	}
-	var changes []xmlrewrite.Rewriter
-	for _, entry := range d.entries() {
-		if _, there := d.Disk(entry.Target); there {
-			changes = append(changes, xmlrewrite.RestoreOrigin{Target: entry.Target})
-		}
-	}
-	after, err := xmlrewrite.Apply(doc, append(changes, xmlrewrite.RemoveMetadata{})...)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
-	}
-	return after, nil
-}

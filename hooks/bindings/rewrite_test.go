@@ -47,7 +47,7 @@ func TestRewrite(t *testing.T) {
 		refused(t, err, failure.Conflict, "vdb", "domain revert vm")
 	})
 	t.Run("back", func(t *testing.T) {
-		back, err := bindings.Unbind(r.After)
+		back, err := xmlrewrite.Apply(r.After, xmlrewrite.RestoreOrigin{Target: "vda"}, xmlrewrite.RestoreOrigin{Target: "vdb"}, xmlrewrite.RemoveMetadata{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +129,7 @@ func TestSimulateChangesNothing(t *testing.T) {
 	doc := applied(t, w)
 	before := w.Files("")
 	for op, words := range map[string][]string{
-		"prepare": {"domain vm: prepare", "disk vda: make and fill a copy", "qemu-img", "link " + w.Path("run/diskhook/disks/"+hooktest.UUID+"/vda")},
+		"prepare": {"domain vm: prepare", "disk vda: make and fill a copy", "images/top.qcow2", "link " + w.Path("run/diskhook/disks/"+hooktest.UUID+"/vda")},
 		"migrate": {"refused: domain vm: disk vda is bound to local and cannot be migrated"},
 		"release": {"domain vm: release", "disk vda: release its copy"},
 		"restore": {"domain vm: restore: pass the XML as it is"},

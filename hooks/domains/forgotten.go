@@ -46,7 +46,7 @@ func (s *Service) forgotten(ctx context.Context, d bindings.Domain, doc *xmlrewr
 			f.above = disk.Path
 		}
 		var err error
-		if f.entry.Origin, err = originFrom(doc, r); err != nil {
+		if f.entry.Origin, err = originFrom(ctx, doc, r); err != nil {
 			return nil, fmt.Errorf("%s: disk %s: its receipt: %w", d, disk.Target, failure.Wrap(failure.Precondition, err))
 		}
 		found = append(found, f)
@@ -118,7 +118,7 @@ func withoutOrigin(d Domain, f forgotten, r localdisk.Receipt) error {
 // origins were kept tells the top layer of the chain alone, which is what a
 // definition without <backingStore> says; that of an adopted copy may not even
 // tell that: then it is nil.
-func originFrom(doc *xmlrewrite.Document, r localdisk.Receipt) ([]byte, error) {
+func originFrom(ctx context.Context, doc *xmlrewrite.Document, r localdisk.Receipt) ([]byte, error) {
 	if r.Origin != "" {
 		kept := xmlrewrite.BoundDisk{Target: r.Target, Origin: []byte(r.Origin)}
 		if _, err := kept.OriginDisk(); err == nil {
@@ -129,17 +129,17 @@ func originFrom(doc *xmlrewrite.Document, r localdisk.Receipt) ([]byte, error) {
 		return nil, nil
 	}
 	top := r.Source[0]
-	was, err := xmlrewrite.Apply(doc, xmlrewrite.LocalDisk{Target: r.Target, Path: top.Path, Format: top.Format, Block: isBlock(top.Path)})
+	was, err := xmlrewrite.Apply(doc, xmlrewrite.LocalDisk{Target: r.Target, Path: top.Path, Format: top.Format, Block: isBlock(ctx, top.Path)})
 	if err != nil {
 		return nil, err
 	}
 	return was.Origin(r.Target)
 }
 
-// isBlock goes by the path where there is nothing at it, as on storage that is
-// away.
-func isBlock(path string) bool {
-	if st, err := os.Stat(path); err == nil {
+// isBlock goes by the path where there is nothing at it, or no answer, as on
+// storage that is away.
+func isBlock(ctx context.Context, path string) bool {
+	if st, err := withPatience(ctx, func() (os.FileInfo, error) { return os.Stat(path) }); err == nil {
 		return st.Mode()&os.ModeDevice != 0
 	}
 	return strings.HasPrefix(path, "/dev/")

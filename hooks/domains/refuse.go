@@ -11,6 +11,7 @@ import (
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/blockdev"
+	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
 )
@@ -121,22 +122,7 @@ func notOpen(ctx context.Context, d Domain, b bindings.Bound) error {
 
 // withPatience calls look and gives up on it when it hangs.
 func withPatience[T any](ctx context.Context, look func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result, 1)
-	go func() {
-		value, err := look()
-		done <- result{value, err}
-	}()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var none T
-		return none, failure.Wrap(failure.Temporary, fmt.Errorf("it does not answer: %w", ctx.Err()))
-	}
+	return command.Abandon(ctx, look)
 }

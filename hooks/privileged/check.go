@@ -7,9 +7,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
-
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 )
@@ -77,7 +76,7 @@ func (s *Server) checkNode(node string) error {
 	default:
 		return failure.New(failure.Usage, "node %q: not the node of a copy", node)
 	}
-	if id, err := uuid.Parse(name); err != nil || id.String() != name || filepath.Clean(node) != node {
+	if !host.IsUUID(name) || filepath.Clean(node) != node {
 		return failure.New(failure.Usage, "node %q: not the node of a copy of oVirt's", node)
 	}
 	return nil

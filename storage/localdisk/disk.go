@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
-
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
@@ -153,11 +151,7 @@ func validate(disks []Disk) error {
 	return nil
 }
 
-// isUUID takes the canonical form only: lower case with dashes.
-func isUUID(s string) bool {
-	u, err := uuid.Parse(s)
-	return err == nil && u.String() == s
-}
+func isUUID(s string) bool { return host.IsUUID(s) }
 
 func validKey(domain, key string) error {
 	if !isUUID(domain) || !isUUID(key) && !validTarget(key) {

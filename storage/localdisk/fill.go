@@ -179,13 +179,19 @@ func (s *Service) open(ctx context.Context, d Disk) (*imagecheck.Opened, error) 
 	return s.checker(d).Open(ctx, d.Source)
 }
 
-// unreadable says what the source is for, and always has a way out.
-func unreadable(d Disk, err error) error {
-	hint := failure.HintOf(err)
+func unreadable(d Disk, err error) error { return Unreadable(d, "there is no local copy yet", err) }
+
+// Unreadable is the error of a disk whose source is needed, since copied, and
+// cannot be read. It always has a way out.
+func Unreadable(d Disk, copied string, err error) error {
+	source, hint := "its source", failure.HintOf(err)
+	if len(d.Source) > 0 {
+		source += " " + failure.OneLine(d.Source[0].Path)
+	}
 	if hint == "" {
 		hint = "bring its storage back, then start again"
 	}
-	return failure.Hint(fmt.Errorf("%s: there is no local copy yet, and its source cannot be read: %w", d, err), "%s", hint)
+	return failure.Hint(fmt.Errorf("%s: %s, and %s cannot be read: %w", d, copied, source, err), "%s", hint)
 }
 
 func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, zeroed bool, held *lock.Lock, status *progress.Writer) error {

@@ -66,25 +66,43 @@ func receiptPath(l host.Layout, domain, key string) string {
 	return filepath.Join(l.Receipts(), domain, key+".json")
 }
 
-// readReceipt returns nil without error when there is none. One that cannot be
-// read or understood is an error: it may say used.
+// ReadReceipt reads one receipt by the domain's UUID and the disk's key; nil
+// without error when there is none. The user vdsm may read a receipt whose name
+// it knows, but not list them. One that is there, but cannot be read or
+// understood, is a failure.Precondition: it may say used. The error has no kind
+// where the domain has no directory of receipts that anybody could see.
+func ReadReceipt(l host.Layout, domain, key string) (*Receipt, error) {
+	return readReceipt(l, domain, key)
+}
+
 func readReceipt(l host.Layout, domain, key string) (*Receipt, error) {
 	path := receiptPath(l, domain, key)
 	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, fmt.Errorf("receipt %s: %w", path, err)
+		return nil, unread(path, err)
 	}
 	var r Receipt
 	if err := json.Unmarshal(b, &r); err != nil {
 		return nil, badReceipt(path, err)
 	}
 	if r.Schema != receiptSchema || r.Domain != domain || r.Copy == "" {
-		return nil, badReceipt(path, fmt.Errorf("schema %q, domain %q, copy %q", r.Schema, r.Domain, r.Copy))
+		return nil, badReceipt(path, fmt.Errorf("schema %.64q, domain %.64q, copy %.64q", r.Schema, r.Domain, r.Copy))
 	}
 	return &r, nil
+}
+
+// unread is what it means that a receipt could not be read; nil: there is none.
+func unread(path string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		if st, gone := os.Lstat(path); gone != nil || st.Mode()&fs.ModeSymlink == 0 {
+			return nil
+		} // else a link that leads nowhere: somebody moved the receipts
+	}
+	err = fmt.Errorf("receipt %w", err)
+	if st, unknown := os.Stat(filepath.Dir(path)); unknown == nil && st.IsDir() {
+		return failure.Wrap(failure.Precondition, err)
+	}
+	return err
 }
 
 func badReceipt(path string, err error) error {

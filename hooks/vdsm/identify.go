@@ -114,7 +114,7 @@ func (v *vm) identified(d bindings.Domain) error {
 		meant := func(b bindings.Binding) bool {
 			return !b.Named() || b.Select == disk.Target || b.Select == disk.Serial
 		}
-		if slices.ContainsFunc(v.written, meant) {
+		if _, recorded := d.Metadata.Disk(disk.Target); recorded || slices.ContainsFunc(v.written, meant) {
 			err := failure.New(failure.Precondition, "%s: disk %s: nothing tells which image of oVirt %s is (serial %q)", d, disk.Target, failure.OneLine(disk.Path), failure.OneLine(disk.Serial))
 			return failure.Hint(err, "see which hook took its <ovirt-vm:device> out of the metadata, or name the disks that are meant in the property, as in diskhook='sda:local=lvm'")
 		}

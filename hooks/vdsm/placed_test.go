@@ -194,7 +194,7 @@ func TestWithoutMetadata(t *testing.T) {
 			oVirt(t, w)
 			xml := strings.Replace(string(sharedXML(w)), serial, c.serial, 1)
 			if c.path != "" {
-				xml = string(placed(w, c.path))
+				xml = string(placed(w, strings.ReplaceAll(c.path, "ROOT", w.Root)))
 				xml = strings.Replace(xml, serial, c.serial, 1)
 			}
 			if c.receipt {
@@ -218,6 +218,19 @@ func TestWithoutMetadata(t *testing.T) {
 				t.Errorf("asked for %+v", d)
 			}
 		})
+	}
+}
+
+// TestBoundByOurMetadata: they bind a disk of libvirt's, whose copy is called
+// by its target; on oVirt that would be a second one.
+func TestBoundByOurMetadata(t *testing.T) {
+	w, local := fake(t)
+	stable := w.Path("run/diskhook/disks/" + vmID + "/sda")
+	xml := regexp.MustCompile(`(?s)<ovirt-vm:vm>.*</ovirt-vm:vm>`).ReplaceAllString(string(placed(w, stable)),
+		`<dh:disks xmlns:dh="urn:diskhook:1" domain="`+vmID+`"><dh:disk target="sda" source="`+stable+`"><dh:local backend="lvm"/></dh:disk></dh:disks>`)
+	_, err := call(t, w, "before_vm_start", []byte(xml), nil)
+	if err == nil || !strings.Contains(failure.Line(err), "which image") || len(local.Calls) != 0 {
+		t.Errorf("%v, %q", err, local.Calls)
 	}
 }
 

@@ -31,10 +31,7 @@ func beforeVMDehibernate(ctx context.Context, v *vm) error {
 	if err != nil {
 		return err
 	}
-	if err := v.identified(d); err != nil {
-		return err
-	}
-	bound, err := v.Settle(ctx, d, v.written)
+	bound, err := v.settle(ctx, d)
 	if err != nil || len(bound) == 0 {
 		return err
 	}

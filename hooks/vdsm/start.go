@@ -49,9 +49,18 @@ func sourceType(p bindings.Placement) string {
 	return "file"
 }
 
+// settle settles which disks of d are bound to what. Everything that forbids a
+// start before storage is asked is an error.
+func (v *vm) settle(ctx context.Context, d bindings.Domain) ([]bindings.Bound, error) {
+	if err := v.identified(d); err != nil {
+		return nil, err
+	}
+	return v.Settle(ctx, d, v.written)
+}
+
 // fulfil makes the bound disks of d ready. None bound, nothing is done.
 func (v *vm) fulfil(ctx context.Context, d bindings.Domain) ([]bindings.Placement, error) {
-	bound, err := v.Settle(ctx, d, v.written)
+	bound, err := v.settle(ctx, d)
 	if err != nil || len(bound) == 0 {
 		return nil, err
 	}
@@ -67,10 +76,7 @@ func beforeVMStart(ctx context.Context, v *vm) error {
 	if err != nil {
 		return err
 	}
-	if err := v.identified(d); err != nil {
-		return err
-	}
-	bound, err := v.Settle(ctx, d, v.written)
+	bound, err := v.settle(ctx, d)
 	if err != nil || len(bound) == 0 {
 		return err
 	}
@@ -134,9 +140,6 @@ func beforeDiskHotplug(ctx context.Context, v *vm) error {
 	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true}
 	for _, x := range doc.Disks() {
 		d.Disks = append(d.Disks, v.readDisk(x, xmlrewrite.VDSMDevice{}))
-	}
-	if err := v.identified(d); err != nil {
-		return err
 	}
 	placements, err := v.fulfil(ctx, d)
 	if err != nil {

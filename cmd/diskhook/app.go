@@ -13,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/xmlrewrite"
@@ -100,7 +101,16 @@ func (p *program) logger() *slog.Logger {
 }
 
 // config is the host's configuration; a wrong one stops a CLI.
-func (p *program) config() (host.Config, error) { return host.Load(p.layout) }
+func (p *program) config() (host.Config, error) {
+	config, err := host.Load(p.layout)
+	if err != nil {
+		return config, err
+	}
+	if err := bindings.CheckRules(config.Rules); err != nil {
+		return config, fmt.Errorf("%s: %w", p.layout.Config(), err)
+	}
+	return config, nil
+}
 
 // stopped is the cause of a context that a signal ended.
 type stopped struct{ signal syscall.Signal }

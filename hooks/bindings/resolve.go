@@ -173,20 +173,39 @@ func FromRules(rules []host.Rule, d Domain) ([]Binding, error) {
 			if !fits(r.Name, d.Name) || !fits(r.Target, disk.Target) || !fits(r.Path, disk.Path) || disk.Unfit != "" {
 				continue
 			}
-			bindings, err := Parse(fmt.Sprintf("rule %d", i+1), r.Binding, Rule)
+			b, err := ruleBinding(i, r)
 			if err != nil {
 				return nil, err
 			}
-			if len(bindings) != 1 || bindings[0].Named() {
-				err := failure.New(failure.Usage, "rule %d: %q: a rule has one binding, without a disk", i+1, clip(r.Binding))
-				return nil, failure.Hint(err, "write it like local=lvmthin,on-stop=keep")
-			}
-			bindings[0].Select = disk.Target
-			all = append(all, bindings[0])
+			b.Select = disk.Target
+			all = append(all, b)
 			break
 		}
 	}
 	return all, nil
+}
+
+// CheckRules says which rule could not bind a disk if it fitted one; a
+// failure.Usage.
+func CheckRules(rules []host.Rule) error {
+	for i, r := range rules {
+		if _, err := ruleBinding(i, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ruleBinding(i int, r host.Rule) (Binding, error) {
+	bindings, err := Parse(fmt.Sprintf("rule %d", i+1), r.Binding, Rule)
+	if err != nil {
+		return Binding{}, err
+	}
+	if len(bindings) != 1 || bindings[0].Named() {
+		err := failure.New(failure.Usage, "rule %d: %q: a rule has one binding, without a disk", i+1, clip(r.Binding))
+		return Binding{}, failure.Hint(err, "write it like local=lvmthin,on-stop=keep")
+	}
+	return bindings[0], nil
 }
 
 func fits(glob, s string) bool {

@@ -150,6 +150,7 @@ func (c Config) validate() error {
 			problems = append(problems, fmt.Errorf(format, args...))
 		}
 	}
+	check(len(c.Paths.Roots) > 0, "paths.roots: it is empty, so that no disk may lie anywhere")
 	for _, root := range c.Paths.Roots {
 		check(filepath.IsAbs(root), "paths.roots: %q is not absolute", root)
 	}

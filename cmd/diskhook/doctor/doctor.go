@@ -13,8 +13,11 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -123,10 +126,19 @@ func configuration(_ context.Context, h *Host) []Finding {
 	if h.ConfigErr != nil {
 		return []Finding{failed(h.ConfigErr)}
 	}
-	if !present(h.Layout.Config()) {
-		return []Finding{ok("no %s, the defaults hold", h.Layout.Config())}
+	path := h.Layout.Config()
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return []Finding{ok("no %s, the defaults hold", path)}
+	case err != nil:
+		return []Finding{warn("run doctor as root", "%v", err)}
+	case st.Mode()&0o022 != 0:
+		return []Finding{fail("chmod go-w "+path, "%s: others than its owner may write to it, and so steer what diskhook does as root", path)}
+	case h.Layout.Root == "" && owner(st) != 0:
+		return []Finding{fail("chown root "+path, "%s belongs to uid %d, not to root", path, owner(st))}
 	}
-	return []Finding{ok("%s is fine", h.Layout.Config())}
+	return []Finding{ok("%s is fine", path)}
 }
 
 func machineID(_ context.Context, h *Host) []Finding {

@@ -117,6 +117,27 @@ func TestConfinement(t *testing.T) {
 	one(t, confinement(t.Context(), h), Fail, "AppArmor", "cp --remove-destination "+elsewhere)
 }
 
+// Whoever may write the configuration steers what root does.
+func TestConfigurationIsOnlyItsOwners(t *testing.T) {
+	h := newHost(t)
+	one(t, configuration(t.Context(), h), OK, "the defaults hold", "")
+	for mode, level := range map[os.FileMode]Level{0o644: OK, 0o600: OK, 0o664: Fail, 0o646: Fail} {
+		path := h.write(t, "/etc/diskhook/diskhook.toml", "", mode)
+		if level == OK {
+			one(t, configuration(t.Context(), h), OK, "is fine", "")
+		} else {
+			one(t, configuration(t.Context(), h), Fail, "others than its owner may write", "chmod go-w "+path)
+		}
+	}
+	folder := h.at("/etc/diskhook")
+	for mode, message := range map[os.FileMode]string{0o775: "its group may write", 0o757: "anybody may write"} {
+		if err := os.Chmod(folder, mode); err != nil {
+			t.Fatal(err)
+		}
+		one(t, directories(t.Context(), h), Fail, message, "o-w "+folder)
+	}
+}
+
 func TestDirectories(t *testing.T) {
 	h := newHost(t)
 	one(t, directories(t.Context(), h), OK, "as they should be", "")

@@ -58,6 +58,9 @@ func directory(l host.Layout, path string, search bool) (Finding, bool) {
 		return fail("mv "+path+" "+path+".old", "%s is not a directory", path), true
 	case st.Mode()&0o002 != 0:
 		return fail("chmod o-w "+path, "%s: anybody may write to it", path), true
+	case path == filepath.Dir(l.Config()) && st.Mode()&0o020 != 0:
+		// In the others the group's bits may be the mask of an ACL for vdsm.
+		return fail("chmod go-w "+path, "%s: its group may write to it", path), true
 	case l.Root == "" && owner(st) != 0:
 		return fail("chown root "+path, "%s belongs to uid %d, not to root", path, owner(st)), true
 	case search && st.Mode()&0o001 == 0:

@@ -19,7 +19,12 @@
 // has saved memory, snapshots or checkpoints, belongs to VDSM, or shares a disk
 // with somebody. libvirt has no compare-and-set; so the definition is read
 // once more immediately before it is replaced, and if it is no longer what
-// was planned on, nothing is done (failure.Temporary).
+// was planned on, nothing is done (failure.Temporary). Other verbs of diskhook
+// are kept out by a lock of the domain's, from that look to the end of the work
+// (lock.go); what somebody else does with virsh is not.
+//
+// Metadata and receipts tell of each other (record.go): metadata that were
+// taken out of a definition are written again from the receipts (forgotten.go).
 //
 // # How it fails
 //

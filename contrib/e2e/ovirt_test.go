@@ -43,6 +43,7 @@ func hookPoints(m machine) {
 	m.scenario("new leaf", newLeaf)
 	m.scenario("volume of the old hook", oldHook)
 	m.scenario("discard", discarded)
+	m.scenario("unplugged disk", unplugged)
 	m.scenario("malicious requests", malicious)
 }
 
@@ -119,6 +120,24 @@ func beforeVMStart(m machine) {
 		}
 	})
 	m.reads(v.node(), 0x31, 2<<20)
+
+	// Between the two hook points the volume may have become another.
+	m.run("lvchange", "-an", "ovirt-local/"+v.leaf())
+	ran := m.lvmCommands(func() {
+		if r, _ := m.point(v, "before_vm_start", lvmProperty, v.xml("block", "dev", v.node())); r.code != 0 {
+			m.Errorf("an inactive volume: exit code %d: %s", r.code, r.output)
+		}
+	})
+	if len(ran) > 2 {
+		m.Errorf("%d LVM commands for a disk that is placed:\n%s", len(ran), strings.Join(ran, "\n"))
+	}
+	m.ownedByVDSM(v)
+	m.reads(v.node(), 0x31, 2<<20)
+	m.run("lvchange", "--addtag", "UPDATING", "ovirt-local/"+v.leaf())
+	r, _ := m.point(v, "before_vm_start", lvmProperty, v.xml("block", "dev", v.node()))
+	m.refused(r, 2, "sda", "UPDATING")
+	m.run("lvchange", "--deltag", "UPDATING", "ovirt-local/"+v.leaf())
+
 	r, after := m.point(v, "before_vm_migrate_source", lvmProperty, v.xml("block", "dev", v.node()))
 	m.refused(r, 2, "sda")
 	if after != v.xml("block", "dev", v.node()) {
@@ -173,6 +192,21 @@ func oldHook(m machine) {
 		m.Errorf("receipt %+v", r)
 	}
 	m.reads(v.node(), 0x55, 6<<20)
+
+	// The same, where the old hook has placed the disk.
+	m.must(os.Remove(filepath.Join("/var/lib/diskhook/receipts", v.id(), v.imageID()+".json")))
+	for tag := range strings.SplitSeq(lv[1], ",") {
+		if strings.HasPrefix(tag, "DH_") {
+			m.run("lvchange", "--deltag", tag, "ovirt-local/"+v.leaf())
+		}
+	}
+	if r, _ := m.point(v, "before_vm_start", lvmProperty, v.xml("block", "dev", v.node())); r.code != 0 {
+		m.Errorf("placed by the old hook: exit code %d: %s", r.code, r.output)
+	}
+	if r := m.receipt(v.id(), v.imageID()); r == nil || !r.Used || r.Copy != before {
+		m.Errorf("receipt %+v", r)
+	}
+	m.reads(v.node(), 0x55, 6<<20)
 }
 
 // discarded: the copy goes after the VM, but not while it is hibernated.
@@ -192,13 +226,32 @@ func discarded(m machine) {
 	call("after_vm_destroy")
 	m.prepare(v, property...)
 	m.reads(v.node(), 0x66, 4<<20)
+	call("before_vm_dehibernate")
 	call("after_vm_dehibernate")
+	r, _ := m.point(v, "before_vm_dehibernate", property, v.xml("block", "dev", v.node()))
+	m.refused(r, 2, "sda", "suspended here")
 	call("after_vm_destroy")
 	if strings.Contains(m.volumes(), v.leaf()) || m.receipt(v.id(), v.imageID()) != nil {
 		m.Error("the copy of a stateless VM is still there")
 	}
 	m.prepare(v, property...)
 	m.sameVolume(v)
+}
+
+// unplugged: the XML of the VM's end does not name the disk any more.
+func unplugged(m machine) {
+	v := vm{"a", "first"}
+	m.prepare(v, lvmProperty...)
+	before, rest, _ := strings.Cut(v.xml("block", "dev", v.node()), "<disk ")
+	_, after, _ := strings.Cut(rest, "</disk>")
+	m.unchanged(func() {
+		if r, _ := m.point(v, "after_vm_destroy", lvmProperty, before+after); r.code != 0 {
+			m.Errorf("exit code %d: %s", r.code, r.output)
+		}
+	})
+	if active := m.lv(v.leaf(), "lv_active")[0]; active != "" {
+		m.Errorf("the volume is still %s", active)
+	}
 }
 
 // malicious: vdsm may be taken over; then diskhook-helper is what stands
@@ -249,6 +302,25 @@ func malicious(m machine) {
 	if r := m.asVDSM(nil, "", "sudo", "-n", "/usr/bin/diskhook", "local", "list"); r.code == 0 {
 		m.Errorf("vdsm may run everything as root: %s", r.output)
 	}
+
+	stateless := vm{"stateless", "stateless"}
+	lock := filepath.Join("/run/diskhook/lock", "local-"+stateless.id()+"-"+stateless.imageID())
+	if r := m.asVDSM(nil, "", "rm", "-f", lock); r.code == 0 {
+		m.Error("vdsm may remove a lock")
+	}
+	holder, err := os.Open(stateless.node())
+	m.must(err)
+	lie, err := json.Marshal(map[string]any{"domain": stateless.id(), "reason": "destroyed", "disks": []any{map[string]any{
+		"domain": stateless.id(), "target": "sda", "image": stateless.imageID(), "volume": stateless.leaf(),
+		"backend": "lvmthin", "on_stop": "discard", "create": false,
+	}}})
+	m.must(err)
+	m.unchanged(func() {
+		if r := m.asVDSM(nil, string(lie), "sudo", "-n", "/usr/libexec/diskhook/diskhook-helper", "local", "release"); r.code == 0 {
+			m.Errorf("an open disk was released as if the VM had gone: %s", r.output)
+		}
+	})
+	m.must(holder.Close())
 
 	m.must(os.Chmod("/etc/diskhook/diskhook.toml", 0o666))
 	m.refusedPrepare(vm{"a", "first"}, vm{image: "first"}.leaf(), lvmProperty, "/etc/diskhook/diskhook.toml", "chmod go-w")

@@ -65,13 +65,13 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if err := s.untouchable(d); err != nil {
 		return nil, err
 	}
-	anew := p.foreign
+	p.binds = slices.Clone(p.foreign)
 	for _, b := range r.Bound {
 		if b.Recorded == nil {
-			anew = append(anew, b)
+			p.binds = append(p.binds, b)
 		}
 	}
-	if err := s.unbindable(ctx, d, anew); err != nil {
+	if err := s.unbindable(ctx, d, p.binds); err != nil {
 		return nil, err
 	}
 	return p, s.planRoom(ctx, p)
@@ -270,7 +270,7 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	if err := s.room(ctx, p); err != nil {
 		return err
 	}
-	stored, err := s.define(ctx, p)
+	stored, err := s.bind(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -285,6 +285,28 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 		}
 	}
 	return s.record(ctx, stored.UUID)
+}
+
+// bind defines what the plan says. Two domains that are bound at once to one
+// image would each find it free when they plan; so that is looked at again, one
+// domain of the host after the other.
+func (s *Service) bind(ctx context.Context, p *Plan) (Domain, error) {
+	if len(p.binds) == 0 {
+		return s.define(ctx, p)
+	}
+	release, err := s.lock(ctx, "bind", p.Domain.Domain)
+	if err != nil {
+		return p.Domain, err
+	}
+	defer release()
+	others, err := s.Libvirt.List(ctx, true)
+	if err == nil {
+		err = s.notShared(ctx, p.Domain, p.binds, others)
+	}
+	if err != nil {
+		return p.Domain, err
+	}
+	return s.define(ctx, p)
 }
 
 // unfilled says what state a domain is left in when its copies were not made,

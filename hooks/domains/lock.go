@@ -21,12 +21,17 @@ const lockPatience = time.Second
 // hold takes the lock of a domain, which one verb at a time has while it works
 // on definition and copies. Hooks do not take it: they never wait for a verb.
 func (s *Service) hold(ctx context.Context, d bindings.Domain) (release func(), err error) {
+	return s.lock(ctx, "domain-"+d.UUID, d)
+}
+
+// lock takes a lock of the host for a verb on d.
+func (s *Service) lock(ctx context.Context, name string, d bindings.Domain) (release func(), err error) {
 	if err := atomicfile.MkdirAll(s.Host.Layout.Locks(), 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Host.Layout.Locks(), err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
-	l, err := lock.Acquire(ctx, s.Host.Layout.Locks(), "domain-"+d.UUID)
+	l, err := lock.Acquire(ctx, s.Host.Layout.Locks(), name)
 	if errors.Is(err, lock.ErrHeld) {
 		err := failure.New(failure.Temporary, "%s: another diskhook works on its definition or its copies", d)
 		return nil, failure.Hint(err, "wait for its end (`diskhook local status --watch %s` shows copies that are being made), then run this again", d.NameArg())

@@ -25,6 +25,7 @@ type Plan struct {
 	Remove  []localdisk.Receipt  // copies to give up after it
 	Notes   []string             // what the operator should know
 
+	binds    []bindings.Bound // disks that are bound anew, or to another source
 	anew     []string         // targets of Fill whose copy, if there is one, is replaced
 	foreign  []bindings.Bound // bound disks that get another source, as refresh accepts it
 	released []string         // targets that lose their binding

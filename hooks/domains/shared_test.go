@@ -10,9 +10,46 @@ import (
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
 )
 
 const otherUUID = "99999999-2222-3333-4444-555555555555"
+
+// An image is free when two domains are about to be bound to it; the second
+// one finds that out.
+func TestImageThatWasBoundMeanwhile(t *testing.T) {
+	root := t.TempDir()
+	image := root + "/images/vda.raw"
+	write(t, image, strings.Repeat("x", 4096))
+	libvirt := &oneDomain{xml: bare(image, "raw")}
+	s := testService(t, root, libvirt)
+	s.Host.Config.Local.Reserve, s.Local.Config.Local.Reserve = 0, 0
+	bind, err := bindings.Parse("--local", "vda:local=dir", bindings.Flag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.PlanApply(t.Context(), "vm", bind, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := libvirt.xml
+	libvirt.others = []Facts{{Name: "other", UUID: otherUUID, XML: otherwise(boundTo(root, testMachine, "", "vda"))}}
+	refusedWith(t, s.Apply(t.Context(), p, localdisk.Waiting{}), failure.Conflict, "the disk vda of the domain other", "`diskhook domain revert other vda`")
+	if libvirt.xml != was {
+		t.Errorf("it is bound: %s", libvirt.xml)
+	}
+	held, err := lock.Try(s.Host.Layout.Locks(), "bind")
+	if err != nil {
+		t.Fatal(err)
+	}
+	libvirt.others = nil
+	refusedWith(t, s.Apply(t.Context(), p, localdisk.Waiting{}), failure.Temporary, "another diskhook works on", "run this again")
+	held.Release()
+	if libvirt.xml != was {
+		t.Errorf("it is bound: %s", libvirt.xml)
+	}
+}
 
 // otherwise is text of the other domain instead of ours.
 func otherwise(text string) string {

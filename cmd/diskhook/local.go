@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -158,8 +159,15 @@ func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, er
 // steps prints or does what a verb on copies is about to do. No steps is
 // nothing to do.
 func (p *program) steps(f format, dryRun bool, name string, steps []string, act func() error) error {
+	return p.stepsTo(f, dryRun, name, steps, func() (string, error) { return "done", act() })
+}
+
+// stepsTo is steps for a verb that has its own words for how it ended.
+func (p *program) stepsTo(f format, dryRun bool, name string, steps []string, act func() (string, error)) error {
+	ended := ""
 	if len(steps) > 0 && !dryRun {
-		if err := act(); err != nil {
+		var err error
+		if ended, err = act(); err != nil {
 			return err
 		}
 	}
@@ -173,7 +181,7 @@ func (p *program) steps(f format, dryRun bool, name string, steps []string, act 
 	case len(steps) == 0:
 		fmt.Fprintf(p.stderr, "diskhook: domain %s: nothing to do\n", harmless(name))
 	case !dryRun:
-		fmt.Fprintf(p.stderr, "diskhook: domain %s: done\n", harmless(name))
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: %s\n", harmless(name), ended)
 	default:
 		for _, line := range steps {
 			fmt.Fprintln(p.stdout, harmless(line))
@@ -203,10 +211,40 @@ func localCancel(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	dryRun := c.Bool("dry-run")
+	working, err := s.local.Working(domain, key)
+	if err != nil {
+		return err
+	}
+	if dryRun && !working {
+		fmt.Fprintf(p.stderr, "diskhook: domain %s: disk %s: nothing to cancel\n", harmless(words[0]), words[1])
+		if f != inJSON {
+			return nil
+		}
+		return p.steps(f, dryRun, words[0], nil, nil)
+	}
 	step := fmt.Sprintf("stop the copy of disk %s", words[1])
-	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
-		return s.local.Cancel(c.Context, domain, key)
+	return p.stepsTo(f, dryRun, words[0], []string{step}, func() (string, error) {
+		if err := s.local.Cancel(c.Context, domain, key); err != nil {
+			return "", err
+		}
+		return s.afterCancel(c.Context, domain, key)
 	})
+}
+
+// afterCancel says how a cancel ended: the copy may have completed before the
+// word to stop reached it.
+func (s *services) afterCancel(ctx context.Context, domain, key string) (string, error) {
+	entries, err := s.entries(ctx, domain, key)
+	if err != nil {
+		return "", err
+	}
+	for _, e := range entries {
+		if e.Copy.State == localdisk.Ready && e.Receipt != nil && !e.Receipt.Unsettled() {
+			return fmt.Sprintf("nothing was cancelled: the copy of disk %s had completed", e.Target), nil
+		}
+	}
+	return "done", nil
 }
 
 func localExport(p *program, c *cli.Context) error {

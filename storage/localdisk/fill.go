@@ -291,16 +291,30 @@ func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, fun
 	return ctx, func() { cancel(nil); _ = os.Remove(path) }
 }
 
+// Working says whether there is anybody whom Cancel would stop.
+func (s *Service) Working(domain, key string) (bool, error) {
+	if err := validKey(domain, key); err != nil {
+		return false, err
+	}
+	return lock.Held(s.Layout.Locks(), s.workLock(domain, key))
+}
+
+// workLock is held by who settles a disk, else by who copies it.
+func (s *Service) workLock(domain, key string) string {
+	if s.settling(domain, key) {
+		return settleLock(domain, key)
+	}
+	return lockName(domain, key)
+}
+
 // Cancel asks the copy process of a disk, or who settles it, to stop and waits
-// until it has. That none runs is a failure.NotFound.
+// until it has. It may complete its work before it hears of it. That none runs
+// is a failure.NotFound.
 func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 	if err := validKey(domain, key); err != nil {
 		return err
 	}
-	name := lockName(domain, key)
-	if s.settling(domain, key) {
-		name = settleLock(domain, key)
-	}
+	name := s.workLock(domain, key)
 	if held, err := lock.Held(s.Layout.Locks(), name); err != nil || !held {
 		return errors.Join(failure.New(failure.NotFound, "domain %s: disk %s: nothing copies", domain, key), err)
 	}

@@ -40,7 +40,14 @@ func (k local) Restorable(ctx context.Context, h *Host, d Domain, bound []Bound)
 	return nil
 }
 
+// Afresh is the way out for a suspended VM of oVirt whose disks are not those of
+// its memory.
+const Afresh = "shut the VM down, which gives its memory up, then start it where its copies are"
+
 func unlike(d Domain, disk localdisk.Disk, why string) error {
 	err := failure.New(failure.Conflict, "%s: the saved memory needs the disk as the guest left it, but %s", disk, why)
+	if d.OVirt {
+		return failure.Hint(err, "%s", Afresh)
+	}
 	return failure.Hint(err, "the memory can not be restored any more; start the domain afresh with `virsh start %[1]s` (after `virsh managedsave-remove %[1]s` if its state is a managed save)", d.NameArg())
 }

@@ -275,6 +275,14 @@ func TestResume(t *testing.T) {
 	done(here, "after_vm_dehibernate", placed(here, copied(here)))
 	refused(here, "sda", "suspended here") // its memory went on once; what is left of it is old
 
+	forgetful := hooktest.New(t, nil) // it has the mark, and nothing else
+	oVirt(t, forgetful)
+	forgetful.Write("var/lib/diskhook/receipts/"+vmID+"/saved", "")
+	_, err := call(t, forgetful, "before_vm_dehibernate", sharedXML(forgetful), onDir)
+	if line := failure.Line(err); err == nil || !strings.Contains(line, "local copy is gone; shut the VM down") || strings.Contains(line, "virsh") {
+		t.Error(line)
+	}
+
 	xml := sharedXML(there)
 	if got, err := call(t, there, "before_vm_dehibernate", bytes.ReplaceAll(xml, []byte(image), []byte(vmID)), nil); err != nil {
 		t.Errorf("a VM without binding: %v %s", err, got)

@@ -37,7 +37,7 @@ func beforeVMDehibernate(ctx context.Context, v *vm) error {
 	}
 	if bindings.Migratable(d, bound) != nil && !localdisk.Saved(v.Layout, v.id) {
 		err := failure.New(failure.Precondition, "%s: disk %s is bound to a copy on one host, and this host does not know that the VM was suspended here", d, bound[0].Disk.Target)
-		return failure.Hint(err, "resume it on the host where it was suspended; or shut it down, which gives its memory up, and start it there")
+		return failure.Hint(err, "resume it on the host where it was suspended, or %s", bindings.Afresh)
 	}
 	return v.Restorable(ctx, d, bound)
 }

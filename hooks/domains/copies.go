@@ -33,7 +33,7 @@ func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w locald
 	var anew []string
 	for i, o := range observed {
 		switch localdisk.Decide(o).Action {
-		case localdisk.Create, localdisk.Replace, localdisk.Retire:
+		case localdisk.Create, localdisk.Resume, localdisk.Replace, localdisk.Retire:
 			anew = append(anew, o.Disk.Target)
 			disks[i].Copy = "" // that of the new one is not known yet
 		}

@@ -38,6 +38,9 @@ func (l Layout) Receipts() string { return l.at("/var/lib/diskhook/receipts") }
 // LocalDir is where the dir backend keeps copies unless configured otherwise.
 func (l Layout) LocalDir() string { return l.at("/var/lib/diskhook/local") }
 
+// Cursors holds one file for each copy that is being filled: how far it is.
+func (l Layout) Cursors() string { return l.at("/var/lib/diskhook/cursors") }
+
 // Run is the directory of what a reboot clears.
 func (l Layout) Run() string { return l.at("/run/diskhook") }
 

@@ -18,6 +18,8 @@ type Observed struct {
 	Receipt *Receipt // nil: none
 	Busy    bool     // a copy process or a verb holds the disk's lock
 	Saved   bool     // the domain has saved memory
+	// Begun: the copy is updating, and how far it got is known.
+	Begun bool
 	// Stale: no guest used the copy yet, and its source is not any more what
 	// it was made from. Only ObserveSources looks.
 	Stale bool
@@ -31,10 +33,11 @@ type Observed struct {
 // Action is what a start does with one disk.
 type Action string
 
-// The actions. Create, Replace and Retire are done by the copy process.
+// The actions. Create, Resume, Replace and Retire are done by the copy process.
 const (
 	Use     Action = "use"     // activate the ready copy
 	Create  Action = "create"  // no copy: make and fill one
+	Resume  Action = "resume"  // go on with a copy that was interrupted, if its source is still the same; else Replace
 	Replace Action = "replace" // a copy that no guest used is unfinished or given up: remove it, then create
 	Retire  Action = "retire"  // on-stop=discard and the source has another leaf: give the old copy up, then create
 	Adopt   Action = "adopt"   // a complete volume of oVirt's hook: take it over
@@ -78,7 +81,7 @@ var protocol = map[State]map[claim]func(Observed) Decision{
 		used: veto(lost),
 	},
 	Updating: {
-		unclaimed: replace, unused: replace, discarding: replace,
+		unclaimed: resume, unused: resume, discarding: replace,
 		used: veto(spoiled),
 	},
 	Ready: {
@@ -116,6 +119,14 @@ func Decide(o Observed) Decision {
 }
 
 func create(o Observed) Decision { return permitted(o, Create) }
+
+func resume(o Observed) Decision {
+	d := replace(o)
+	if d.Action == Replace && o.Begun {
+		d.Action = Resume
+	}
+	return d
+}
 
 func replace(o Observed) Decision {
 	if domain := tagged(o.Copy, tagVM); domain != "" && domain != o.Disk.Domain {
@@ -275,6 +286,7 @@ func (o Observed) Describe(dec Decision) string {
 	what := map[Action]string{
 		Use:     "use the ready copy",
 		Create:  "make and fill a copy",
+		Resume:  "go on with the copy that was interrupted",
 		Replace: "remove an unfinished copy that no guest used, then make and fill one",
 		Retire:  "give up the copy of an older leaf (on-stop=discard), then make and fill one",
 		Adopt:   "adopt the volume of oVirt's hook",

@@ -42,6 +42,12 @@ func observed(state State, c claim) Observed {
 	return o
 }
 
+// begun says how far the copy of o got.
+func begun(o Observed) Observed {
+	o.Begun = true
+	return o
+}
+
 // ovirt turns o into a disk of oVirt's, named by its ids.
 func ovirt(o Observed) Observed {
 	o.Disk.Image, o.Disk.Volume = testImage, testVolume
@@ -68,6 +74,10 @@ func TestProtocol(t *testing.T) {
 		"used, then lost":                  {observed(Absent, used), Veto, "is gone", "recreate --discard-guest-data vm vda"},
 		"given up and gone":                {observed(Absent, discarding), Create, "", ""},
 		"crash while copying":              {observed(Updating, unclaimed), Replace, "", ""},
+		"crash while copying, continued":   {begun(observed(Updating, unclaimed)), Resume, "", ""},
+		"crash at the end, continued":      {begun(observed(Updating, unused)), Resume, "", ""},
+		"given up while copying":           {begun(observed(Updating, discarding)), Replace, "", ""},
+		"used, then marked, continued":     {begun(observed(Updating, used)), Veto, "marked UPDATING", ""},
 		"crash before the mark went":       {observed(Updating, unused), Replace, "", ""},
 		"used, then marked":                {observed(Updating, used), Veto, "marked UPDATING", "recreate --discard-guest-data vm vda"},
 		"given up, crash in between":       {observed(Updating, discarding), Replace, "", ""},

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
@@ -103,6 +104,11 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 		if err := s.clear(ctx, o); err != nil {
 			return err
 		}
+	case Resume:
+		if !d.Instant {
+			return s.goOn(ctx, o, held, status)
+		}
+		fallthrough
 	case Replace, Create:
 		if err := s.clear(ctx, o); err != nil {
 			return err
@@ -131,14 +137,14 @@ func (s *Service) clear(ctx context.Context, o Observed) error {
 	if o.Copy.State == Absent {
 		return nil
 	}
-	if err := s.backend(o.Disk).remove(ctx, o.Copy); err != nil {
+	if err := s.remove(ctx, o.Disk, o.Copy); err != nil {
 		return fmt.Errorf("%s: remove its unfinished copy: %w", o.Disk, err)
 	}
 	return failpoint.Hit("fill.removed")
 }
 
 // copy makes and fills a copy where there is none.
-func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) (err error) {
+func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) error {
 	d, b := o.Disk, s.backend(o.Disk)
 	// What was looked at is what is read: the files stay open from here on.
 	source, err := s.open(ctx, d)
@@ -149,26 +155,30 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 	if err := b.room(ctx, []int64{source.VirtualSize}); err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
-	zeroed, err := b.readsZero(ctx)
-	if err != nil {
-		return fmt.Errorf("%s: %w", d, err)
-	}
-	defer func() {
-		if err != nil {
-			s.clean(d)
-		}
-	}()
 	if o.Copy, err = b.create(ctx, d, source.VirtualSize); err != nil {
+		s.clean(d)
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	if err := failpoint.Hit("fill.created"); err != nil {
+		s.clean(d)
 		return err
 	}
-	if err := s.transfer(ctx, o, source, zeroed, held, status); err != nil {
-		if errors.Is(err, failure.NoSpace) {
-			err = failure.Hint(err, "%s", b.moreRoom())
+	return s.fillUp(ctx, o, source, held, status)
+}
+
+// fillUp brings a copy that is updating to ready, from where it stands. One
+// that fails is removed, unless it can be gone on with.
+func (s *Service) fillUp(ctx context.Context, o Observed, source *imagecheck.Opened, held *lock.Lock, status *progress.Writer) (err error) {
+	defer func() {
+		if err != nil && !s.worthKeeping(o, source, err) {
+			s.clean(o.Disk)
 		}
-		return fmt.Errorf("%s: %w", d, err)
+	}()
+	if err := s.transfer(ctx, o, source, held, status); err != nil {
+		if errors.Is(err, failure.NoSpace) {
+			err = failure.Hint(err, "%s", s.backend(o.Disk).moreRoom())
+		}
+		return fmt.Errorf("%s: %w", o.Disk, err)
 	}
 	return s.complete(ctx, o, source.Info)
 }
@@ -194,22 +204,30 @@ func Unreadable(d Disk, copied string, err error) error {
 	return failure.Hint(fmt.Errorf("%s: %s, and %s cannot be read: %w", d, copied, source, err), "%s", hint)
 }
 
-func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, zeroed bool, held *lock.Lock, status *progress.Writer) error {
+func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, held *lock.Lock, status *progress.Writer) error {
 	if err := o.Copy.awaitNode(ctx); err != nil {
 		return err
 	}
 	if err := s.own(o); err != nil {
 		return err
 	}
+	target, err := s.target(ctx, o)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.MkdirAll(s.Layout.Cursors(), 0o700); err != nil {
+		return fmt.Errorf("cursors: %w", err)
+	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-	_, err := engine.Copy(ctx,
-		transfer.Source{Layers: source.Layers, Size: source.VirtualSize, Files: source.Files},
-		transfer.Target{Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size},
-		transfer.Options{
-			Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
-			Progress: status.Advance,
-		})
+	result, err := engine.Copy(ctx, from(source), target, transfer.Options{
+		Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
+		Progress: status.Advance, Cursor: s.cursorPath(o.Copy), IOClass: transfer.IOBestEffort,
+	})
+	if err == nil {
+		s.Log.Info("copied", "disk", o.Disk.String(), "method", result.Method,
+			"copied", result.Copied, "zeroed", result.Zeroed, "skipped", result.Skipped, "resumed", result.Resumed)
+	}
 	return err
 }
 
@@ -238,7 +256,13 @@ func (s *Service) complete(ctx context.Context, o Observed, info imagecheck.Info
 	if err := s.backend(o.Disk).finish(ctx, o.Disk, o.Copy, o.Machine); err != nil {
 		return fmt.Errorf("%s: %w", o.Disk, err)
 	}
-	return failpoint.Hit("fill.finished")
+	if err := failpoint.Hit("fill.finished"); err != nil {
+		return err
+	}
+	if err := s.forget(o.Copy); err != nil {
+		s.Log.Warn("remove the cursor of a complete copy", "err", err) // gc does it later
+	}
+	return nil
 }
 
 // clean takes away what a failed copy made, so that it does not hold space: we

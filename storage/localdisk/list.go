@@ -112,6 +112,8 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	}
 	switch {
 	case e.Busy:
+	case s.begun(c):
+		e.Problem = "unfinished, nobody works on it; the next start goes on with it"
 	case c.State == Updating:
 		e.Problem = "unfinished, nobody works on it; the next start removes it"
 	default:

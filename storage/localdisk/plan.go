@@ -34,7 +34,7 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 	var size int64
 	var fill []string
 	switch dec.Action {
-	case Create, Replace, Retire:
+	case Create, Resume, Replace, Retire:
 		info, err := s.Inspect(ctx, d)
 		if err != nil {
 			return []string{"# refused: " + err.Error()}

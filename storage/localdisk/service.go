@@ -106,6 +106,7 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 		if o.Busy, err = busy(d); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}
+		o.Begun = s.begun(o.Copy)
 		if st, err := progress.Read(s.statusPath(d.Domain, d.Key())); err == nil {
 			o.Status = &st
 		}

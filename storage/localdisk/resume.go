@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/lock"
+	"diskhook/storage/progress"
+	"diskhook/storage/transfer"
+)
+
+// A copy that was interrupted is continued. What tells how far it is, the
+// cursor, lies beside the state of the host and bears the UUID of the copy, so
+// that no other copy is ever taken for it. The copy engine writes it after the
+// data, and trusts it only for the same source, target and way of copying.
+
+// cursorPath is cursors/UUID of the copy, below what survives a reboot.
+func (s *Service) cursorPath(c Copy) string { return filepath.Join(s.Layout.Cursors(), c.UUID) }
+
+// begun says that there is a cursor for the copy.
+func (s *Service) begun(c Copy) bool {
+	if c.State != Updating || c.UUID == "" || strings.ContainsRune(c.UUID, filepath.Separator) {
+		return false
+	}
+	_, err := os.Stat(s.cursorPath(c))
+	return err == nil
+}
+
+// forget removes the cursor of a copy that is complete, or on its way out.
+func (s *Service) forget(c Copy) error {
+	if c.UUID == "" || strings.ContainsRune(c.UUID, filepath.Separator) {
+		return nil
+	}
+	// One that was being written when its process was killed.
+	if left, err := filepath.Glob(filepath.Join(s.Layout.Cursors(), "."+c.UUID+"*")); err == nil {
+		for _, path := range left {
+			_ = os.Remove(path)
+		}
+	}
+	return atomicfile.Remove(s.cursorPath(c))
+}
+
+// remove deletes a copy, and then what tells how far it got.
+func (s *Service) remove(ctx context.Context, d Disk, c Copy) error {
+	if err := s.backend(d).remove(ctx, c); err != nil {
+		return err
+	}
+	return s.forget(c)
+}
+
+// goOn continues a copy that was interrupted. One of which that cannot be said
+// for sure is in the way, and made again.
+func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) error {
+	source, err := s.open(ctx, o.Disk)
+	if err != nil {
+		return unreadable(o.Disk, err)
+	}
+	defer source.Close()
+	target, err := s.target(ctx, o)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source), target)
+	if !ok {
+		s.Log.Info("start over: the unfinished copy is of what the source was, or was made in another way", "disk", o.Disk.String())
+		if err := s.clear(ctx, o); err != nil {
+			return err
+		}
+		return s.copy(ctx, o, held, status)
+	}
+	if !s.asFileOpen(o.Copy).closed() {
+		return fmt.Errorf("%s: %w", o.Disk, inUse(o.Copy))
+	}
+	if o.Receipt != nil { // of a crash just before the mark went
+		if err := removeReceipt(s.Layout, o.Disk.Domain, o.Disk.Key()); err != nil {
+			return fmt.Errorf("%s: %w", o.Disk, err)
+		}
+	}
+	if err := s.backend(o.Disk).activate(ctx, []Copy{o.Copy}); err != nil {
+		return fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	s.Log.Info("go on with the copy", "disk", o.Disk.String(), "done", done, "of", source.VirtualSize)
+	if err := failpoint.Hit("fill.resumed"); err != nil {
+		return err
+	}
+	return s.fillUp(ctx, o, source, held, status)
+}
+
+// worthKeeping says that the next start should go on with a copy that failed
+// with err. It is not where there was no room, which it would go on to hold,
+// or where the source is not any more what was copied.
+func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error) bool {
+	if errors.Is(err, failure.NoSpace) || errors.Is(err, failure.Conflict) {
+		return false
+	}
+	target, err := s.target(context.Background(), o)
+	if err != nil {
+		return false
+	}
+	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source), target)
+	return ok && done > 0
+}
+
+func from(source *imagecheck.Opened) transfer.Source {
+	return transfer.Source{Layers: source.Layers, Size: source.VirtualSize, Files: source.Files, Fingerprint: source.Fingerprint}
+}
+
+// target is the copy as the engine has to know it. Whether it read zeros when
+// it was made does not change while it is filled.
+func (s *Service) target(ctx context.Context, o Observed) (transfer.Target, error) {
+	zeroed, err := s.backend(o.Disk).readsZero(ctx)
+	return transfer.Target{
+		Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size, ID: o.Copy.HomeID + "/" + o.Copy.UUID,
+	}, err
+}

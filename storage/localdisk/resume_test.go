@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package localdisk_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
+)
+
+// interrupted is a world whose copy process died when part of the copy was
+// done and noted. The first sector of the source is in the copy, so what is
+// written there now stays only if the copy is gone on with.
+func interrupted(t *testing.T, backend string) *world {
+	t.Helper()
+	w := newWorld(t, backend)
+	disk := make([]byte, 24<<20)
+	chacha := rand.NewChaCha8([32]byte{1})
+	_, err := chacha.Read(disk)
+	must(t, err)
+	base := w.path("large.raw")
+	must(t, os.WriteFile(base, disk, 0o644))
+	w.source, w.flat = []imagecheck.Layer{{Path: base, Format: imagecheck.Raw}}, base
+	t.Setenv("DISKHOOK_TEST_RATE", "6000000")
+	_, err = service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: 500 * time.Millisecond})
+	if !errors.Is(err, failure.Temporary) {
+		t.Fatalf("got %v", err)
+	}
+	for first := w.cursor(); bytes.Equal(w.cursor(), first) && !w.ready(); { // the first says that nothing is done
+		time.Sleep(25 * time.Millisecond)
+	}
+	st, err := progress.Read(w.path("run/diskhook/status/" + domain + "/vda.json"))
+	must(t, err)
+	must(t, syscall.Kill(st.PID, syscall.SIGKILL))
+	w.awaitUnlocked()
+	if w.ready() {
+		t.Fatal("the copy was faster")
+	}
+	t.Setenv("DISKHOOK_TEST_RATE", "")
+	return w
+}
+
+// cursor is the content of the one cursor there is, if there is one.
+func (w *world) cursor() []byte {
+	w.t.Helper()
+	cursors, err := filepath.Glob(w.path("var/lib/diskhook/cursors/[^.]*")) // not what is being written
+	must(w.t, err)
+	if len(cursors) == 0 {
+		return nil
+	}
+	b, err := os.ReadFile(cursors[0])
+	must(w.t, err)
+	return b
+}
+
+var sign = bytes.Repeat([]byte{0xA5}, 512)
+
+// sign writes to what the copy already has.
+func (w *world) sign() {
+	w.t.Helper()
+	path := w.content()
+	if w.backend == "dir" {
+		path += ".partial"
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(w.t, err)
+	_, err = f.WriteAt(sign, 0)
+	must(w.t, errors.Join(err, f.Close()))
+}
+
+func (w *world) signed() bool {
+	w.t.Helper()
+	f, err := os.Open(w.stable())
+	must(w.t, err)
+	defer f.Close()
+	got := make([]byte, len(sign))
+	_, err = f.ReadAt(got, 0)
+	must(w.t, err)
+	return bytes.Equal(got, sign)
+}
+
+func TestInterruptedCopyGoesOnAfterAReboot(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := interrupted(t, backend)
+		w.reboot()
+		w.sign()
+		entries, err := service().List(t.Context())
+		must(t, err)
+		if len(entries) != 1 || !strings.Contains(entries[0].Problem, "goes on") {
+			t.Errorf("meanwhile: %+v", entries)
+		}
+		_, err = w.hook()
+		must(t, err)
+		if !w.signed() {
+			t.Error("it started over")
+		}
+		w.unsign()
+		w.same(w.stable(), w.flat)
+		w.noCursor()
+	})
+}
+
+// unsign puts back what sign replaced.
+func (w *world) unsign() {
+	w.t.Helper()
+	want, err := os.ReadFile(w.flat)
+	must(w.t, err)
+	f, err := os.OpenFile(w.stable(), os.O_RDWR, 0)
+	must(w.t, err)
+	_, err = f.WriteAt(want[:len(sign)], 0)
+	must(w.t, errors.Join(err, f.Close()))
+}
+
+func (w *world) noCursor() {
+	w.t.Helper()
+	left, err := filepath.Glob(w.path("var/lib/diskhook/cursors/*"))
+	must(w.t, err)
+	if len(left) > 0 {
+		w.t.Errorf("left: %v", left)
+	}
+}
+
+// What cannot be said to be of the same source is not gone on with.
+func TestInterruptedCopyStartsOver(t *testing.T) {
+	for name, change := range map[string]func(*testing.T, *world){
+		"the source was written to": func(t *testing.T, w *world) {
+			f, err := os.OpenFile(w.flat, os.O_RDWR, 0)
+			must(t, err)
+			_, err = f.WriteAt([]byte("another"), 20<<20)
+			must(t, errors.Join(err, f.Close()))
+		},
+		"the source was replaced": func(t *testing.T, w *world) {
+			data, err := os.ReadFile(w.flat)
+			must(t, err)
+			must(t, os.WriteFile(w.flat+".new", data, 0o644))
+			must(t, os.Rename(w.flat+".new", w.flat))
+		},
+		"the cursor is damaged": func(t *testing.T, w *world) {
+			cursors, err := filepath.Glob(w.path("var/lib/diskhook/cursors/[^.]*"))
+			must(t, err)
+			must(t, os.Truncate(cursors[0], 20))
+		},
+		"the cursor is gone": func(t *testing.T, w *world) {
+			must(t, os.RemoveAll(w.path("var/lib/diskhook/cursors")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := interrupted(t, "dir")
+			w.sign()
+			change(t, w)
+			_, err := w.hook()
+			must(t, err)
+			w.same(w.stable(), w.flat)
+			w.noCursor()
+			w.onlyCopy()
+		})
+	}
+}
+
+// A verb that removes the copy removes what tells how far it got.
+func TestRemovedCopyIsNotGoneOnWith(t *testing.T) {
+	w := interrupted(t, "dir")
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{}))
+	w.noCursor()
+	_, err := w.hook()
+	must(t, err)
+	w.same(w.stable(), w.flat)
+}

@@ -135,7 +135,8 @@ func (o ConvertOptions) target() (place, error) {
 //	convert -p -t CACHE -T CACHE [-n [--target-is-zero]] [-W -m N] [-r RATE] -O FORMAT -- SOURCE TARGET
 //
 // -t: the default, unsafe, never flushes. -W writes out of order with -m
-// coroutines, which helps on storage with latency; files would fragment.
+// coroutines, which helps on storage with latency, and spreads compressed
+// clusters over the processors. A new file would fragment by it.
 func convertArgs(o ConvertOptions, version Version, chain []place, target place) ([]string, error) {
 	note := func(format string, args ...any) {
 		if o.Note != nil {
@@ -172,7 +173,7 @@ func convertArgs(o ConvertOptions, version Version, chain []place, target place)
 	default:
 		note("qemu-img %s has no --target-is-zero: zeros are written", version)
 	}
-	if target.block {
+	if o.TargetExists && o.TargetFormat == imagecheck.Raw {
 		args = append(args, "-W", "-m", "16")
 	}
 	if o.Rate > 0 {

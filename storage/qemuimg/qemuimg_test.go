@@ -91,15 +91,29 @@ func TestConvertArgs(t *testing.T) {
 			o:      ConvertOptions{TargetFormat: "raw", TargetExists: true, TargetIsZero: true, TargetSize: 512, Rate: 1 << 20},
 			chain:  []place{qcow("/t")},
 			target: raw("/f"),
-			want: `convert -p -t none -T none -n --target-is-zero -r 1048576 -O raw -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"/t"},"backing":null}' ` +
+			want: `convert -p -t none -T none -n --target-is-zero -W -m 16 -r 1048576 -O raw -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"/t"},"backing":null}' ` +
 				`'json:{"driver":"raw","size":512,"file":{"driver":"file","filename":"/f"}}'`,
+		},
+		"range": {
+			o:      ConvertOptions{TargetFormat: "raw", TargetExists: true, TargetSize: 4096, Offset: 512, Length: 1024, Total: 4096},
+			chain:  []place{qcow("/t")},
+			target: raw("/f"),
+			want: `convert -p -t none -T none -n -W -m 16 -O raw -- 'json:{"driver":"raw","offset":512,"size":1024,"file":{"driver":"qcow2",` +
+				`"file":{"driver":"file","filename":"/t"},"backing":null}}' 'json:{"driver":"raw","offset":512,"size":1024,"file":{"driver":"file","filename":"/f"}}'`,
+		},
+		"range to the end": {
+			o:      ConvertOptions{TargetFormat: "raw", TargetExists: true, TargetSize: 4096, Offset: 2048, Length: 2048, Total: 4096},
+			chain:  []place{raw("/t")},
+			target: raw("/f"),
+			want: `convert -p -t none -T none -n -W -m 16 -O raw -- 'json:{"driver":"raw","offset":2048,"file":{"driver":"raw",` +
+				`"file":{"driver":"file","filename":"/t"}}}' 'json:{"driver":"raw","offset":2048,"size":2048,"file":{"driver":"file","filename":"/f"}}'`,
 		},
 		"old program writes zeros": {
 			o:      ConvertOptions{TargetFormat: "raw", TargetExists: true, TargetIsZero: true, TargetSize: 512},
 			major:  4,
 			chain:  []place{raw("/t")},
 			target: raw("/f"),
-			want: `convert -p -t none -T none -n -O raw -- 'json:{"driver":"raw","file":{"driver":"file","filename":"/t"}}' ` +
+			want: `convert -p -t none -T none -n -W -m 16 -O raw -- 'json:{"driver":"raw","file":{"driver":"file","filename":"/t"}}' ` +
 				`'json:{"driver":"raw","size":512,"file":{"driver":"file","filename":"/f"}}'`,
 			notes: "qemu-img 4.0.0 has no --target-is-zero: zeros are written",
 		},

@@ -245,7 +245,7 @@ func TestExplain(t *testing.T) {
 	source := inspect(t, packed)
 	for zeroed, flag := range map[bool]string{true: " --target-is-zero", false: ""} {
 		target.Zeroed = zeroed
-		command := `qemu-img convert -p -t none -T none -n` + flag + ` -O raw -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"` + packed[0].Path +
+		command := `qemu-img convert -p -t none -T none -n` + flag + ` -W -m 16 -O raw -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"` + packed[0].Path +
 			`"},"backing":null}' 'json:{"driver":"raw","size":1048576,"file":{"driver":"file","filename":"` + target.Path + `"}}'`
 		if got := explained(source); !strings.Contains(got, "by qemu-img, since "+packed[0].Path) || !strings.Contains(got, "compressed") || !strings.Contains(got, command) {
 			t.Errorf("explained:\n%s\nwant:\n%s", got, command)

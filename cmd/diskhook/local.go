@@ -264,7 +264,7 @@ func localExport(p *program, c *cli.Context) error {
 	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
 		r := p.reporter(f)
 		defer r.close()
-		return s.local.Export(c.Context, domain, key, to, kind, r.work("export of "+words[0]+" "+words[1]))
+		return s.local.Export(c.Context, domain, key, localdisk.ExportOptions{To: to, Format: kind, Progress: r.work("export of " + words[0] + " " + words[1])})
 	})
 }
 

@@ -29,7 +29,7 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 	}
 	defer release()
 	for _, e := range p.Exports {
-		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, e.To, ExportFormat(e.To), notify); err != nil {
+		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, localdisk.ExportOptions{To: e.To, Format: ExportFormat(e.To), Progress: notify}); err != nil {
 			return err
 		}
 	}

@@ -46,7 +46,7 @@ func (s *Service) Adopt(ctx context.Context, d Disk) error {
 	case !o.Copy.closed():
 		return fmt.Errorf("%s: %w", d, inUse(o.Copy))
 	case o.Receipt != nil && o.Receipt.Copy == o.Copy.UUID && !o.Receipt.Discarding:
-		return nil // it is adopted
+		return s.finishClaim(ctx, o)
 	}
 	if nameless {
 		o.Copy.UUID = uuid.NewString()

@@ -99,7 +99,7 @@ func TestCopyWithoutItsSidecarIsNoDeadEnd(t *testing.T) {
 	}
 	for what, err := range map[string]error{
 		"remove": s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}),
-		"export": s.Export(t.Context(), domain, "vda", w.path("out.raw"), "raw", nil),
+		"export": s.Export(t.Context(), domain, "vda", localdisk.ExportOptions{To: w.path("out.raw"), Format: "raw"}),
 	} {
 		if !errors.Is(err, failure.Conflict) || !strings.Contains(failure.HintOf(err), "adopt") {
 			t.Errorf("%s: %v", what, err)

@@ -11,29 +11,84 @@ import (
 	"strings"
 
 	"diskhook/storage/atomicfile"
+	"diskhook/storage/command"
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/lock"
 	"diskhook/storage/progress"
 	"diskhook/storage/qemuimg"
 )
 
-// Export writes the disk as its guest left it to the new file to, as raw or
-// qcow2, sparse, and compares it with the copy before it gets its name. The
-// domain must not run. A file that is there already is a failure.Conflict.
-func (s *Service) Export(ctx context.Context, domain, key, to, format string, notify progress.Func) error {
+// ExportOptions say what Export makes.
+type ExportOptions struct {
+	To     string // absolute path of the new file
+	Format string // raw or qcow2
+	Rate   int64  // bytes per second that are read at most; 0 is unlimited
+
+	Progress progress.Func // may be nil
+}
+
+// Export writes the disk as its guest left it to a new file, as raw or qcow2,
+// sparse, and compares it with the copy before it gets its name. The domain
+// must not run. A file that is there already is a failure.Conflict. Whatever
+// goes wrong, nothing is left of it; what a kill leaves is taken by gc.
+func (s *Service) Export(ctx context.Context, domain, key string, o ExportOptions) error {
 	l, err := s.lockOne(ctx, domain, key)
 	if err != nil {
 		return err
 	}
 	defer l.Release()
-	r, err := readReceipt(s.Layout, domain, key)
+	r, err := s.exported(domain, key)
 	if err != nil {
 		return err
 	}
-	if r == nil {
-		return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+	return s.export(ctx, l, *r, o)
+}
+
+// exported is the receipt of a copy that can be exported.
+func (s *Service) exported(domain, key string) (*Receipt, error) {
+	r, err := readReceipt(s.Layout, domain, key)
+	if err == nil && r == nil {
+		err = failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
 	}
-	return s.export(ctx, *r, to, format, notify)
+	return r, err
+}
+
+// ExportCommands lists what Export would run and write, for a dry run. It
+// changes nothing, and refuses what Export would refuse.
+func (s *Service) ExportCommands(ctx context.Context, domain, key string, o ExportOptions) ([]string, error) {
+	if err := validKey(domain, key); err != nil {
+		return nil, err
+	}
+	r, err := s.exported(domain, key)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.readable(ctx, *r)
+	if err != nil {
+		return nil, err
+	}
+	if err := isNew(o.To); err != nil {
+		return nil, err
+	}
+	var lines []string
+	if !c.Active {
+		lines = s.backend(r.Disk()).explain(ctx, Use, r.Disk(), c, 0)
+	}
+	partial := filepath.Join(filepath.Dir(o.To), exportFolder+"ID", "disk")
+	convert, err := qemuimg.Explain(ctx, qemuimg.ConvertOptions{Source: r.layers(c), Target: partial, TargetFormat: o.Format, Rate: o.Rate}, false)
+	if err != nil { // the node of a volume that is not active
+		convert = fmt.Sprintf("# qemu-img convert of %s to %s as %s", c.Path, partial, o.Format)
+	}
+	return append(lines, convert, "# compare it with "+c.Path+", flush it", command.Quote([]string{"ln", "--", partial, o.To})), nil
+}
+
+func isNew(file string) error {
+	if _, err := os.Lstat(file); err == nil {
+		return failure.Hint(failure.New(failure.Conflict, "%s: exists", file), "name a file that does not exist")
+	}
+	return nil
 }
 
 // exportFormat is the format that a file name asks for; the CLI refuses names
@@ -45,29 +100,29 @@ func exportFormat(to string) string {
 	return "raw"
 }
 
-func (s *Service) export(ctx context.Context, r Receipt, to, format string, notify progress.Func) (err error) {
-	d := r.Disk()
+func (s *Service) export(ctx context.Context, held *lock.Lock, r Receipt, o ExportOptions) (err error) {
+	d, to, format := r.Disk(), o.To, o.Format
 	c, err := s.readyToRead(ctx, r)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(to); err == nil {
-		return failure.Hint(failure.New(failure.Conflict, "%s: exists", to), "name a file that does not exist")
+	if err := isNew(to); err != nil {
+		return err
 	}
-	// A folder that only we may enter: qemu-img makes files readable by all,
-	// and the copy is nobody else's.
-	private, err := os.MkdirTemp(filepath.Dir(to), ".diskhook-export-*")
+	folder, err := s.exportFolder(r, to)
 	if err != nil {
 		err = failure.Wrap(failure.Precondition, fmt.Errorf("%s: export: %w", d, err))
 		return failure.Hint(err, "name a file in a directory that exists and can be written to")
 	}
 	defer func() {
-		_ = os.RemoveAll(private)
+		if left := folder.remove(); left != nil {
+			s.Log.Warn("export: clean up; `diskhook local gc` does", "err", left)
+		}
 		if err != nil {
 			err = fmt.Errorf("%s: export: %w", d, err)
 		}
 	}()
-	partial := filepath.Join(private, "disk")
+	partial := folder.disk()
 	layers, size := r.layers(c), c.Size
 	if r.Overlay != nil {
 		size = r.Size
@@ -77,7 +132,15 @@ func (s *Service) export(ctx context.Context, r Receipt, to, format string, noti
 		}
 	}
 	img := qemuimg.QemuImg{Run: s.Run}
-	if err := img.Convert(ctx, qemuimg.ConvertOptions{Source: layers, Target: partial, TargetFormat: format, Progress: notify, Total: size}); err != nil {
+	// The lock lives as long as the writing does, so that gc leaves the folder
+	// alone also after a kill of this process.
+	if err := img.Convert(ctx, qemuimg.ConvertOptions{
+		Source: layers, Target: partial, TargetFormat: format, Rate: o.Rate,
+		Locks: []*os.File{held.File()}, Progress: o.Progress, Total: size,
+	}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("export.written"); err != nil {
 		return err
 	}
 	equal, err := img.Compare(ctx, layers, []imagecheck.Layer{{Path: partial, Format: format}})
@@ -94,11 +157,26 @@ func (s *Service) export(ctx context.Context, r Receipt, to, format string, noti
 	if err := os.Link(partial, to); err != nil {
 		return err
 	}
+	if err := failpoint.Hit("export.named"); err != nil {
+		return err
+	}
 	return atomicfile.Sync(filepath.Dir(to))
 }
 
-// readyToRead finds the copy ready, active and not open by anybody.
+// readyToRead finds the copy ready and not open by anybody, and activates it.
 func (s *Service) readyToRead(ctx context.Context, r Receipt) (Copy, error) {
+	c, err := s.readable(ctx, r)
+	if err != nil {
+		return c, err
+	}
+	if err := s.backend(r.Disk()).activate(ctx, []Copy{c}); err != nil {
+		return c, fmt.Errorf("%s: %w", r.Disk(), err)
+	}
+	return c, nil
+}
+
+// readable is the copy that r names, ready and not open by anybody.
+func (s *Service) readable(ctx context.Context, r Receipt) (Copy, error) {
 	d := r.Disk()
 	c, err := s.copyOf(ctx, r)
 	switch {
@@ -114,9 +192,6 @@ func (s *Service) readyToRead(ctx context.Context, r Receipt) (Copy, error) {
 	case c.Active && !s.asFileOpen(c).closed():
 		err := failure.New(failure.Conflict, "%s: %s is open: the domain runs", d, c)
 		return c, failure.Hint(err, "shut the domain down, then try again")
-	}
-	if err := s.backend(d).activate(ctx, []Copy{c}); err != nil {
-		return c, fmt.Errorf("%s: %w", d, err)
 	}
 	return c, nil
 }

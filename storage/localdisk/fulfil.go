@@ -145,6 +145,8 @@ func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Pla
 			if err := s.adoptOVirt(ctx, p.Observed); err != nil {
 				return nil, err
 			}
+		} else if err := s.finishClaim(ctx, p.Observed); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Disk, err)
 		}
 	}
 	for _, group := range s.byHome(disks) {

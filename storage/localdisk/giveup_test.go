@@ -116,18 +116,18 @@ func TestExportNeverOverwrites(t *testing.T) {
 	must(t, err)
 	out := w.path("precious")
 	must(t, os.WriteFile(out, []byte("precious"), 0o600))
-	if err := service().Export(t.Context(), domain, "vda", out, "raw", nil); !errors.Is(err, failure.Conflict) {
+	if err := service().Export(t.Context(), domain, "vda", localdisk.ExportOptions{To: out, Format: "raw"}); !errors.Is(err, failure.Conflict) {
 		t.Fatalf("got %v", err)
 	}
 	if b, _ := os.ReadFile(out); string(b) != "precious" {
 		t.Error("overwritten")
 	}
 	private := w.path("private.raw")
-	must(t, service().Export(t.Context(), domain, "vda", private, "raw", nil))
+	must(t, service().Export(t.Context(), domain, "vda", localdisk.ExportOptions{To: private, Format: "raw"}))
 	if st, err := os.Stat(private); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
-	if err := service().Export(t.Context(), domain, "vda", w.path("no/such/dir"), "raw", nil); failure.HintOf(err) == "" {
+	if err := service().Export(t.Context(), domain, "vda", localdisk.ExportOptions{To: w.path("no/such/dir"), Format: "raw"}); failure.HintOf(err) == "" {
 		t.Errorf("no way out: %v", err)
 	}
 	if rest, _ := filepath.Glob(w.path(".diskhook-export-*")); len(rest) != 0 {

@@ -348,7 +348,7 @@ func TestExportOfAnOverlay(t *testing.T) {
 		after := w.writes()
 		w.reboot()
 		to := w.path("export.raw")
-		must(t, service().Export(t.Context(), domain, "vda", to, "raw", nil))
+		must(t, service().Export(t.Context(), domain, "vda", localdisk.ExportOptions{To: to, Format: "raw"}))
 		w.same(to, after)
 		err := service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{})
 		if !errors.Is(err, failure.Conflict) {

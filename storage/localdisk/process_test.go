@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"testing"
 	"time"
 
@@ -43,6 +42,12 @@ func TestMain(m *testing.M) {
 			os.Exit(exitCode(fulfil()))
 		case "settle":
 			os.Exit(exitCode(settle()))
+		case "gc":
+			os.Exit(exitCode(gc()))
+		case "adopt":
+			os.Exit(exitCode(adopt()))
+		case "export":
+			os.Exit(exitCode(exportTo(os.Getenv("DISKHOOK_TEST_EXPORT"))))
 		}
 	}
 	os.Exit(m.Run())
@@ -62,9 +67,6 @@ func service() *localdisk.Service {
 	config := host.Defaults(layout)
 	config.Paths.Roots = []string{layout.Root}
 	config.Local.Reserve = 0
-	if rate, err := strconv.Atoi(os.Getenv("DISKHOOK_TEST_RATE")); err == nil {
-		config.Local.Rate = host.Size(rate)
-	}
 	if os.Getenv("DISKHOOK_TEST_RESERVE") != "" {
 		config.Local.Reserve = 1 << 40
 	}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package localdisk_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
+	"diskhook/storage/lvm/lvmtest"
+)
+
+// gc is the process: judge, and take all that can be taken.
+func gc() error {
+	s := service()
+	w, err := localdisk.ParseWipe(os.Getenv("DISKHOOK_TEST_WIPE"))
+	if err != nil {
+		return err
+	}
+	judged, err := s.Judge(context.Background(), nil)
+	for _, j := range judged {
+		if j.Take {
+			err = errors.Join(err, s.Take(context.Background(), j, w))
+		}
+	}
+	return err
+}
+
+// process runs the test binary as one of its verbs.
+func (w *world) process(verb string, env ...string) error {
+	w.t.Helper()
+	cmd := exec.Command(os.Args[0], verb)
+	cmd.Env = append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+// interrupted leaves a copy that a kill stopped before it was complete.
+func (w *world) interrupted() {
+	w.t.Helper()
+	if _, err := w.hook("DISKHOOK_FAILPOINT=fill.verified=kill"); err == nil {
+		w.t.Fatal("the failpoint did not fire")
+	}
+	w.awaitUnlocked()
+	if w.ready() {
+		w.t.Fatal("the copy is complete")
+	}
+}
+
+// decisions are what was judged, by kind, with the wording.
+func decisions(t *testing.T) map[string]string {
+	t.Helper()
+	judged, err := service().Judge(t.Context(), nil)
+	must(t, err)
+	all := map[string]string{}
+	for _, j := range judged {
+		verb := "kept: "
+		if j.Take {
+			verb = "taken: "
+		}
+		all[j.Kind] += verb + j.Reason + "\n"
+	}
+	return all
+}
+
+func TestGCTakesAnUnfinishedCopy(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		for _, wipe := range []string{"none", "zero", "discard"} {
+			t.Run(wipe, func(t *testing.T) {
+				w := newWorld(t, backend)
+				w.interrupted()
+				want := "taken: unfinished, nobody works on it, and no guest ever used it\n"
+				if got := decisions(t)["copy"]; got != want {
+					t.Fatalf("judged %q", got)
+				}
+				err := w.process("gc", "DISKHOOK_TEST_WIPE="+wipe)
+				if backend == "lvmthin" && wipe == "zero" {
+					if err == nil || !strings.Contains(err.Error(), "use discard") {
+						t.Errorf("zeros on a thin volume: %v", err)
+					}
+					return
+				}
+				must(t, err)
+				if got := decisions(t)["copy"]; got != "" {
+					t.Errorf("left: %s", got)
+				}
+				_, err = w.hook()
+				must(t, err)
+				w.same(w.stable(), w.flat)
+				w.onlyCopy()
+			})
+		}
+	})
+}
+
+// A kill anywhere in the removal leaves what the next gc takes, or the next
+// start replaces; and never a copy that is taken for complete or continued.
+func TestGCConvergesAtEveryPoint(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		wipe := "DISKHOOK_TEST_WIPE=zero"
+		if backend == "lvmthin" {
+			wipe = "DISKHOOK_TEST_WIPE=discard"
+		}
+		probe := newWorld(t, backend)
+		probe.interrupted()
+		points := passed(t, probe, func() { must(t, probe.process("gc", wipe)) })
+		if len(points) < 3 {
+			t.Fatalf("only %d failpoints: %v", len(points), points)
+		}
+		for _, point := range points {
+			for _, next := range []string{"gc", "start"} {
+				t.Run(point+" "+next, func(t *testing.T) {
+					w := newWorld(t, backend)
+					w.interrupted()
+					if err := w.process("gc", wipe, "DISKHOOK_FAILPOINT="+point); err == nil {
+						t.Fatal("the failpoint did not fire")
+					}
+					if next == "gc" {
+						must(t, w.process("gc", wipe))
+						if got := decisions(t)["copy"]; got != "" {
+							t.Errorf("left: %s", got)
+						}
+					}
+					_, err := w.hook()
+					must(t, err)
+					w.same(w.stable(), w.flat)
+					w.onlyCopy()
+				})
+			}
+		}
+	})
+}
+
+// Of whatever lies about, in any combination, gc takes what is unfinished,
+// unlocked, closed and never used; every other volume is there afterwards, byte
+// by byte.
+func TestGCOverRandomVolumes(t *testing.T) {
+	must(t, flag.Set("rapid.checks", "12"))
+	w := newWorld(t, "lvm")
+	rapid.Check(t, func(rt *rapid.T) {
+		must(t, os.RemoveAll(w.path("var")))
+		must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) {
+			maps.DeleteFunc(g.Volumes, func(name string, _ *lvmtest.Volume) bool { return name != "pool0" })
+		}))
+		s := service()
+		var locks []*lock.Lock
+		kept := map[string]bool{"pool0": true}
+		for i := range rapid.IntRange(1, 6).Draw(rt, "volumes") {
+			target := fmt.Sprintf("vd%c", 'a'+i)
+			name := "dh_" + domain + "_" + target
+			v := lvmtest.Volume{UUID: fmt.Sprintf("abcdef-abcd-abcd-abcd-abcd-abcd-abcde%d", i), Size: 4 << 20, Tags: []string{"VM_" + domain}}
+			updating := rapid.Bool().Draw(rt, "updating")
+			if updating {
+				v.Tags = append(v.Tags, "UPDATING")
+			}
+			v.Open = rapid.IntRange(0, 3).Draw(rt, "open") == 0
+			v.Active = v.Open
+			receipt := rapid.SampledFrom([]string{"none", "unused", "used", "discarding"}).Draw(rt, "receipt")
+			if receipt != "none" {
+				w.claimed(target, localdisk.Receipt{
+					Schema: "diskhook.receipt/v1", Domain: domain, Target: target, Backend: "lvm", OnStop: localdisk.Keep,
+					Name: name, Copy: v.UUID, Home: "ovirt-local", Size: v.Size, Used: receipt == "used", Discarding: receipt == "discarding",
+				})
+			}
+			locked := rapid.IntRange(0, 3).Draw(rt, "locked") == 0
+			if locked {
+				must(t, os.MkdirAll(s.Layout.Locks(), 0o755))
+				l, err := lock.Try(s.Layout.Locks(), "local-"+domain+"-"+target)
+				must(t, err)
+				locks = append(locks, l)
+			}
+			must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes[name] = &v }))
+			must(t, os.WriteFile(w.path("lvm/"+name+".img"), bytes.Repeat([]byte{byte(i + 1)}, 4<<20), 0o600))
+			kept[name] = !updating || v.Open || locked || receipt == "used"
+		}
+		judged, err := s.Judge(t.Context(), func(string) bool { return true })
+		must(t, err)
+		for _, j := range judged {
+			if j.Take {
+				must(t, s.Take(t.Context(), j, localdisk.WipeNone))
+			} else if err := s.Take(t.Context(), j, localdisk.WipeNone); !errors.Is(err, failure.Conflict) {
+				rt.Fatalf("%s is taken though it is kept: %v", j.Object, err)
+			}
+		}
+		for _, l := range locks {
+			l.Release()
+		}
+		g, err := lvmtest.Load(w.path("lvm"))
+		must(t, err)
+		for name, keep := range kept {
+			if _, there := g.Volumes[name]; there != keep {
+				rt.Fatalf("%s: there %v, want %v", name, there, keep)
+			}
+		}
+	})
+}
+
+// claimed writes a receipt by hand.
+func (w *world) claimed(key string, r localdisk.Receipt) {
+	w.t.Helper()
+	must(w.t, os.MkdirAll(w.path("var/lib/diskhook/receipts/"+domain), 0o755))
+	must(w.t, os.WriteFile(w.path("var/lib/diskhook/receipts/"+domain+"/"+key+".json"), encode(w.t, r), 0o644))
+}
+
+// What was judged may have changed before it is taken.
+func TestGCLooksAgainBeforeItTakes(t *testing.T) {
+	w := newWorld(t, "lvm")
+	w.interrupted()
+	s := service()
+	judged, err := s.Judge(t.Context(), nil)
+	must(t, err)
+	_, err = w.hook() // somebody starts the domain meanwhile
+	must(t, err)
+	for _, j := range judged {
+		if !j.Take {
+			continue
+		}
+		if err := s.Take(t.Context(), j, localdisk.WipeZero); !errors.Is(err, failure.Conflict) && j.Kind == "copy" {
+			t.Errorf("%s: %v", j.Object, err)
+		}
+	}
+	w.same(w.stable(), w.flat)
+	if !w.ready() {
+		t.Error("a copy that became ready was taken")
+	}
+}
+
+// A damaged receipt may say used: nothing of its domain is taken.
+func TestGCKeepsWhereAReceiptIsDamaged(t *testing.T) {
+	w := newWorld(t, "dir")
+	w.interrupted()
+	must(t, os.MkdirAll(w.path("var/lib/diskhook/receipts/"+domain), 0o755))
+	must(t, os.WriteFile(w.path("var/lib/diskhook/receipts/"+domain+"/vdz.json"), []byte("{"), 0o644))
+	if got := decisions(t)["copy"]; !strings.HasPrefix(got, "kept: receipt ") {
+		t.Errorf("judged %q", got)
+	}
+	must(t, w.process("gc"))
+	if _, err := os.Stat(w.content() + ".partial"); err != nil {
+		t.Error("it was taken")
+	}
+}
+
+func TestGCOfFilesAboutCopies(t *testing.T) {
+	w := newWorld(t, "dir")
+	_, err := w.hook()
+	must(t, err)
+	const other, job = "b07a37de-95d6-4682-84cd-c8c9201327e3", "3eca680a-d81e-4c67-8545-58820e36be4d"
+	stale := []string{
+		"run/diskhook/status/" + other + "/vda.json",
+		"run/diskhook/status/" + other + "/vda.log",
+		"run/diskhook/status/" + domain + "/vdb." + job + ".job",
+		"var/lib/diskhook/cursors/" + job,
+		"var/lib/diskhook/local/dh_" + other + "_vda.json",
+	}
+	kept := []string{
+		"run/diskhook/status/" + domain + "/vda.json",                     // its copy is there
+		"run/diskhook/status/" + other + "/vdc." + job + ".job",           // about to start
+		"run/diskhook/status/" + other + "/README",                        // none of ours
+		"run/diskhook/status/elsewhere/vda.json",                          // none of ours
+		"var/lib/diskhook/cursors/README",                                 // none of ours
+		"var/lib/diskhook/local/dh_" + domain + "_vda.json",               // the sidecar of a copy
+		"var/lib/diskhook/local/notes.json",                               // none of ours
+		"var/lib/diskhook/receipts/" + domain + "/vda.json",               // always
+		"var/lib/diskhook/local/dh_" + domain + "_vda.raw",                // always
+		"var/lib/diskhook/cursors/Ab3def-abcd-abcd-abcd-abcd-abcd-abcdef", // of a volume group that is not there
+	}
+	for _, name := range append(stale, kept...) {
+		if _, err := os.Stat(w.path(name)); err == nil {
+			continue
+		}
+		must(t, os.MkdirAll(filepath.Dir(w.path(name)), 0o755))
+		must(t, os.WriteFile(w.path(name), []byte("{}"), 0o644))
+	}
+	old := time.Now().Add(-time.Hour)
+	must(t, os.Chtimes(w.path(stale[2]), old, old))
+
+	judged, err := service().Judge(t.Context(), nil)
+	must(t, err)
+	var taken []string
+	for _, j := range judged {
+		if j.Take {
+			taken = append(taken, strings.TrimPrefix(j.Object, "file "+w.root+"/"))
+		}
+	}
+	if diff := cmp.Diff(sorted(stale), sorted(taken)); diff != "" {
+		t.Error(diff)
+	}
+	must(t, w.process("gc"))
+	for _, name := range stale {
+		if _, err := os.Lstat(w.path(name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range kept {
+		if _, err := os.Lstat(w.path(name)); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -256,7 +256,9 @@ func localExport(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	kind, err := imageFormat(c.String("format"), to)
+	kind, err := imageFormat(c.String("format"), to, func(format, file string) []string {
+		return []string{"diskhook", "local", "export", "--format", format, words[0], words[1], file}
+	})
 	if err != nil {
 		return err
 	}

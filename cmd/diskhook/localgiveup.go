@@ -20,6 +20,11 @@ func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveU
 		if g.Export, err = absolute(file); err != nil {
 			return g, nil, err
 		}
+		if _, err := imageFormat("", g.Export, func(_, file string) []string {
+			return []string{"diskhook", "local", c.Command.Name, "--export", file, c.Args().Get(0), c.Args().Get(1)}
+		}); err != nil {
+			return g, nil, err
+		}
 	}
 	if err := s.domains.MayChange(c.Context, domain, key); err != nil {
 		return g, nil, err

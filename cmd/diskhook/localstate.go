@@ -220,14 +220,3 @@ func localResize(p *program, c *cli.Context) error {
 		return s.domains.Libvirt.BlockResize(c.Context, domain, r.Target, bytes)
 	})
 }
-
-// imageFormat is the format to export in.
-func imageFormat(asked, file string) (string, error) {
-	switch asked {
-	case "":
-		return domains.ExportFormat(file), nil
-	case "raw", "qcow2":
-		return asked, nil
-	}
-	return "", failure.Hint(failure.New(failure.Usage, "--format %q: no such format", asked), "use raw or qcow2")
-}

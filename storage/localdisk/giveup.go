@@ -111,7 +111,7 @@ func (s *Service) finishGivingUp(ctx context.Context, r Receipt) error {
 		return err
 	}
 	if c.State != Absent && c.UUID == r.Copy {
-		if err := s.backend(r.Disk()).remove(ctx, c); err != nil {
+		if err := s.remove(ctx, r.Disk(), c); err != nil {
 			return fmt.Errorf("%s: %w", r.Disk(), err)
 		}
 		if err := failpoint.Hit("discard.removed"); err != nil {
@@ -165,7 +165,7 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 			switch {
 			case !theirs(c):
 			case c.State == Updating:
-				return b.remove(ctx, c)
+				return s.remove(ctx, d, c)
 			default:
 				return adopt(Observed{Disk: d, Copy: c}).Err
 			}

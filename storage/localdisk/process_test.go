@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -67,6 +68,9 @@ func service() *localdisk.Service {
 	config := host.Defaults(layout)
 	config.Paths.Roots = []string{layout.Root}
 	config.Local.Reserve = 0
+	if rate, err := strconv.Atoi(os.Getenv("DISKHOOK_TEST_RATE")); err == nil {
+		config.Local.Rate = host.Size(rate)
+	}
 	if os.Getenv("DISKHOOK_TEST_RESERVE") != "" {
 		config.Local.Reserve = 1 << 40
 	}

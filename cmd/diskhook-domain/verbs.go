@@ -7,6 +7,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirt"
@@ -19,7 +20,7 @@ import (
 type verb func(*libvirt.Connect, []byte) (any, error)
 
 func verbs() map[string]verb {
-	return map[string]verb{
+	all := map[string]verb{
 		domains.VerbVersion:     typed(tellVersion),
 		domains.VerbList:        typed(list),
 		domains.VerbFacts:       typed(tellFacts),
@@ -27,6 +28,8 @@ func verbs() map[string]verb {
 		domains.VerbDefine:      typed(define),
 		domains.VerbBlockResize: typed(blockResize),
 	}
+	maps.Copy(all, blockVerbs())
+	return all
 }
 
 // typed reads the request for a verb that wants an R.

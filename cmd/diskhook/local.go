@@ -37,7 +37,8 @@ func localCommand(p *program) *cli.Command {
 				&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "follow copies that are being made until they end"}, connectFlag()),
 			verb("prestage", "make the copies of a domain's disks now, so that its start finds them", "NAME [TARGET]", localPrestage,
 				bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
-			verb("cancel", "stop the making of a copy", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
+			verb("settle", "read into an overlay (fill=instant) what it takes from its source, so that it needs it no more", "[NAME] [TARGET]", localSettle, settleFlags()...),
+			verb("cancel", "stop the making or settling of a copy", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
 			verb("recreate", "give a copy up and make it again from its source", "NAME TARGET", localRecreate,
 				export(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
 			verb("remove", "give a copy up", "NAME TARGET", localRemove, export(), discard(), connectFlag(), dryRunFlag()),
@@ -157,7 +158,7 @@ func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, er
 }
 
 // steps prints or does what a verb on copies is about to do. No steps is
-// nothing to do.
+// nothing to do. Without a name it is about all domains.
 func (p *program) steps(f format, dryRun bool, name string, steps []string, act func() error) error {
 	return p.stepsTo(f, dryRun, name, steps, func() (string, error) { return "done", act() })
 }
@@ -178,8 +179,11 @@ func (p *program) stepsTo(f format, dryRun bool, name string, steps []string, ac
 		}); err != nil {
 			return err
 		}
+	case len(steps) == 0 && name == "":
 	case len(steps) == 0:
 		fmt.Fprintf(p.stderr, "diskhook: domain %s: nothing to do\n", harmless(name))
+	case !dryRun && name == "":
+		fmt.Fprintln(p.stderr, "diskhook: done")
 	case !dryRun:
 		fmt.Fprintf(p.stderr, "diskhook: domain %s: %s\n", harmless(name), ended)
 	default:

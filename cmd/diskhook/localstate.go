@@ -66,6 +66,12 @@ func placeOf(c localdisk.Copy) string {
 
 // stateOf is a copy's state, with how far it is while somebody works on it.
 func stateOf(e localdisk.Entry) string {
+	switch {
+	case e.Settling && e.Status != nil && !e.Status.State.Final():
+		return fmt.Sprintf("settling %d%%", e.Status.Percent())
+	case e.Copy.State == localdisk.Ready && e.Receipt.Unsettled():
+		return "overlay"
+	}
 	if e.Busy && e.Status != nil && !e.Status.State.Final() {
 		return fmt.Sprintf("%s %d%%", e.Copy.State, e.Status.Percent())
 	}
@@ -142,7 +148,7 @@ func (p *program) watch(ctx context.Context, f format, look func() ([]localdisk.
 			if e.Status != nil {
 				r.tell(fmt.Sprintf("domain %s: disk %s", or(e.DomainName, e.Domain), e.Target), *e.Status)
 			}
-			busy = busy || e.Busy
+			busy = busy || e.Busy || e.Settling
 		}
 		if !busy {
 			return entries, nil
@@ -161,13 +167,15 @@ const sourcePatience = 5 * time.Second
 // noteChange adds what a source has become. It is a remark: the copy is the
 // truth, whatever happened to its source.
 func (s *services) noteChange(ctx context.Context, e *localdisk.Entry) {
-	if e.Receipt == nil || e.Problem != "" || e.Busy {
+	if e.Receipt == nil || e.Problem != "" || e.Busy || e.Settling {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, sourcePatience)
 	defer cancel()
 	changed, why, err := s.local.SourceChanged(ctx, *e.Receipt)
 	switch {
+	case err != nil && e.Receipt.Unsettled():
+		e.Problem = failure.Line(err) // it would refuse a start
 	case err != nil:
 		e.Problem = "remark: the source cannot be read: " + failure.OneLine(err.Error())
 	case changed:

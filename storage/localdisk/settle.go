@@ -270,18 +270,6 @@ func (t *Settling) mark(_ context.Context, c Copy) error {
 	return failpoint.Hit("settle.marked")
 }
 
-// Unsettled are the receipts of all overlays of this host that a part of their
-// source is needed for, of one domain or of all.
-func Unsettled(all []Receipt) []Receipt {
-	var some []Receipt
-	for _, r := range all {
-		if r.Unsettled() {
-			some = append(some, r)
-		}
-	}
-	return some
-}
-
 // yield asks who settles the disk offline to stop, as its domain starts: the
 // overlay is ready as it is.
 func (s *Service) yield(d Disk) {

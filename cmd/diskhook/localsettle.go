@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/localdisk"
+)
+
+func settleFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "all", Usage: "settle every disk of this host that is not"},
+		&cli.StringFlag{Name: "rate", Usage: "read at most `SIZE` per second (default: [local] rate)"},
+		&cli.BoolFlag{Name: "raw", Usage: "make a raw copy of the disk while its domain runs, and go on with that"},
+		connectFlag(), dryRunFlag(),
+	}
+}
+
+// localSettle reads into overlays what they take from their sources.
+func localSettle(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "[NAME]", "[TARGET]")
+	if err != nil {
+		return err
+	}
+	rate, err := s.settleRate(c)
+	if err != nil {
+		return err
+	}
+	disks, damaged, err := s.toSettle(c, words[0], words[1])
+	if err != nil {
+		return err
+	}
+	var steps []string
+	for _, r := range disks {
+		steps = append(steps, fmt.Sprintf("read %s into %s/%s and mark disk %s as settled", r.Source[0].Path, r.Home, r.Name, r.Target))
+	}
+	err = p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+		r := p.reporter(f)
+		defer r.close()
+		var failed []error
+		for _, disk := range disks {
+			err := s.domains.Settle(c.Context, disk.Domain, disk.Key(), rate, r.work("settling of "+disk.Disk().String()))
+			if err != nil && !errors.Is(err, localdisk.ErrSettled) {
+				failed = append(failed, err)
+				p.notice(err, len(disks))
+			}
+			if c.Context.Err() != nil {
+				break
+			}
+		}
+		return firstOf(failed)
+	})
+	return errors.Join(err, damaged)
+}
+
+// notice tells at once of a disk that failed where others follow: they may
+// take hours.
+func (p *program) notice(err error, of int) {
+	if of > 1 {
+		fmt.Fprintf(p.stderr, "diskhook: %s\n", failure.Line(err))
+	}
+}
+
+// firstOf is one error, or how many there were with the hint of the first.
+func firstOf(all []error) error {
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	err := fmt.Errorf("%d disks are not settled, first of them: %w", len(all), all[0])
+	return failure.Hint(err, "%s", failure.HintOf(all[0]))
+}
+
+func (s *services) settleRate(c *cli.Context) (int64, error) {
+	text := c.String("rate")
+	if text == "" {
+		return int64(s.config.Local.Rate), nil
+	}
+	rate, err := host.ParseSize(text)
+	if err != nil {
+		return 0, fmt.Errorf("--rate: %w", err)
+	}
+	return rate, nil
+}
+
+// toSettle are the disks that are named and not settled. damaged tells of
+// receipts that cannot be read, which stop no other disk.
+func (s *services) toSettle(c *cli.Context, name, disk string) (unsettled []localdisk.Receipt, damaged, err error) {
+	switch {
+	case name == "" && !c.Bool("all"):
+		err := failure.New(failure.Usage, "NAME is missing")
+		return nil, nil, failure.Hint(err, "name a domain, or write `diskhook local settle --all`")
+	case name != "" && c.Bool("all"):
+		return nil, nil, see(c, failure.New(failure.Usage, "--all takes no NAME"))
+	case c.Bool("raw"):
+		err := failure.New(failure.Precondition, "local settle --raw: this diskhook does not have it")
+		return nil, nil, failure.Hint(err, "settle the disk with `diskhook local settle NAME`; with the domain shut off, `diskhook domain revert --export FILE NAME TARGET` makes a raw file of it")
+	}
+	domain := ""
+	if name != "" {
+		if domain, err = s.domainID(c.Context, name); err != nil {
+			return nil, nil, err
+		}
+	}
+	receipts, damaged := localdisk.Receipts(s.local.Layout, domain)
+	if domain != "" && damaged != nil {
+		return nil, nil, damaged
+	}
+	found := domain == ""
+	for _, r := range receipts {
+		if disk != "" && r.Target != disk && r.Key() != disk {
+			continue
+		}
+		found = true
+		if r.Unsettled() {
+			unsettled = append(unsettled, r)
+		}
+	}
+	if !found {
+		err := failure.New(failure.NotFound, "domain %s: no local copy of %s", name, or(disk, "any disk"))
+		return nil, nil, failure.Hint(err, "see `diskhook local list`")
+	}
+	return unsettled, damaged, nil
+}

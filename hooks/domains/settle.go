@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
+	"diskhook/xmlrewrite"
+)
+
+// pullEvery is how often QEMU is asked how far it is.
+const pullEvery = 500 * time.Millisecond
+
+// settleTurns bounds how often one call follows a domain that is started and
+// stopped meanwhile.
+const settleTurns = 4
+
+// errStopped says that a domain stopped while QEMU settled its disk.
+var errStopped = failure.Wrap(failure.Temporary, errors.New("the domain stopped"))
+
+// Settle makes the overlay of a disk whole, at rate bytes per second (0: no
+// limit), and marks it as settled: by QEMU while the domain runs, else by
+// itself. What was done stays, however it ends, and the next call goes on.
+//
+// localdisk.ErrSettled: there is nothing to do. That somebody else is at it is a
+// failure.Temporary.
+func (s *Service) Settle(ctx context.Context, domain, key string, rate int64, notify progress.Func) (err error) {
+	t, err := s.Local.Settle(domain, key)
+	if err != nil {
+		return err
+	}
+	defer func() { t.Release(err) }()
+	ctx, stop := t.Cancellable(ctx)
+	defer stop()
+	for range settleTurns {
+		if s.runs(ctx, domain) {
+			err = s.pull(ctx, t, rate, notify)
+		} else {
+			err = t.Offline(ctx, rate, notify)
+		}
+		if cause := context.Cause(ctx); cause != nil && err != nil {
+			return fmt.Errorf("%s: it is not settled yet: %w", t.Disk, cause)
+		}
+		if !errors.Is(err, errStopped) && !errors.Is(err, localdisk.ErrOpen) {
+			return err
+		}
+	}
+	return failure.Hint(err, "run `diskhook local settle %s %s` again once the domain runs, or once it is shut off", t.Disk.DomainName, t.Disk.Target)
+}
+
+// runs asks libvirt whether the domain runs. Where nobody can be asked it does
+// not: who has its disk open is looked at all the same.
+func (s *Service) runs(ctx context.Context, domain string) bool {
+	if s.Libvirt.URI == "" {
+		return false
+	}
+	facts, err := s.Libvirt.Facts(ctx, domain)
+	if err != nil && failure.KindOf(err) != failure.NotFound {
+		s.Host.Log.Warn("libvirt was not asked", "domain", domain, "err", err)
+	}
+	return err == nil && facts.Active
+}
+
+// pull has QEMU read the source into the overlay. QEMU takes the source out of
+// the image's header at the end, and writes its own tables out when it likes.
+// So the mark comes only after it was made to.
+func (s *Service) pull(ctx context.Context, t *localdisk.Settling, rate int64, notify progress.Func) error {
+	if err := s.alone(ctx, t); err != nil {
+		return err
+	}
+	whole, err := t.Whole(ctx)
+	if err != nil {
+		return err
+	}
+	if !whole {
+		if err := s.pullJob(ctx, t, rate, notify); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("settle.pulled"); err != nil {
+			return err
+		}
+	}
+	flushed, err := s.Libvirt.Flush(ctx, t.Disk.Domain)
+	switch {
+	case err != nil:
+		return s.stopped(ctx, t, err)
+	case !flushed.Flushed:
+		err := failure.New(failure.Temporary, "%s: all of it is here, but the domain is %s, and QEMU does not flush it", t.Disk, flushed.State)
+		return failure.Hint(err, "once the domain runs again (`virsh resume %s`), run `diskhook local settle %s %s`", t.Disk.Domain, t.Disk.Domain, t.Disk.Target)
+	}
+	if err := failpoint.Hit("settle.written"); err != nil {
+		return err
+	}
+	return t.Finish(ctx)
+}
+
+// alone refuses a domain that runs on something else than its overlay, such as
+// a snapshot on top of it: QEMU would read the source into that.
+func (s *Service) alone(ctx context.Context, t *localdisk.Settling) error {
+	xml, err := s.Libvirt.Live(ctx, t.Disk.Domain)
+	if err != nil {
+		return s.stopped(ctx, t, err)
+	}
+	doc, err := xmlrewrite.Parse(xml)
+	if err != nil {
+		return fmt.Errorf("%s: %w", t.Disk, err)
+	}
+	stable := localdisk.StablePath(s.Host.Layout, t.Disk.Domain, t.Disk.Target)
+	disk, there := doc.Disk(t.Disk.Target)
+	switch {
+	case !there:
+		return failure.New(failure.Conflict, "%s: the running domain does not have it", t.Disk)
+	case disk.Source.Path() != stable:
+		err := failure.New(failure.Conflict, "%s: the domain runs on %s, and not on the overlay itself", t.Disk, failure.OneLine(disk.Source.String()))
+		return failure.Hint(err, "if that is a snapshot, merge it with `virsh blockcommit %s %s --active --pivot`, then run this again", t.Disk.Domain, t.Disk.Target)
+	}
+	return nil
+}
+
+// pullJob starts the job, or follows the one that somebody started before.
+func (s *Service) pullJob(ctx context.Context, t *localdisk.Settling, rate int64, notify progress.Func) error {
+	d := t.Disk
+	job, err := s.Libvirt.BlockJob(ctx, d.Domain, d.Target)
+	if err == nil && job.Type == "" {
+		err = s.Libvirt.BlockPull(ctx, d.Domain, d.Target, rate)
+		job.Type = PullJob
+	}
+	if err != nil {
+		return s.stopped(ctx, t, err)
+	}
+	if job.Type != PullJob {
+		err := failure.New(failure.Conflict, "%s: a block job (%s) is under way", d, job.Type)
+		return failure.Hint(err, "let it end (`virsh blockjob %s %s`), then run this again", d.Domain, d.Target)
+	}
+	for job.Type == PullJob {
+		select {
+		case <-ctx.Done():
+			if err := s.Libvirt.EndBlockJob(context.WithoutCancel(ctx), d.Domain, d.Target); err != nil {
+				s.Host.Log.Warn("end the block job", "disk", d.String(), "err", err)
+			}
+			return context.Cause(ctx)
+		case <-time.After(pullEvery):
+		}
+		if job, err = s.Libvirt.BlockJob(ctx, d.Domain, d.Target); err != nil {
+			return s.stopped(ctx, t, err)
+		}
+		if job.Type == PullJob && job.Total > 0 {
+			t.Advance(int64(job.Done), int64(job.Total))
+			if notify != nil {
+				notify(int64(job.Done), int64(job.Total))
+			}
+		}
+	}
+	if whole, err := t.Whole(ctx); err != nil || whole {
+		return err
+	}
+	err = failure.New(failure.Temporary, "%s: QEMU gave up reading its source %s", d, failure.OneLine(t.Receipt.Source[0].Path))
+	err = failure.Hint(err, "see `virsh domblkerror %s` and the log of the domain in /var/log/libvirt/qemu, then run `diskhook local settle %s %s` again", d.Domain, d.Domain, d.Target)
+	return s.stopped(ctx, t, err)
+}
+
+// stopped tells an error that comes from the end of the domain from others.
+func (s *Service) stopped(ctx context.Context, t *localdisk.Settling, err error) error {
+	if ctx.Err() != nil || s.runs(ctx, t.Disk.Domain) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", t.Disk, errStopped)
+}

@@ -42,9 +42,6 @@ func ParseTags(s string) ([]string, error) {
 	return tags, nil
 }
 
-// FormatTags is the inverse of ParseTags.
-func FormatTags(tags []string) string { return strings.Join(tags, ",") }
-
 // tagOptions spells tags as options: --addtag A --addtag B.
 func tagOptions(option string, tags []string) ([]string, error) {
 	var args []string

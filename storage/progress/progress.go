@@ -11,9 +11,7 @@ package progress
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -176,12 +174,4 @@ func (w *Writer) write(now time.Time) {
 	if err == nil {
 		_ = atomicfile.WriteVolatile(w.path, append(b, '\n'), 0o644)
 	}
-}
-
-// Clear removes a status file; that it is not there is fine.
-func Clear(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }

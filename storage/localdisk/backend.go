@@ -43,6 +43,32 @@ type backend interface {
 	// explain lists what an action would do, for dry runs: exact commands
 	// where commands are run.
 	explain(ctx context.Context, a Action, d Disk, c Copy, size int64) []string
+
+	templates
+}
+
+// templates is what a backend knows of templates and their clones, see
+// template.go. They are found, activated and removed as copies are.
+type templates interface {
+	// templateHome names what shares templates; "" keeps none.
+	templateHome() string
+	// cloneless is why a copy cannot be a clone here; "" is that it can.
+	cloneless(ctx context.Context) string
+	// clonesHold says that a template with clones is not to go.
+	clonesHold() bool
+	// createTemplate makes an empty template with at least size bytes, marked
+	// updating and tagged in the same step, and returns it with its node present.
+	createTemplate(ctx context.Context, name string, size int64, tags []string) (Copy, error)
+	// reopenTemplate lets one that is updating be written to again.
+	reopenTemplate(ctx context.Context, c Copy) error
+	// finishTemplate lets nobody write to it, then takes the updating mark away
+	// in one step.
+	finishTemplate(ctx context.Context, c Copy) error
+	// clone makes the copy of d as create does, with the content of a ready
+	// template; what lies beyond that is as in a new one.
+	clone(ctx context.Context, template Copy, d Disk, size int64) (Copy, error)
+	// retag changes the tags of a template.
+	retag(ctx context.Context, c Copy, add, del []string) error
 }
 
 // backends is the table of backends.

@@ -37,6 +37,9 @@ type Copy struct {
 	// Active says that the node should be there.
 	Active bool     `json:"active,omitempty"`
 	Tags   []string `json:"tags,omitempty"`
+	// Origin is the name of the template that the copy is a clone of; "" is none,
+	// or one that is gone.
+	Origin string `json:"origin,omitempty"`
 	// Sick is why the copy cannot be used as it is; "" is well.
 	Sick string `json:"sick,omitempty"`
 }

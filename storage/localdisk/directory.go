@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -140,6 +141,9 @@ func (b *directory) describe(name, format string, state State) (Copy, error) {
 		c.Sick = failure.OneLine(fmt.Sprintf("its sidecar cannot be read: %v", err))
 	}
 	c.UUID, c.Tags = side.UUID, side.Tags
+	for _, tag := range cloned(c) {
+		c.Origin = templatePrefix + strings.TrimPrefix(tag, tagClone)
+	}
 	return c, nil
 }
 
@@ -188,32 +192,38 @@ func (b *directory) moreRoom() string {
 }
 
 func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) {
-	name := d.CopyName()
-	for _, end := range []string{rawSuffix, overlaySuffix} {
-		if _, err := os.Lstat(b.path(name, end)); err == nil {
-			return Copy{}, failure.New(failure.Conflict, "file %s: exists", b.path(name, end))
-		}
-	}
-	side := sidecar{UUID: uuid.NewString(), Tags: creationTags(d)}
-	if err := b.writeSidecar(name, side); err != nil {
-		return Copy{}, err
-	}
-	if err := failpoint.Hit("dir.sidecar"); err != nil {
-		return Copy{}, err
-	}
-	path := b.target(d)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	f, err := b.make(d.CopyName(), d.format(), creationTags(d))
 	if err != nil {
-		return Copy{}, fmt.Errorf("file %w", err)
+		return Copy{}, err
 	}
 	defer f.Close()
 	if d.Instant {
 		size = 0 // its blocks are reserved when it is an image; see overlay
 	}
 	if err := b.allocate(f, size); err != nil {
-		return Copy{}, fmt.Errorf("file %s: allocate: %w", path, err)
+		return Copy{}, fmt.Errorf("file %s: allocate: %w", f.Name(), err)
 	}
-	return b.describe(name, d.format(), Updating)
+	return b.describe(d.CopyName(), d.format(), Updating)
+}
+
+// make makes an empty file with its sidecar, updating.
+func (b *directory) make(name, format string, tags []string) (*os.File, error) {
+	for _, end := range []string{rawSuffix, overlaySuffix} {
+		if _, err := os.Lstat(b.path(name, end)); err == nil {
+			return nil, failure.New(failure.Conflict, "file %s: exists", b.path(name, end))
+		}
+	}
+	if err := b.writeSidecar(name, sidecar{UUID: uuid.NewString(), Tags: tags}); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("dir.sidecar"); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(b.path(name, suffix(format, Updating)), os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("file %w", err)
+	}
+	return f, nil
 }
 
 // allocate reserves the blocks now, so that a guest never meets a full file
@@ -223,10 +233,15 @@ func (b *directory) allocate(f *os.File, size int64) error {
 		return err
 	}
 	err := unix.Fallocate(int(f.Fd()), 0, 0, size)
-	switch {
-	case errors.Is(err, unix.EOPNOTSUPP):
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	}
+	return full(err)
+}
+
+// full is err, as a failure.NoSpace if it is one.
+func full(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return failure.Wrap(failure.NoSpace, err)
 	}
 	return err
@@ -261,7 +276,7 @@ func renameNew(from, to string) error {
 }
 
 func (b *directory) claim(_ context.Context, d Disk, c Copy, machine string) error {
-	return b.writeSidecar(c.Name, sidecar{UUID: c.UUID, Tags: append(identityTags(d), ourTags(d, machine)...)})
+	return b.writeSidecar(c.Name, sidecar{UUID: c.UUID, Tags: slices.Concat(identityTags(d), ourTags(d, machine), cloned(c))})
 }
 
 func (b *directory) activate(context.Context, []Copy) error   { return nil }

@@ -145,17 +145,14 @@ func (s *Service) clear(ctx context.Context, o Observed) error {
 
 // copy makes and fills a copy where there is none.
 func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) error {
-	d, b := o.Disk, s.backend(o.Disk)
+	d := o.Disk
 	// What was looked at is what is read: the files stay open from here on.
 	source, err := s.open(ctx, d)
 	if err != nil {
 		return unreadable(d, err)
 	}
 	defer source.Close()
-	if err := b.room(ctx, []int64{source.VirtualSize}); err != nil {
-		return fmt.Errorf("%s: %w", d, err)
-	}
-	if o.Copy, err = b.create(ctx, d, source.VirtualSize); err != nil {
+	if o.Copy, err = s.create(ctx, d, source, held, status); err != nil {
 		s.clean(d)
 		return fmt.Errorf("%s: %w", d, err)
 	}
@@ -220,7 +217,7 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-	result, err := engine.Copy(ctx, from(source), target, transfer.Options{
+	result, err := engine.Copy(ctx, from(source, o.Copy), target, transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
 		Progress: status.Advance, Cursor: s.cursorPath(o.Copy), IOClass: transfer.IOBestEffort,
 	})

@@ -68,6 +68,10 @@ func service() *localdisk.Service {
 	config := host.Defaults(layout)
 	config.Paths.Roots = []string{layout.Root}
 	config.Local.Reserve = 0
+	config.Local.Cache = "off"
+	if os.Getenv("DISKHOOK_TEST_CACHE") != "" {
+		config.Local.Cache, config.Local.CacheMinAge = "auto", 0
+	}
 	if rate, err := strconv.Atoi(os.Getenv("DISKHOOK_TEST_RATE")); err == nil {
 		config.Local.Rate = host.Size(rate)
 	}

@@ -70,7 +70,7 @@ func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status 
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Disk, err)
 	}
-	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source), target)
+	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source, o.Copy), target)
 	if !ok {
 		s.Log.Info("start over: the unfinished copy is of what the source was, or was made in another way", "disk", o.Disk.String())
 		if err := s.clear(ctx, o); err != nil {
@@ -107,12 +107,15 @@ func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error)
 	if err != nil {
 		return false
 	}
-	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source), target)
+	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source, o.Copy), target)
 	return ok && done > 0
 }
 
-func from(source *imagecheck.Opened) transfer.Source {
-	return transfer.Source{Layers: source.Layers, Size: source.VirtualSize, Files: source.Files, Fingerprint: source.Fingerprint}
+// from is the source of c as the engine has to know it.
+func from(source *imagecheck.Opened, c Copy) transfer.Source {
+	return transfer.Source{
+		Layers: source.Layers, Size: source.VirtualSize, Files: source.Files, Fingerprint: source.Fingerprint, Present: present(c),
+	}
 }
 
 // target is the copy as the engine has to know it. Whether it read zeros when

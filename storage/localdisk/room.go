@@ -4,8 +4,11 @@ package localdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+
+	"diskhook/storage/failure"
 )
 
 // Room checks, before anything is begun, that the copies that Prestage would
@@ -45,7 +48,14 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 				sizes = append(sizes, -group.copies[i].Size)
 			}
 		}
-		if err := group.backend.room(ctx, sizes); err != nil && len(sizes) > 0 {
+		if len(sizes) == 0 {
+			continue
+		}
+		err := group.backend.room(ctx, sizes)
+		if errors.Is(err, failure.NoSpace) && s.mayMakeRoom(ctx, group.disks[0].Backend) {
+			continue // the copy process does, and says if it was not enough
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", group.disks[0], err)
 		}
 	}

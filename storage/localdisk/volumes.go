@@ -71,6 +71,9 @@ func (b *volumes) describe(lv lvm.LV) Copy {
 	if lv.Active != nil && !*lv.Active {
 		c.Open = new(bool) // what has no node cannot be open
 	}
+	if validTemplate(lv.Origin) {
+		c.Origin = lv.Origin
+	}
 	if err := lv.Health(); err != nil {
 		c.Sick = failure.OneLine(err.Error())
 	}
@@ -139,13 +142,18 @@ func (b *volumes) create(ctx context.Context, d Disk, size int64) (Copy, error) 
 	if err := b.lvm.Create(ctx, b.createOptions(d, size)); err != nil {
 		return Copy{}, err
 	}
+	return b.made(ctx, d.CopyName())
+}
+
+// made looks at a volume that was just made, and waits for its node.
+func (b *volumes) made(ctx context.Context, name string) (Copy, error) {
 	report, err := b.report(ctx)
 	if err != nil {
 		return Copy{}, err
 	}
-	lv, ok := report.LV(d.CopyName())
+	lv, ok := report.LV(name)
 	if !ok {
-		return Copy{}, failure.New(failure.Conflict, "lv %s/%s: vanished after it was created", b.vg, d.CopyName())
+		return Copy{}, failure.New(failure.Conflict, "lv %s/%s: vanished after it was created", b.vg, name)
 	}
 	c := b.describe(lv)
 	return c, c.awaitNode(ctx)
@@ -155,12 +163,14 @@ func (b *volumes) create(ctx context.Context, d Disk, size int64) (Copy, error) 
 // LVM to extents. Copies skip activation, so that nothing but a fulfil makes
 // their nodes; oVirt's hook could not use such a volume, so there they do not.
 func (b *volumes) createOptions(d Disk, size int64) lvm.CreateOptions {
-	const sector = 512
 	return lvm.CreateOptions{
-		VG: b.vg, Name: d.CopyName(), Size: (size + sector - 1) / sector * sector, Pool: b.pool,
+		VG: b.vg, Name: d.CopyName(), Size: sectors(size), Pool: b.pool,
 		Tags: creationTags(d), SkipActivation: !d.OVirt(), Activate: true,
 	}
 }
+
+// sectors is size in bytes, rounded up to what LVM takes.
+func sectors(size int64) int64 { return (size + 511) &^ 511 }
 
 func (b *volumes) finish(ctx context.Context, d Disk, c Copy, machine string) error {
 	return b.lvm.ChangeTags(ctx, b.vg, []string{c.Name}, ourTags(d, machine), []string{tagUpdating})

@@ -213,6 +213,10 @@ func stillCopying(d Disk, st progress.Status) error {
 	if st.ETA >= 0 {
 		left = "about " + (time.Duration(st.ETA) * time.Second).String()
 	}
-	err := failure.New(failure.Temporary, "%s: its local copy is at %d %% and takes %s more; the copy goes on", d, st.Percent(), left)
+	what := "its local copy"
+	if st.Note != "" {
+		what = st.Note
+	}
+	err := failure.New(failure.Temporary, "%s: %s is at %d %% and takes %s more; the copy goes on", d, what, st.Percent(), left)
 	return failure.Hint(err, "start again then, or watch `diskhook local status %s`", d.nameArg())
 }

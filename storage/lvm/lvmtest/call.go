@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"diskhook/storage/command"
 )
@@ -26,7 +27,8 @@ type call struct {
 var takesValue = map[string]bool{
 	"--config": true, "-n": true, "-L": true, "-V": true, "--thinpool": true, "--addtag": true, "--deltag": true,
 	"-a": true, "-k": true, "-W": true, "-Z": true, "-S": true, "-o": true, "--configreport": true, "--reportformat": true, "--units": true,
-	"-y": false, "-K": false, "--nosuffix": false,
+	"-p": true,
+	"-y": false, "-K": false, "-s": false, "--nosuffix": false,
 }
 
 func parse(args []string) (call, error) {
@@ -92,7 +94,7 @@ func (c call) names() []string {
 func (c call) log(dir string) error {
 	words := []string{c.verb}
 	if c.verb != "fullreport" {
-		for _, option := range []string{"-n", "-L", "-V", "--thinpool", "--addtag", "--deltag", "-a", "-k", "-K"} {
+		for _, option := range []string{"-s", "-n", "-L", "-V", "--thinpool", "--addtag", "--deltag", "-p", "-a", "-k", "-K"} {
 			for _, v := range c.options[option] {
 				words = append(words, option)
 				if v != "" {
@@ -128,7 +130,7 @@ func (g *Group) report(call) int {
 		v := g.Volumes[name]
 		lvs = append(lvs, row{
 			"lv_uuid": v.UUID, "lv_name": name, "lv_attr": v.attr(), "lv_tags": strings.Join(v.Tags, ","), "lv_size": number(v.Size),
-			"pool_lv": v.Pool, "origin": "", "data_percent": v.percent(), "metadata_percent": v.percent(), "lv_path": "/dev/" + g.Name + "/" + name,
+			"pool_lv": v.Pool, "origin": v.Origin, "data_percent": g.percent(name), "metadata_percent": v.metadataPercent(), "lv_path": "/dev/" + g.Name + "/" + name,
 		})
 		segs = append(segs, row{"lv_uuid": v.UUID, "segtype": v.segtype(), "chunk_size": "65536"})
 	}
@@ -142,7 +144,23 @@ func (g *Group) report(call) int {
 	return 0
 }
 
-func (v *Volume) percent() string {
+// percent is how full a pool is: by what its volumes' images take on disk, and
+// nothing for what a snapshot has got since it was taken.
+func (g *Group) percent(pool string) string {
+	if !g.Volumes[pool].IsPool {
+		return ""
+	}
+	var taken int64
+	for name, v := range g.Volumes {
+		var st syscall.Stat_t
+		if v.Pool == pool && v.Origin == "" && syscall.Stat(image(name), &st) == nil {
+			taken += st.Blocks * 512
+		}
+	}
+	return strconv.FormatFloat(100*float64(taken)/float64(g.Volumes[pool].Size), 'f', 2, 64)
+}
+
+func (v *Volume) metadataPercent() string {
 	if v.IsPool {
 		return "0.00"
 	}
@@ -168,6 +186,9 @@ func (v *Volume) attr() string {
 		a[0], a[6], a[7] = 't', 't', 'z'
 	case v.Pool != "":
 		a[0], a[6], a[7] = 'V', 't', 'z'
+	}
+	if v.ReadOnly {
+		a[1] = 'r'
 	}
 	if v.Active {
 		a[4] = 'a'

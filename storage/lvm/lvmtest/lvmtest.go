@@ -12,6 +12,7 @@
 package lvmtest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -45,15 +46,17 @@ type Group struct {
 
 // Volume is one logical volume.
 type Volume struct {
-	UUID   string
-	Size   int64
-	Tags   []string
-	Pool   string // thin volume
-	IsPool bool
-	Skip   bool
-	Active bool
-	Open   bool   // set by a test: as if a guest ran
-	Loop   string // while active
+	UUID     string
+	Size     int64
+	Tags     []string
+	Pool     string // thin volume
+	Origin   string // thin snapshot, while that is there
+	IsPool   bool
+	Skip     bool
+	ReadOnly bool
+	Active   bool
+	Open     bool   // set by a test: as if a guest ran
+	Loop     string // while active
 }
 
 // Create makes an empty group in dir (EnvState) with a thin pool if pool is
@@ -174,6 +177,9 @@ func (g *Group) used() (n int64) {
 }
 
 func (g *Group) lvcreate(c call) int {
+	if c.has("-s") {
+		return g.snapshot(c)
+	}
 	name := c.value("-n")
 	v := &Volume{UUID: lvmUUID(), Tags: c.options["--addtag"], Pool: c.value("--thinpool"), Skip: c.value("-k") == "y"}
 	if g.Volumes[name] != nil {
@@ -185,6 +191,29 @@ func (g *Group) lvcreate(c call) int {
 	}
 	if v.Pool != "" && g.Volumes[v.Pool] == nil {
 		return fail("  Failed to find logical volume \"%s/%s\"", g.Name, v.Pool)
+	}
+	g.Volumes[name] = v
+	if c.value("-a") == "y" {
+		return g.activate(name, v)
+	}
+	return 0
+}
+
+// snapshot makes a thin volume of what a thin volume reads as now.
+func (g *Group) snapshot(c call) int {
+	name, from := c.value("-n"), c.names()[0]
+	origin := g.Volumes[from]
+	switch {
+	case g.Volumes[name] != nil:
+		return fail("  Logical Volume %q already exists in volume group %q", name, g.Name)
+	case origin == nil:
+		return fail("  Failed to find logical volume \"%s/%s\"", g.Name, from)
+	case origin.Pool == "":
+		return fail("  Snapshot of %s/%s needs a size.", g.Name, from)
+	}
+	v := &Volume{UUID: lvmUUID(), Tags: c.options["--addtag"], Pool: origin.Pool, Origin: from, Size: origin.Size, Skip: c.value("-k") == "y"}
+	if _, err := (command.System{}).Run(context.Background(), command.Cmd{Name: "cp", Args: []string{"--sparse=always", "--", image(from), image(name)}}); err != nil {
+		return fail("fake lvm: %v", err)
 	}
 	g.Volumes[name] = v
 	if c.value("-a") == "y" {
@@ -205,6 +234,16 @@ func (g *Group) lvchange(c call) int {
 			}
 		}
 		v.Tags = slices.DeleteFunc(v.Tags, func(t string) bool { return slices.Contains(c.options["--deltag"], t) })
+		if c.has("-p") {
+			switch readOnly := c.value("-p") == "r"; {
+			case readOnly == v.ReadOnly && readOnly:
+				return fail("  Logical volume %s/%s is already read only.", g.Name, name)
+			case readOnly == v.ReadOnly:
+				return fail("  Logical volume %s/%s is already writable.", g.Name, name)
+			default:
+				v.ReadOnly = readOnly
+			}
+		}
 		switch active := c.value("-a"); {
 		case active == "n" && v.Open:
 			return fail("  Logical volume %s/%s in use.", g.Name, name)
@@ -231,6 +270,11 @@ func (g *Group) lvremove(c call) int {
 		g.deactivate(name, v)
 		_ = os.Remove(image(name))
 		delete(g.Volumes, name)
+		for _, snapshot := range g.Volumes {
+			if snapshot.Origin == name {
+				snapshot.Origin = ""
+			}
+		}
 	}
 	return 0
 }
@@ -244,7 +288,7 @@ func (g *Group) lvextend(c call) int {
 		return fail("  Failed to find logical volume \"%s/%s\"", g.Name, name)
 	case want == v.Size:
 		return fail("  New size (%d extents) matches existing size (%d extents).", want/extent, want/extent)
-	case g.used()+want-v.Size > g.Size:
+	case v.Pool == "" && g.used()+want-v.Size > g.Size:
 		return fail("  Insufficient free space: %d extents needed, but only %d available", (want-v.Size)/extent, (g.Size-g.used())/extent)
 	}
 	v.Size = want
@@ -269,17 +313,23 @@ func (g *Group) activate(name string, v *Volume) int {
 	}
 	img := image(name)
 	if _, err := os.Stat(img); err != nil {
-		stale := make([]byte, v.Size)
+		stale := []byte{}
 		if v.Pool == "" {
-			for i := range stale {
-				stale[i] = 0xAA
-			}
+			stale = bytes.Repeat([]byte{0xAA}, int(v.Size))
 		}
-		if err := os.WriteFile(img, stale, 0o600); err != nil {
+		err := os.WriteFile(img, stale, 0o600)
+		if err == nil {
+			err = os.Truncate(img, v.Size)
+		}
+		if err != nil {
 			return fail("fake lvm: %v", err)
 		}
 	}
-	loop, err := losetup("-f", "--show", img)
+	show := []string{"-f", "--show", img}
+	if v.ReadOnly {
+		show = append([]string{"-r"}, show...)
+	}
+	loop, err := losetup(show...)
 	if err != nil {
 		return fail("fake lvm: %v", err)
 	}

@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/lock"
+)
+
+// A template is a copy of a base, the lowest image of a backing chain of two or
+// more. It is made once per host and home, and never handed to a domain: the
+// copies of disks with that base are clones of it, onto which only the disk's
+// own images are copied. It goes through the states of a copy, under a lock of
+// its own:
+//
+//	absent ──create──▶ updating ──copy, flush, read-only──▶ ready
+//
+// Only a ready one is cloned, under the same lock. What a clone shares with it
+// is the storage's business from then on; see templates. Its name is its
+// identity: a base that was replaced or written to has another one, and the
+// template of what it was grows old.
+
+// templatePrefix begins the names of templates, which are no copies: ids
+// follow copyPrefix.
+const templatePrefix = "dhbase_"
+
+// The tags of a template beside UPDATING, and the one of a clone.
+const (
+	tagTemplate = "DH_base"
+	tagClone    = "DH_base_" // the identity of the template, on its clones
+	tagLastUse  = "DH_used_" // days since 1970, changed once a day at most
+	tagFrom     = "DH_from_" // the path of the base it was made of, as far as a tag can hold it
+)
+
+// base is the lowest image of a chain.
+type base struct {
+	*imagecheck.Opened
+	path     string // as declared
+	template string // the name of its template
+}
+
+// templateOf opens the base of the source of d, unless a template is of no use
+// to it: then why says so. The base is closed by the caller.
+func (s *Service) templateOf(ctx context.Context, d Disk, source *imagecheck.Opened) (_ *base, why string, err error) {
+	if why := s.cacheless(ctx, d, source); why != "" {
+		return nil, why, nil
+	}
+	lowest := len(d.Source) - 1
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	opened, err := s.checker(d).Open(ctx, d.Source[lowest:])
+	if err != nil {
+		return nil, "", err
+	}
+	b := &base{Opened: opened, path: d.Source[lowest].Path}
+	switch same, block, err := compare(opened.Files[0], source.Files[lowest]); {
+	case err != nil:
+		opened.Close()
+		return nil, "", err
+	case !same:
+		opened.Close()
+		err := failure.New(failure.Conflict, "%s: was replaced just now", b.path)
+		return nil, "", failure.Hint(err, "start again")
+	case block && !d.OVirt():
+		why = "its base is a block device, of which cannot be told when it is written to"
+	case opened.VirtualSize > source.VirtualSize:
+		why = "its base is larger than the disk"
+	}
+	if why != "" {
+		opened.Close()
+		return nil, why, nil
+	}
+	b.template = templatePrefix + b.identity(s.backend(d).templateHome())
+	return b, "", nil
+}
+
+// cacheless is why no template is looked for.
+func (s *Service) cacheless(ctx context.Context, d Disk, source *imagecheck.Opened) string {
+	switch {
+	case len(source.Layers) < 2:
+		return "its source is one image"
+	case s.Config.Local.Cache == "off":
+		return "[local] cache is off"
+	}
+	return s.backend(d).cloneless(ctx)
+}
+
+func compare(a, b *os.File) (same, block bool, err error) {
+	x, err := a.Stat()
+	if err != nil {
+		return false, false, err
+	}
+	y, err := b.Stat()
+	if err != nil {
+		return false, false, err
+	}
+	return os.SameFile(x, y), x.Mode()&os.ModeDevice != 0, nil
+}
+
+// identity is what the base is, as far as can be told without reading all of
+// it, and where its template is. Of the path only the last part counts: oVirt
+// names the volume of a template by another directory for each disk, but always
+// by its id. Device numbers change with a reboot.
+func (b *base) identity(home string) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "diskhook.template/v1\n%s\n%s\n%d\n%s\n", filepath.Base(b.path), b.Fingerprint, b.VirtualSize, home))
+	return hex.EncodeToString(sum[:16])
+}
+
+// isTemplate says whether a copy that a backend found is a template, ready or
+// not, by name and tag.
+func isTemplate(c Copy) bool {
+	return validTemplate(c.Name) && c.has(tagTemplate)
+}
+
+func validTemplate(name string) bool {
+	id, ok := strings.CutPrefix(name, templatePrefix)
+	return ok && len(id) == 32 && strings.IndexFunc(id, func(r rune) bool { return notHex(r) || r == '-' }) < 0
+}
+
+// cloneTag is on the clones of a template.
+func cloneTag(template string) string { return tagClone + strings.TrimPrefix(template, templatePrefix) }
+
+// cloned is the tags of a clone that say so; they stay with it.
+func cloned(c Copy) []string {
+	return slices.DeleteFunc(slices.Clone(c.Tags), func(t string) bool { return !strings.HasPrefix(t, tagClone) })
+}
+
+// present is how many of the lowest images of its source the copy has from its
+// beginning, see transfer.Source.
+func present(c Copy) int { return min(1, len(cloned(c))) }
+
+// fromTag is a path in the words of a tag: what LVM takes in none is "+XX", and
+// an end that is too long is cut off.
+func fromTag(path string) string {
+	const most = 512
+	tag := tagFrom
+	for _, c := range []byte(path) {
+		switch {
+		case len(tag) > most:
+			return tag
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("/._-", c) >= 0:
+			tag += string(c)
+		default:
+			tag += fmt.Sprintf("+%02X", c)
+		}
+	}
+	return tag
+}
+
+// fromPath is the reverse of fromTag.
+func fromPath(tags []string) string {
+	for _, t := range tags {
+		text, ok := strings.CutPrefix(t, tagFrom)
+		if !ok {
+			continue
+		}
+		parts := strings.Split(text, "+")
+		path := parts[0]
+		for _, p := range parts[1:] {
+			if len(p) < 2 {
+				break
+			}
+			c, err := strconv.ParseUint(p[:2], 16, 8)
+			if err != nil {
+				break
+			}
+			path += string([]byte{byte(c)}) + p[2:]
+		}
+		return path
+	}
+	return ""
+}
+
+const day = 24 * time.Hour
+
+// usedTag is the tag of today.
+func usedTag(now time.Time) string {
+	return tagLastUse + strconv.FormatInt(now.Unix()/int64(day/time.Second), 10)
+}
+
+// lastUse is the day that the tags name; the zero time is none.
+func lastUse(tags []string) (last time.Time) {
+	for _, t := range tags {
+		if at, ok := usedOn(t); ok && at.After(last) {
+			last = at
+		}
+	}
+	return last
+}
+
+// usedOn is the reverse of usedTag.
+func usedOn(tag string) (time.Time, bool) {
+	text, ok := strings.CutPrefix(tag, tagLastUse)
+	days, err := strconv.ParseInt(text, 10, 32)
+	return time.Unix(days*int64(day/time.Second), 0).UTC(), ok && err == nil
+}
+
+// Template is an entry of the cache.
+type Template struct {
+	Name    string    `json:"name"`
+	Backend string    `json:"backend"`
+	Home    string    `json:"home"` // volume group, or directory
+	Path    string    `json:"path"` // node or file
+	State   State     `json:"state"`
+	Size    int64     `json:"size"`           // bytes, as a disk
+	From    string    `json:"from"`           // path of the base that it was made of
+	Clones  int       `json:"clones"`         // copies that were made of it and are there
+	LastUse time.Time `json:"last_use"`       // the day; zero is not known
+	Busy    bool      `json:"busy"`           // it is being made, or cloned
+	Kept    string    `json:"kept,omitempty"` // why it is not to go now; "" is that it may
+
+	copy Copy
+}
+
+// Templates returns all templates of this host, those used longest ago first.
+// Kept says what EvictTemplate would refuse, and what is younger than [local]
+// cache_min_age.
+func (s *Service) Templates(ctx context.Context) ([]Template, error) {
+	var all []Template
+	homes := map[string]bool{}
+	for _, kind := range Backends() {
+		b := backends()[kind](s)
+		if b.templateHome() == "" || homes[b.home()] {
+			continue
+		}
+		homes[b.home()] = true
+		found, err := s.templatesOf(ctx, kind, b)
+		if errors.Is(err, failure.Precondition) {
+			continue // no such volume group on this host
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	sortTemplates(all)
+	return all, nil
+}
+
+// templatesOf returns the templates of one home.
+func (s *Service) templatesOf(ctx context.Context, kind string, b backend) ([]Template, error) {
+	if b.templateHome() == "" {
+		return nil, nil
+	}
+	copies, err := b.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	clones := map[string]int{}
+	for _, c := range copies {
+		clones[c.Origin]++
+	}
+	var all []Template
+	for _, c := range copies {
+		if !isTemplate(c) {
+			continue
+		}
+		t := Template{
+			Name: c.Name, Backend: kind, Home: c.Home, Path: c.Path, State: c.State, Size: c.Size,
+			From: fromPath(c.Tags), Clones: clones[c.Name], LastUse: lastUse(c.Tags), copy: c,
+		}
+		if t.Busy, err = lock.Held(s.Layout.Locks(), templateLock(c.Name)); err != nil {
+			return nil, err
+		}
+		if t.Kept = t.inUse(b); t.Kept == "" {
+			t.Kept = t.young(time.Now(), time.Duration(s.Config.Local.CacheMinAge))
+		}
+		all = append(all, t)
+	}
+	sortTemplates(all)
+	return all, nil
+}
+
+// sortTemplates puts those that are missed least first: unfinished ones, then
+// those without clones, then by last use.
+func sortTemplates(all []Template) {
+	slices.SortFunc(all, func(a, b Template) int {
+		rank := func(t Template) int {
+			switch {
+			case t.State != Ready:
+				return 0
+			case t.Clones == 0:
+				return 1
+			}
+			return 2
+		}
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		if d := a.LastUse.Compare(b.LastUse); d != 0 {
+			return d
+		}
+		return strings.Compare(a.Home+"/"+a.Name, b.Home+"/"+b.Name)
+	})
+}
+
+// inUse is why the template cannot go.
+func (t Template) inUse(b backend) string {
+	switch {
+	case t.Busy:
+		return "somebody makes or clones it"
+	case t.Clones > 0 && b.clonesHold():
+		return fmt.Sprintf("%d copies share its blocks, so nothing would be won", t.Clones)
+	}
+	return ""
+}
+
+// young is why the template stays for a while. A last use in the future is of
+// a clock that was wrong, and counts as now.
+func (t Template) young(now time.Time, least time.Duration) string {
+	if t.State != Ready || least <= 0 {
+		return ""
+	}
+	// The day is over when it was used last at the latest.
+	if since := now.Sub(t.LastUse.Add(day)); since < least {
+		return fmt.Sprintf("used on %s; [local] cache_min_age is %v", t.LastUse.Format(time.DateOnly), least)
+	}
+	return ""
+}
+
+func templateLock(name string) string { return "template-" + name }

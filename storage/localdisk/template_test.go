@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package localdisk_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/lvm/lvmtest"
+)
+
+// newCache is a world in which templates are kept.
+func newCache(t *testing.T, backend string) *world {
+	t.Helper()
+	w := newWorld(t, backend)
+	t.Setenv("DISKHOOK_TEST_CACHE", "1")
+	return w
+}
+
+// numbered is the disk of the domain of that number.
+func (w *world) numbered(n int) localdisk.Disk {
+	d := w.disk()
+	d.Domain = fmt.Sprintf("69b6b942-b5bf-4740-bb95-6752ffb%05d", n)
+	return d
+}
+
+// started starts a domain and wants its disk to be the source.
+func (w *world) started(d localdisk.Disk) {
+	w.t.Helper()
+	placements, err := service().Fulfil(w.t.Context(), []localdisk.Disk{d}, localdisk.Waiting{})
+	must(w.t, err)
+	w.same(placements[0].Path, w.flat)
+}
+
+// templates returns what the cache has.
+func (w *world) templates() []localdisk.Template {
+	w.t.Helper()
+	all, err := service().Templates(w.t.Context())
+	must(w.t, err)
+	return all
+}
+
+// ran are the LVM commands so far that change something, with the identity of
+// the template taken out.
+func (w *world) ran() []string {
+	var lines []string
+	for _, line := range lvmtest.Log(w.path("lvm")) {
+		for _, t := range w.templates() {
+			line = strings.ReplaceAll(line, strings.TrimPrefix(t.Name, "dhbase_"), "ID")
+		}
+		if !strings.HasPrefix(line, "fullreport") {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+func TestCopyIsASnapshotOfItsTemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	all := w.templates()
+	if len(all) != 1 {
+		t.Fatalf("templates %+v", all)
+	}
+	got := all[0]
+	if got.State != localdisk.Ready || got.Clones != 1 || got.From != w.path("base.raw") || got.Busy || got.Backend != "lvmthin" || !strings.Contains(got.Kept, "1 copies share") {
+		t.Errorf("template %+v", got)
+	}
+	today := got.LastUse.Unix() / 86400
+	copyName := "dh_" + domain + "_vda"
+	want := []string{
+		fmt.Sprintf("lvcreate -n dhbase_ID -V 2162688b --thinpool pool0 --addtag UPDATING --addtag DH_base --addtag DH_from_%s --addtag DH_used_%d -a y -k y -K ovirt-local", w.path("base.raw"), today),
+		"lvchange -a n ovirt-local/dhbase_ID",
+		"lvchange -p r ovirt-local/dhbase_ID",
+		"lvchange --deltag UPDATING ovirt-local/dhbase_ID",
+		"lvcreate -s -n " + copyName + " --addtag UPDATING --addtag VM_" + domain + " --addtag PU_00000000-0000-0000-0000-000000000000 --addtag DH_base_ID -a y -k y -K ovirt-local/dhbase_ID",
+		"lvchange --addtag DH_v1 --addtag DH_target_vda --addtag DH_machine_0123456789abcdef0123456789abcdef --deltag UPDATING ovirt-local/" + copyName,
+		"lvchange -a y -K ovirt-local/" + copyName,
+	}
+	if diff := cmp.Diff(want, w.ran()); diff != "" {
+		t.Error(diff)
+	}
+	entries, err := service().List(t.Context())
+	must(t, err)
+	if len(entries) != 1 || entries[0].Problem != "" {
+		t.Errorf("list %+v", entries)
+	}
+	g, err := lvmtest.Load(w.path("lvm"))
+	must(t, err)
+	if v := g.Volumes[got.Name]; v.Active || !v.ReadOnly || !v.Skip {
+		t.Errorf("volume %+v", v)
+	}
+}
+
+func TestTwentyStartsAtOnceCopyTheTemplateOnce(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	log := w.path("failpoints")
+	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
+	t.Setenv("DISKHOOK_FAILPOINT", "template.created=sleep:1s")
+	var starts sync.WaitGroup
+	errs := make([]error, 20)
+	for i := range errs {
+		starts.Go(func() {
+			_, errs[i] = service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(i)}, localdisk.Waiting{})
+		})
+	}
+	starts.Wait()
+	must(t, errors.Join(errs...))
+	b, err := os.ReadFile(log)
+	must(t, err)
+	for point, want := range map[string]int{"template.created": 1, "template.filled": 1, "clone.made": 20, "fill.finished": 20} {
+		if n := strings.Count(string(b), point+"\n"); n != want {
+			t.Errorf("%s: %d times, want %d", point, n, want)
+		}
+	}
+	for i := range errs {
+		w.same(w.path("run/diskhook/disks/"+w.numbered(i).Domain+"/vda"), w.flat)
+	}
+	if all := w.templates(); len(all) != 1 || all[0].Clones != 20 {
+		t.Errorf("templates %+v", all)
+	}
+}
+
+// A crash at any point of a first start, in the template or in the clone, is
+// made good by the same start.
+func TestTemplateSurvivesACrashAtEveryPoint(t *testing.T) {
+	probe := newCache(t, "lvmthin")
+	points := passed(t, probe, func() { _, err := probe.hook(); must(t, err) })
+	if len(points) < 18 {
+		t.Fatalf("only %d failpoints: %v", len(points), points)
+	}
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) {
+			w := newCache(t, "lvmthin")
+			if _, err := w.hook("DISKHOOK_FAILPOINT=" + point); err == nil {
+				t.Fatal("the failpoint did not fire")
+			}
+			w.awaitUnlocked()
+			if w.ready() {
+				w.same(w.content(), w.flat)
+			}
+			for _, template := range w.templates() {
+				if template.State == localdisk.Ready {
+					w.same(w.path("lvm/"+template.Name+".img"), w.path("base.raw"))
+				}
+			}
+			w.reboot()
+			w.started(w.disk())
+			w.started(w.numbered(1))
+			w.onlyTemplateAnd(2)
+		})
+	}
+}
+
+// onlyTemplateAnd fails when there is anything but one ready template with so
+// many clones.
+func (w *world) onlyTemplateAnd(clones int) {
+	w.t.Helper()
+	if all := w.templates(); len(all) != 1 || all[0].State != localdisk.Ready || all[0].Clones != clones || all[0].Busy {
+		w.t.Errorf("templates %+v", all)
+	}
+	g, err := lvmtest.Load(w.path("lvm"))
+	must(w.t, err)
+	if len(g.Volumes) != 2+clones { // with the pool
+		w.t.Errorf("left behind: %v", g.Volumes)
+	}
+	for name, v := range g.Volumes {
+		if _, err := os.Stat(w.path("var/lib/diskhook/cursors/" + v.UUID)); err == nil && strings.HasPrefix(name, "dhbase_") {
+			w.t.Errorf("the cursor of %s is left", name)
+		}
+	}
+}
+
+func TestBaseThatWasReplacedHasAnotherTemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x66 0 64k", w.path("base.raw"))
+	w.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", w.source[0].Path, w.flat)
+	w.started(w.numbered(1))
+	if all := w.templates(); len(all) != 2 || all[0].Clones != 1 || all[1].Clones != 1 {
+		t.Errorf("templates %+v", all)
+	}
+}
+
+func TestBaseThatChangesMeanwhileIsNoTemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	t.Setenv("DISKHOOK_FAILPOINT", "template.filled=sleep:1s")
+	done := make(chan error)
+	go func() {
+		_, err := w.hook()
+		done <- err
+	}()
+	for len(w.templates()) == 0 {
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.tool("touch", w.path("base.raw"))
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "changed while it was copied") {
+		t.Errorf("got %v", err)
+	}
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+}
+
+// What a pool above its watermark says, and what goes to make room.
+func TestRoomIsMadeOfUnusedTemplates(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	if all := w.templates(); len(all) != 1 || all[0].Clones != 0 || all[0].Kept != "" {
+		t.Fatalf("templates %+v", all)
+	}
+	// 2.1 MiB of template are more than is left.
+	full := func() {
+		must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes["pool0"].Size = 2 << 20 }))
+	}
+	full()
+	t.Setenv("DISKHOOK_TEST_CACHE", "")
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+}
+
+func TestPoolAboveItsWatermarkIsNotClonedIn(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes["pool0"].Size = 2 << 20 }))
+	_, err := service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(1)}, localdisk.Waiting{})
+	if !errors.Is(err, failure.NoSpace) || !strings.Contains(failure.HintOf(err), "lvextend") {
+		t.Fatalf("got %v", err)
+	}
+	w.onlyTemplateAnd(1)
+}

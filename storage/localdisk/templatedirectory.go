@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/imagecheck"
+)
+
+// Templates in a directory: a file that nobody may write to, of which copies
+// share the blocks (reflink) on a file system that can. A clone is no worse off
+// when its template is gone. What a guest overwrites takes new blocks, so here
+// a file system may fill up under a guest though copies are preallocated.
+
+func (b *directory) templateHome() string { return b.dir }
+
+func (b *directory) clonesHold() bool { return false }
+
+// cloneless tries it, with files without a name: neither the type of a file
+// system nor its size tell.
+func (b *directory) cloneless(context.Context) string {
+	if err := atomicfile.MkdirAll(b.dir, 0o711); err != nil {
+		return err.Error()
+	}
+	var fds [2]int
+	for i := range fds {
+		fd, err := unix.Open(b.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return fmt.Sprintf("dir %s: no file to try it in: %v", b.dir, err)
+		}
+		defer unix.Close(fd)
+		fds[i] = fd
+	}
+	_, err := unix.Write(fds[0], make([]byte, 4096))
+	if err == nil {
+		err = unix.IoctlFileClone(fds[1], fds[0])
+	}
+	if err != nil {
+		return fmt.Sprintf("dir %s: its file system cannot share blocks: %v", b.dir, err)
+	}
+	return ""
+}
+
+func (b *directory) createTemplate(_ context.Context, name string, size int64, tags []string) (Copy, error) {
+	f, err := b.make(name, imagecheck.Raw, append([]string{tagUpdating}, tags...))
+	if err != nil {
+		return Copy{}, err
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return Copy{}, fmt.Errorf("file %w", err)
+	}
+	return b.describe(name, imagecheck.Raw, Updating)
+}
+
+func (b *directory) reopenTemplate(_ context.Context, c Copy) error {
+	return os.Chmod(c.Path, 0o600)
+}
+
+func (b *directory) finishTemplate(ctx context.Context, c Copy) error {
+	// oVirt's user has copied into it.
+	if err := os.Lchown(c.Path, os.Geteuid(), os.Getegid()); err != nil {
+		return fmt.Errorf("file %w", err)
+	}
+	if err := os.Chmod(c.Path, 0o400); err != nil {
+		return fmt.Errorf("file %w", err)
+	}
+	if err := failpoint.Hit("template.read-only"); err != nil {
+		return err
+	}
+	if err := b.retag(ctx, c, nil, []string{tagUpdating}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("template.claimed"); err != nil {
+		return err
+	}
+	if err := renameNew(c.Path, b.path(c.Name, rawSuffix)); err != nil {
+		return fmt.Errorf("file %w", err)
+	}
+	return atomicfile.Sync(b.dir)
+}
+
+func (b *directory) clone(_ context.Context, template Copy, d Disk, size int64) (Copy, error) {
+	from, err := os.OpenFile(template.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return Copy{}, fmt.Errorf("file %w", err)
+	}
+	defer from.Close()
+	f, err := b.make(d.CopyName(), imagecheck.Raw, append(creationTags(d), cloneTag(template.Name)))
+	if err != nil {
+		return Copy{}, err
+	}
+	defer f.Close()
+	if err := unix.IoctlFileClone(int(f.Fd()), int(from.Fd())); err != nil {
+		return Copy{}, fmt.Errorf("file %s: share the blocks of %s: %w", f.Name(), template.Path, full(err))
+	}
+	if err := failpoint.Hit("clone.made"); err != nil {
+		return Copy{}, err
+	}
+	if err := b.allocate(f, size); err != nil {
+		return Copy{}, fmt.Errorf("file %s: allocate: %w", f.Name(), err)
+	}
+	return b.describe(d.CopyName(), imagecheck.Raw, Updating)
+}
+
+func (b *directory) retag(_ context.Context, c Copy, add, del []string) error {
+	side, err := b.readSidecar(c.Name)
+	if err != nil {
+		return err
+	}
+	side.Tags = slices.DeleteFunc(side.Tags, func(t string) bool { return slices.Contains(del, t) || slices.Contains(add, t) })
+	side.Tags = append(side.Tags, add...)
+	return b.writeSidecar(c.Name, side)
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package localdisk
+
+import (
+	"context"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/lvm"
+)
+
+// Templates in a thin pool: a thin volume without a node, read-only, of which
+// copies are thin snapshots. A snapshot has its blocks by itself: dm-thin would
+// let its origin go. That would win nothing as long as the blocks are shared,
+// and the next disk would have them copied once more, so a template stays while
+// it is the origin of a volume.
+
+func (b *volumes) templateHome() string {
+	if b.pool == "" {
+		return ""
+	}
+	return b.vg + "/" + b.pool
+}
+
+func (b *volumes) cloneless(context.Context) string {
+	if b.pool == "" {
+		return "a clone of a linear volume is slow for ever"
+	}
+	return ""
+}
+
+func (b *volumes) clonesHold() bool { return true }
+
+func (b *volumes) createTemplate(ctx context.Context, name string, size int64, tags []string) (Copy, error) {
+	err := b.lvm.Create(ctx, lvm.CreateOptions{
+		VG: b.vg, Name: name, Size: sectors(size), Pool: b.pool,
+		Tags: append([]string{tagUpdating}, tags...), SkipActivation: true, Activate: true,
+	})
+	if err != nil {
+		return Copy{}, err
+	}
+	return b.made(ctx, name)
+}
+
+func (b *volumes) reopenTemplate(ctx context.Context, c Copy) error {
+	if err := b.lvm.SetReadOnly(ctx, b.vg, false, c.Name); err != nil {
+		return err
+	}
+	if err := b.activate(ctx, []Copy{c}); err != nil {
+		return err
+	}
+	return c.awaitNode(ctx)
+}
+
+func (b *volumes) finishTemplate(ctx context.Context, c Copy) error {
+	if err := b.deactivate(ctx, []Copy{c}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("template.closed"); err != nil {
+		return err
+	}
+	if err := b.lvm.SetReadOnly(ctx, b.vg, true, c.Name); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("template.read-only"); err != nil {
+		return err
+	}
+	return b.retag(ctx, c, nil, []string{tagUpdating})
+}
+
+// clone: a snapshot is as large as its origin at first, and UPDATING keeps
+// anybody from it until it has grown.
+func (b *volumes) clone(ctx context.Context, template Copy, d Disk, size int64) (Copy, error) {
+	if err := b.lvm.Snapshot(ctx, b.snapshotOptions(template.Name, d)); err != nil {
+		return Copy{}, err
+	}
+	if err := failpoint.Hit("clone.made"); err != nil {
+		return Copy{}, err
+	}
+	if size > template.Size {
+		if err := b.lvm.Extend(ctx, b.vg, d.CopyName(), sectors(size)); err != nil {
+			return Copy{}, err
+		}
+	}
+	return b.made(ctx, d.CopyName())
+}
+
+func (b *volumes) snapshotOptions(template string, d Disk) lvm.SnapshotOptions {
+	return lvm.SnapshotOptions{
+		VG: b.vg, Origin: template, Name: d.CopyName(),
+		Tags: append(creationTags(d), cloneTag(template)), SkipActivation: !d.OVirt(), Activate: true,
+	}
+}
+
+func (b *volumes) retag(ctx context.Context, c Copy, add, del []string) error {
+	return b.lvm.ChangeTags(ctx, b.vg, []string{c.Name}, add, del)
+}

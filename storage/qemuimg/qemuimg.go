@@ -124,15 +124,36 @@ func classify(object, verb string, err error) error {
 	if err == nil {
 		return nil
 	}
-	wrapped := fmt.Errorf("%s: %s: %w", object, verb, err)
 	var failed *command.Error
 	if !errors.As(err, &failed) || failed.Err != nil {
-		return wrapped
+		return fmt.Errorf("%s: %s: %w", object, verb, err)
 	}
+	readable := *failed
+	readable.Stderr = withoutTrees(failed.Stderr)
+	wrapped := fmt.Errorf("%s: %s: %w", object, verb, &readable)
 	for _, k := range kinds {
 		if strings.Contains(failed.Stderr, k.text) {
 			return failure.Hint(failure.Wrap(k.kind, wrapped), "%s", k.hint)
 		}
 	}
 	return wrapped
+}
+
+// withoutTrees takes out of stderr the json: trees in which images are named,
+// which say nothing to a reader that the object in front does not say:
+//
+//	qemu-img: Could not open 'json:{"driver":"raw",…}': Failed to get shared "write" lock
+func withoutTrees(stderr string) string {
+	const begin, end = "'json:{", "}'"
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(stderr, begin)
+		_, after, ended := strings.Cut(rest, end)
+		if !found || !ended {
+			b.WriteString(stderr)
+			return b.String()
+		}
+		b.WriteString(before + "the image")
+		stderr = after
+	}
 }

@@ -258,6 +258,24 @@ func TestErrorKinds(t *testing.T) {
 
 // An existing file is never overwritten as if it were new, and nothing but
 // files and devices is a source.
+// An image is named by its path in front; the tree that qemu-img was given is
+// for no reader.
+func TestNoTreeInAMessage(t *testing.T) {
+	for stderr, want := range map[string]string{
+		"qemu-img: Could not open 'json:{\"driver\": \"raw\", \"file\": {\"filename\": \"/a\"}}': Failed to get shared \"write\" lock\nIs another process using the image [/a]?": "qemu-img: Could not open the image: Failed to get shared \"write\" lock\nIs another process using the image [/a]?",
+		"'json:{}' and 'json:{\"a\":1}'": "the image and the image",
+		"'json:{ cut off":                "'json:{ cut off",
+		"qemu-img: '/a': Permission":     "qemu-img: '/a': Permission",
+		"":                               "",
+	} {
+		err := classify("/a", "convert", &command.Error{Argv: []string{"qemu-img", "convert"}, Code: 1, Stderr: stderr})
+		var failed *command.Error
+		if !errors.As(err, &failed) || failed.Stderr != want {
+			t.Errorf("%q became %q, want %q", stderr, err, want)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -64,6 +64,8 @@ type templates interface {
 	// finishTemplate lets nobody write to it, then takes the updating mark away
 	// in one step.
 	finishTemplate(ctx context.Context, c Copy) error
+	// spoilTemplate marks a ready one updating, durably, before its data goes.
+	spoilTemplate(ctx context.Context, c Copy) (Copy, error)
 	// clone makes the copy of d as create does, with the content of a ready
 	// template; what lies beyond that is as in a new one.
 	clone(ctx context.Context, template Copy, d Disk, size int64) (Copy, error)

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lvm/lvmtest"
 )
@@ -242,4 +243,63 @@ func TestPoolAboveItsWatermarkIsNotClonedIn(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	w.onlyTemplateAnd(1)
+}
+
+func TestEvictTemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	s, name := service(), w.templates()[0].Name
+	if err := s.EvictTemplate(t.Context(), name, localdisk.WipeNone); !errors.Is(err, failure.Conflict) || !strings.Contains(err.Error(), "share its blocks") {
+		t.Errorf("with a clone: %v", err)
+	}
+	must(t, s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	if err := s.EvictTemplate(t.Context(), name, localdisk.WipeZero); !errors.Is(err, failure.Precondition) {
+		t.Errorf("zeros to a thin volume: %v", err)
+	}
+	if all := w.templates(); len(all) != 1 || all[0].State != localdisk.Ready {
+		t.Errorf("templates %+v", all)
+	}
+	// A crash in the middle of wiping leaves nothing that anybody clones.
+	t.Setenv("DISKHOOK_FAILPOINT", "template.spoiled=error")
+	if err := s.EvictTemplate(t.Context(), name, localdisk.WipeDiscard); err == nil {
+		t.Error("the failpoint did not fire")
+	}
+	t.Setenv("DISKHOOK_FAILPOINT", "")
+	w.started(w.disk())
+	w.onlyTemplateAnd(1)
+	must(t, s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	must(t, s.EvictTemplate(t.Context(), name, localdisk.WipeDiscard))
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+	for name, want := range map[string]error{name: failure.NotFound, "pool0": failure.Usage, "dhbase_../x": failure.Usage} {
+		if err := s.EvictTemplate(t.Context(), name, localdisk.WipeNone); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+}
+
+func TestTemplatesAreKeptForAWhile(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	name := w.templates()[0].Name
+	today := time.Now().Unix() / 86400
+	for days, kept := range map[int64]bool{0: true, 1: true, 2: false, 100: false, -100: true} { // the last: of a wrong clock
+		must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) {
+			g.Volumes[name].Tags = []string{"DH_base", fmt.Sprintf("DH_used_%d", today-days)}
+		}))
+		s := service()
+		s.Config.Local.CacheMinAge = host.Duration(24 * time.Hour)
+		all, err := s.Templates(t.Context())
+		must(t, err)
+		if len(all) != 1 || (all[0].Kept != "") != kept {
+			t.Errorf("used %d days ago: %+v", days, all)
+		}
+	}
+	// Its next use is noted.
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 1 || all[0].LastUse.Unix()/86400 < today {
+		t.Errorf("templates %+v", all)
+	}
 }

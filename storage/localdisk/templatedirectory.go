@@ -88,6 +88,18 @@ func (b *directory) finishTemplate(ctx context.Context, c Copy) error {
 	return atomicfile.Sync(b.dir)
 }
 
+func (b *directory) spoilTemplate(_ context.Context, c Copy) (Copy, error) {
+	ready := c.Path
+	c.State, c.Path = Updating, b.path(c.Name, suffix(c.Format, Updating))
+	if ready == c.Path {
+		return c, nil
+	}
+	if err := renameNew(ready, c.Path); err != nil {
+		return c, fmt.Errorf("file %w", err)
+	}
+	return c, atomicfile.Sync(b.dir)
+}
+
 func (b *directory) clone(_ context.Context, template Copy, d Disk, size int64) (Copy, error) {
 	from, err := os.OpenFile(template.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {

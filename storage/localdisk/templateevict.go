@@ -5,11 +5,71 @@ package localdisk
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
 )
+
+// EvictTemplate removes a template by name, however young it is, after its data
+// was wiped as w says. One that is being made or cloned, or whose clones hold
+// it, is a failure.Conflict. Blocks that clones share are their data, too, and
+// are not wiped.
+func (s *Service) EvictTemplate(ctx context.Context, name string, w Wipe) error {
+	if !validTemplate(name) {
+		return failure.New(failure.Usage, "template %q: not a name of one", name)
+	}
+	all, err := s.Templates(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(all, func(t Template) bool { return t.Name == name })
+	if i < 0 {
+		return failure.Hint(failure.New(failure.NotFound, "template %s: there is none", name), "see `diskhook local gc`")
+	}
+	t := all[i]
+	b := backends()[t.Backend](s)
+	evicted, err := s.evict(ctx, b, name, func(c Copy, clones int) error { return s.wipeTemplate(ctx, t.Backend, c, clones, w) })
+	if err == nil && !evicted {
+		why := t.inUse(b)
+		if why == "" {
+			why = "it came into use just now"
+		}
+		err = failure.New(failure.Conflict, "%s: %s", t.copy, why)
+		err = failure.Hint(err, "wait for who works on it; as long as there are clones it costs next to nothing")
+	}
+	return err
+}
+
+func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones int, w Wipe) error {
+	if w == WipeNone || w == "" {
+		return nil
+	}
+	if clones > 0 {
+		s.Log.Info("not wiped: copies share its blocks", "template", c.String(), "clones", clones)
+		return nil
+	}
+	b := backends()[kind](s)
+	f := foundCopy{Backend: kind, Copy: c}
+	if v, is := b.(*volumes); is && w == WipeZero {
+		if err := v.mayZero(ctx, c); err != nil {
+			return err
+		}
+	}
+	// A crash must not leave one that is wiped in part, and ready.
+	var err error
+	if f.Copy, err = b.spoilTemplate(ctx, c); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("template.spoiled"); err != nil {
+		return err
+	}
+	if err := b.reopenTemplate(ctx, f.Copy); err != nil {
+		return err
+	}
+	return s.wipe(ctx, f, w)
+}
 
 // makeRoom is the room of a backend. Where there is too little, templates that
 // nothing needs go, one after the other, until there is enough: a start counts
@@ -55,7 +115,7 @@ func (s *Service) mayMakeRoom(ctx context.Context, kind string) bool {
 
 // evict removes a template, if it still may go when its lock is held; nobody
 // waits for that lock. before, if not nil, is called on what is going to go.
-func (s *Service) evict(ctx context.Context, b backend, name string, before func(Copy) error) (bool, error) {
+func (s *Service) evict(ctx context.Context, b backend, name string, before func(c Copy, clones int) error) (bool, error) {
 	l, err := lock.Try(s.Layout.Locks(), templateLock(name))
 	if errors.Is(err, lock.ErrHeld) {
 		return false, nil
@@ -72,13 +132,17 @@ func (s *Service) evict(ctx context.Context, b backend, name string, before func
 	if !found || !isTemplate(c) {
 		return false, nil
 	}
+	clones := 0
 	for _, other := range copies {
-		if other.Origin == name && b.clonesHold() {
-			return false, nil
+		if other.Origin == name {
+			clones++
 		}
 	}
+	if clones > 0 && b.clonesHold() {
+		return false, nil
+	}
 	if before != nil {
-		if err := before(c); err != nil {
+		if err := before(c, clones); err != nil {
 			return false, err
 		}
 	}

@@ -68,6 +68,11 @@ func (b *volumes) finishTemplate(ctx context.Context, c Copy) error {
 	return b.retag(ctx, c, nil, []string{tagUpdating})
 }
 
+func (b *volumes) spoilTemplate(ctx context.Context, c Copy) (Copy, error) {
+	c.State = Updating
+	return c, b.retag(ctx, c, []string{tagUpdating}, nil)
+}
+
 // clone: a snapshot is as large as its origin at first, and UPDATING keeps
 // anybody from it until it has grown.
 func (b *volumes) clone(ctx context.Context, template Copy, d Disk, size int64) (Copy, error) {

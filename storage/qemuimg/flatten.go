@@ -27,8 +27,12 @@ type FlattenOptions struct {
 	Locks    []*os.File // inherited
 }
 
-// flattenChunk is how much is read in at once.
-const flattenChunk = 64 << 20
+// flattenChunk is how much is read in before it is flushed, flattenPiece how
+// much at once: what is zero all over one is not written.
+const (
+	flattenChunk = 64 << 20
+	flattenPiece = 1 << 20
+)
 
 // Flatten reads into the top image all that it takes from the layers below it.
 // What the image has already is left alone, so one that was interrupted goes
@@ -106,14 +110,16 @@ func (f *flatten) chunks() []chunk {
 
 // read is the grammar:
 //
-//	qemu-io -t CACHE -C -c 'read -q OFFSET BYTES' -c flush IMAGE
+//	qemu-io -t CACHE -C -c 'read -q OFFSET BYTES' … -c flush IMAGE
 //
 // -C writes into the image what a read takes from below it.
 func (f *flatten) read(ctx context.Context, c chunk) error {
-	_, err := f.q.Run.Run(ctx, command.Cmd{
-		Name: tool, Args: []string{"-t", f.cache, "-C", "-c", fmt.Sprintf("read -q %d %d", c.at, c.bytes), "-c", "flush", f.image},
-		Files: f.o.Locks, User: f.q.User, Limits: copyLimits,
-	})
+	args := []string{"-t", f.cache, "-C"}
+	for at := c.at; at < c.at+c.bytes; at += flattenPiece {
+		args = append(args, "-c", fmt.Sprintf("read -q %d %d", at, min(flattenPiece, c.at+c.bytes-at)))
+	}
+	args = append(args, "-c", "flush", f.image)
+	_, err := f.q.Run.Run(ctx, command.Cmd{Name: tool, Args: args, Files: f.o.Locks, User: f.q.User, Limits: copyLimits})
 	return err
 }
 

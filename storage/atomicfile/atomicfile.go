@@ -6,7 +6,7 @@
 // A reader sees the old content or the new, never a part. When Write returns
 // nil the new content and its name have reached the disk: the file is flushed
 // before the rename and its directory after it. On failure the old file is as
-// it was.
+// it was; a full file system is a failure.NoSpace.
 package atomicfile
 
 import (
@@ -18,15 +18,26 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+
+	"diskhook/storage/failure"
 )
 
 // Write replaces path by data with the given mode (the umask is not applied).
 // The directory must exist; see MkdirAll.
 func Write(path string, data []byte, mode os.FileMode) error {
 	if err := renameio.WriteFile(path, data, mode, renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path))); err != nil {
-		return fmt.Errorf("%s: write: %w", path, err)
+		return notWritten(path, err)
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// notWritten names the file, and the way out where its file system is full.
+func notWritten(path string, err error) error {
+	err = failure.Full(fmt.Errorf("%s: write: %w", path, err))
+	if errors.Is(err, failure.NoSpace) {
+		err = failure.Hint(err, "free space there (`df %s`), then try again", filepath.Dir(path))
+	}
+	return err
 }
 
 // WriteJSON writes v as one indented JSON document with a final newline.
@@ -43,14 +54,14 @@ func WriteJSON(path string, v any, mode os.FileMode) error {
 func WriteVolatile(path string, data []byte, mode os.FileMode) error {
 	tmp, err := renameio.TempFile(filepath.Dir(path), path)
 	if err != nil {
-		return fmt.Errorf("%s: write: %w", path, err)
+		return notWritten(path, err)
 	}
 	defer func() { _ = tmp.Cleanup() }()
 	if err := errors.Join(tmp.Chmod(mode), writeAll(tmp.File, data)); err != nil {
-		return fmt.Errorf("%s: write: %w", path, err)
+		return notWritten(path, err)
 	}
 	if err := errors.Join(tmp.Close(), os.Rename(tmp.Name(), path)); err != nil {
-		return fmt.Errorf("%s: write: %w", path, err)
+		return notWritten(path, err)
 	}
 	return nil
 }
@@ -84,7 +95,7 @@ func MkdirAll(dir string, mode os.FileMode) error {
 		return err
 	}
 	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+		return notWritten(dir, err)
 	}
 	if err := os.Chmod(dir, mode); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"unicode"
 )
 
@@ -50,6 +51,15 @@ func KindOf(err error) *Kind {
 		return k
 	}
 	return nil
+}
+
+// Full marks err as NoSpace where the system said that a file system or a quota
+// is full. Any other error stays as it is.
+func Full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return Wrap(NoSpace, err)
+	}
+	return err
 }
 
 type classified struct {

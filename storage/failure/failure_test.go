@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 	"testing"
 
 	"diskhook/storage/failure"
@@ -52,5 +53,18 @@ func TestLine(t *testing.T) {
 func TestNilStaysNil(t *testing.T) {
 	if failure.Wrap(failure.NoSpace, nil) != nil || failure.Hint(nil, "x") != nil {
 		t.Error("nil became an error")
+	}
+}
+
+func TestFull(t *testing.T) {
+	full := failure.Full(fmt.Errorf("write f: %w", &fs.PathError{Op: "write", Path: "f", Err: syscall.ENOSPC}))
+	if !errors.Is(full, failure.NoSpace) || !errors.Is(full, syscall.ENOSPC) {
+		t.Errorf("%v is of kind %v", full, failure.KindOf(full))
+	}
+	if other := failure.Full(fs.ErrExist); failure.KindOf(other) != nil {
+		t.Errorf("%v is of kind %v", other, failure.KindOf(other))
+	}
+	if err := failure.Full(nil); err != nil {
+		t.Errorf("nothing is %v", err)
 	}
 }

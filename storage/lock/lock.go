@@ -100,7 +100,7 @@ func open(dir, name string, how int) (*Lock, error) {
 			return nil, failure.Hint(err, "run this as root, who alone makes locks")
 		}
 		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", name, err)
+			return nil, notMade(dir, fmt.Errorf("lock %s: %w", name, err))
 		}
 		switch err := take(f, path, how); {
 		case err == nil:
@@ -112,6 +112,14 @@ func open(dir, name string, how int) (*Lock, error) {
 		_ = f.Close()
 	}
 	return nil, fmt.Errorf("lock %s: its file keeps being replaced: %w", name, ErrHeld)
+}
+
+// notMade has the way out where there is no room for one more lock.
+func notMade(dir string, err error) error {
+	if err = failure.Full(err); errors.Is(err, failure.NoSpace) {
+		err = failure.Hint(err, "free space and inodes there (`df -i %s`), then try again", dir)
+	}
+	return err
 }
 
 // errReplaced says that the locked file is not the one of that name any more.

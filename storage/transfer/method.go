@@ -208,6 +208,11 @@ func (c *copying) nativeFrom(ctx context.Context, chain *chainMap) error {
 	if !into.direct.Direct() {
 		c.note(c.target.Path + ": its storage has no direct I/O, it is written through the page cache")
 	}
+	for i := range chain.from {
+		if c.wrap != nil {
+			chain.from[i] = c.wrap(chain.from[i])
+		}
+	}
 	if err := c.begin(Native); err != nil {
 		return err
 	}

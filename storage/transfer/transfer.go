@@ -30,6 +30,7 @@ package transfer
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -52,6 +53,8 @@ type Engine struct {
 	// CursorEvery is the least time between two cursors that are written: each
 	// costs a flush of the target. 0 is 1.5 s.
 	CursorEvery time.Duration
+
+	wrap func(io.ReaderAt) io.ReaderAt // of tests; nil is none
 }
 
 // Method is how content is copied.

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package transfer
+
+import "io"
+
+// ReadThrough lets the native copy read its layers through wrap.
+func (e *Engine) ReadThrough(wrap func(io.ReaderAt) io.ReaderAt) { e.wrap = wrap }

@@ -28,6 +28,7 @@ type part struct {
 var parts = []part{
 	{"hook", "hook call for a domain that is not bound", hookCalls},
 	{"rewrite", "rewrite of a domain XML, in process", rewrites},
+	{"copy", "the copy engine beside qemu-img, nbdcopy and cp, on this machine's disk", copies},
 	{"ready", "start of a four-disk domain whose copies are ready, in the test guest", inGuest("guest-ready")},
 	{"fill", "fill of a thin volume from a qcow2 chain, in the test guest", inGuest("guest-fill")},
 }
@@ -52,6 +53,9 @@ func main() {
 func run(ctx context.Context, out io.Writer, names []string) error {
 	if len(names) == 1 && guestParts[names[0]] != nil {
 		return guestParts[names[0]](ctx, out)
+	}
+	if len(names) > 3 && names[0] == copyChild {
+		return copyEngine(ctx, names[1:])
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {

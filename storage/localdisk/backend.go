@@ -41,8 +41,9 @@ type backend interface {
 	// extend grows the copy to at least size bytes and returns it.
 	extend(ctx context.Context, c Copy, size int64) (Copy, error)
 	// explain lists what an action would do, for dry runs: exact commands
-	// where commands are run.
-	explain(ctx context.Context, a Action, d Disk, c Copy, size int64) []string
+	// where commands are run. clone, if not nil, is what the copy that it makes
+	// would be a clone of.
+	explain(ctx context.Context, a Action, d Disk, c Copy, size int64, clone *clonePlan) []string
 
 	templates
 }

@@ -315,9 +315,13 @@ func (b *directory) extend(_ context.Context, c Copy, size int64) (Copy, error) 
 	return b.describe(c.Name, c.Format, c.State)
 }
 
-func (b *directory) explain(_ context.Context, a Action, d Disk, c Copy, size int64) []string {
+func (b *directory) explain(_ context.Context, a Action, d Disk, c Copy, size int64, clone *clonePlan) []string {
 	partial, ready := b.target(d), b.path(d.CopyName(), suffix(d.format(), Ready))
-	made := []string{fmt.Sprintf("create %s with %d bytes", partial, size), fmt.Sprintf("fill %s, flush it, rename it to %s", partial, ready)}
+	made := []string{fmt.Sprintf("create %s with %d bytes", partial, size)}
+	if clone != nil {
+		made = b.explainClone(*clone, partial, size)
+	}
+	made = append(made, fmt.Sprintf("fill %s, flush it, rename it to %s", partial, ready))
 	switch a {
 	case Create:
 		return made

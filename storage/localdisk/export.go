@@ -74,7 +74,7 @@ func (s *Service) ExportCommands(ctx context.Context, domain, key string, o Expo
 	}
 	var lines []string
 	if !c.Active {
-		lines = s.backend(r.Disk()).explain(ctx, Use, r.Disk(), c, 0)
+		lines = s.backend(r.Disk()).explain(ctx, Use, r.Disk(), c, 0, nil)
 	}
 	partial := filepath.Join(filepath.Dir(o.To), exportFolder+"ID", "disk")
 	convert, err := qemuimg.Explain(ctx, qemuimg.ConvertOptions{Source: r.layers(c), Target: partial, TargetFormat: o.Format, Rate: o.Rate}, false)

@@ -19,7 +19,7 @@ func (s *Service) Commands(ctx context.Context, o Observed, dec Decision) []stri
 		return lines
 	}
 	if dec.Action == Use {
-		lines = s.backend(o.Disk).explain(ctx, Use, o.Disk, o.Copy, 0)
+		lines = s.backend(o.Disk).explain(ctx, Use, o.Disk, o.Copy, 0, nil)
 	}
 	if o.Receipt == nil || !o.Receipt.Used {
 		lines = append(lines, "write "+receiptPath(s.Layout, o.Disk.Domain, o.Disk.Key())+" (used)")
@@ -33,6 +33,7 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 	receipt := receiptPath(s.Layout, d.Domain, d.Key())
 	var size int64
 	var fill []string
+	var clone *clonePlan
 	switch dec.Action {
 	case Create, Resume, Replace, Retire:
 		info, err := s.Inspect(ctx, d)
@@ -45,12 +46,16 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 		}
 		zeroed, _ := b.readsZero(ctx)
 		engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-		fill = engine.Explain(transfer.Source{Layers: d.Source, Size: size}, transfer.Target{Path: b.target(d), Block: !filepath.IsAbs(b.home()), Zeroed: zeroed, Size: size})
+		source := transfer.Source{Layers: d.Source, Size: size}
+		if clone = s.planClone(ctx, d); clone != nil {
+			source.Present = 1
+		}
+		fill = engine.Explain(source, transfer.Target{Path: b.target(d), Block: !filepath.IsAbs(b.home()), Zeroed: zeroed, Size: size})
 		fill = append(fill, "write "+receipt)
 	case Adopt:
 		fill = []string{"write " + receipt}
 	default:
 		return nil
 	}
-	return append(b.explain(ctx, dec.Action, d, o.Copy, size), fill...)
+	return append(b.explain(ctx, dec.Action, d, o.Copy, size, clone), fill...)
 }

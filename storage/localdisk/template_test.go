@@ -303,3 +303,31 @@ func TestTemplatesAreKeptForAWhile(t *testing.T) {
 		t.Errorf("templates %+v", all)
 	}
 }
+
+// A dry run shows the template's commands, too, until there is one.
+func TestCommandsShowTheTemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	s := service()
+	show := func() (verbs []string) {
+		observed, err := s.Observe(t.Context(), []localdisk.Disk{w.numbered(1)})
+		must(t, err)
+		for _, line := range s.Commands(t.Context(), observed[0], localdisk.Decide(observed[0])) {
+			words := strings.Fields(line)
+			verbs = append(verbs, strings.Join(words[:2], " "))
+		}
+		return verbs
+	}
+	rest := []string{"lvm lvcreate", "# copy", "# flush", "write " + w.path("var/lib/diskhook/receipts/"+w.numbered(1).Domain+"/vda.json")}
+	rest = append(rest, rest[3], "link "+w.path("run/diskhook/disks/"+w.numbered(1).Domain+"/vda"))
+	template := []string{"lvm lvcreate", "# copy", "lvm lvchange", "lvm lvchange", "lvm lvchange"}
+	if diff := cmp.Diff(append(template, rest...), show()); diff != "" {
+		t.Error(diff)
+	}
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+	w.started(w.disk())
+	if diff := cmp.Diff(rest, show()); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -137,7 +137,7 @@ func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks [
 		if err := s.makeRoom(ctx, d.Backend, []int64{base.VirtualSize}); err != nil {
 			return c, err
 		}
-		c, err = b.createTemplate(ctx, base.template, base.VirtualSize, []string{tagTemplate, fromTag(base.path), usedTag(time.Now())})
+		c, err = b.createTemplate(ctx, base.template, base.VirtualSize, base.tags())
 		if err != nil {
 			return c, err
 		}
@@ -275,4 +275,38 @@ func (s *Service) touch(ctx context.Context, b backend, c Copy) error {
 		}
 	}
 	return b.retag(ctx, c, []string{today}, old)
+}
+
+// tags are those of the template of a base.
+func (b *base) tags() []string { return []string{tagTemplate, fromTag(b.path), usedTag(time.Now())} }
+
+// clonePlan is the template that a copy would be a clone of, for dry runs.
+type clonePlan struct {
+	template, path string // its name, and the base
+	size           int64  // bytes, of the base
+	ready          bool   // if not it would be made
+	tags           []string
+}
+
+// planClone returns nil where a copy would be no clone. It changes nothing.
+func (s *Service) planClone(ctx context.Context, d Disk) *clonePlan {
+	source, err := s.open(ctx, d)
+	if err != nil {
+		return nil
+	}
+	defer source.Close()
+	base, _, err := s.templateOf(ctx, d, source)
+	if err != nil || base == nil {
+		return nil
+	}
+	defer base.Close()
+	copies, err := s.backend(d).find(ctx)
+	if err != nil {
+		return nil
+	}
+	c, found := copies[base.template]
+	if found && (c.Sick != "" || !isTemplate(c)) {
+		return nil
+	}
+	return &clonePlan{base.template, base.path, base.VirtualSize, c.State == Ready, base.tags()}
 }

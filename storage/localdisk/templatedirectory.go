@@ -27,9 +27,6 @@ func (b *directory) clonesHold() bool { return false }
 // cloneless tries it, with files without a name: neither the type of a file
 // system nor its size tell.
 func (b *directory) cloneless(context.Context) string {
-	if err := atomicfile.MkdirAll(b.dir, 0o711); err != nil {
-		return err.Error()
-	}
 	var fds [2]int
 	for i := range fds {
 		fd, err := unix.Open(b.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -131,4 +128,12 @@ func (b *directory) retag(_ context.Context, c Copy, add, del []string) error {
 	side.Tags = slices.DeleteFunc(side.Tags, func(t string) bool { return slices.Contains(del, t) || slices.Contains(add, t) })
 	side.Tags = append(side.Tags, add...)
 	return b.writeSidecar(c.Name, side)
+}
+
+func (b *directory) explainClone(p clonePlan, partial string, size int64) (lines []string) {
+	template := b.path(p.template, rawSuffix)
+	if !p.ready {
+		lines = append(lines, fmt.Sprintf("copy %s to %s, flush it, let nobody write to it, rename it to %s", p.path, template+partialSuffix, template))
+	}
+	return append(lines, fmt.Sprintf("create %s with %d bytes, sharing the blocks of %s", partial, size, template))
 }

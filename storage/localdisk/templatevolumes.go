@@ -32,14 +32,17 @@ func (b *volumes) cloneless(context.Context) string {
 func (b *volumes) clonesHold() bool { return true }
 
 func (b *volumes) createTemplate(ctx context.Context, name string, size int64, tags []string) (Copy, error) {
-	err := b.lvm.Create(ctx, lvm.CreateOptions{
-		VG: b.vg, Name: name, Size: sectors(size), Pool: b.pool,
-		Tags: append([]string{tagUpdating}, tags...), SkipActivation: true, Activate: true,
-	})
-	if err != nil {
+	if err := b.lvm.Create(ctx, b.templateOptions(name, size, tags)); err != nil {
 		return Copy{}, err
 	}
 	return b.made(ctx, name)
+}
+
+func (b *volumes) templateOptions(name string, size int64, tags []string) lvm.CreateOptions {
+	return lvm.CreateOptions{
+		VG: b.vg, Name: name, Size: sectors(size), Pool: b.pool,
+		Tags: append([]string{tagUpdating}, tags...), SkipActivation: true, Activate: true,
+	}
 }
 
 func (b *volumes) reopenTemplate(ctx context.Context, c Copy) error {
@@ -99,4 +102,24 @@ func (b *volumes) snapshotOptions(template string, d Disk) lvm.SnapshotOptions {
 
 func (b *volumes) retag(ctx context.Context, c Copy, add, del []string) error {
 	return b.lvm.ChangeTags(ctx, b.vg, []string{c.Name}, add, del)
+}
+
+func (b *volumes) explainClone(ctx context.Context, p clonePlan, d Disk, size int64) (lines []string) {
+	has := p.size
+	if report, err := b.report(ctx); err == nil {
+		has = report.VG.RoundUp(p.size)
+	}
+	if !p.ready {
+		lines = b.recorded(func(shown *volumes) {
+			_ = shown.lvm.Create(ctx, shown.templateOptions(p.template, p.size, p.tags))
+		})
+		lines = append(lines, "# copy "+p.path+" to "+b.node(p.template)+", which is then flushed")
+		lines = append(lines, b.recorded(func(shown *volumes) { _ = shown.finishTemplate(ctx, Copy{Name: p.template}) })...)
+	}
+	return append(lines, b.recorded(func(shown *volumes) {
+		_ = shown.lvm.Snapshot(ctx, shown.snapshotOptions(p.template, d))
+		if size > has {
+			_ = shown.lvm.Extend(ctx, b.vg, d.CopyName(), sectors(size))
+		}
+	})...)
 }

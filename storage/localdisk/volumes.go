@@ -222,23 +222,31 @@ func (b *volumes) extend(ctx context.Context, c Copy, size int64) (Copy, error) 
 
 // explain runs the backend's own methods against a runner that only writes
 // down, so that a dry run shows the very commands.
-func (b *volumes) explain(ctx context.Context, a Action, d Disk, c Copy, size int64) []string {
+func (b *volumes) explain(ctx context.Context, a Action, d Disk, c Copy, size int64, clone *clonePlan) []string {
+	lines := b.recorded(func(shown *volumes) {
+		switch a {
+		case Replace:
+			_ = shown.lvm.Remove(ctx, b.vg, c.Name)
+		case Adopt:
+			_ = shown.claim(ctx, d, c, "MACHINE-ID")
+		case Use:
+			_ = shown.activate(ctx, []Copy{c})
+		}
+	})
+	switch makes := a == Create || a == Replace || a == Retire; {
+	case makes && clone != nil:
+		lines = append(lines, b.explainClone(ctx, *clone, d, size)...)
+	case makes:
+		lines = append(lines, b.recorded(func(shown *volumes) { _ = shown.lvm.Create(ctx, shown.createOptions(d, size)) })...)
+	}
+	return lines
+}
+
+// recorded returns the commands that do would run.
+func (b *volumes) recorded(do func(*volumes)) []string {
 	var record command.Record
-	dry := *b.lvm
-	dry.Run = &record
-	shown := *b
-	shown.lvm = &dry
-	if a == Replace {
-		_ = dry.Remove(ctx, b.vg, c.Name)
-	}
-	if a == Create || a == Replace || a == Retire {
-		_ = dry.Create(ctx, shown.createOptions(d, size))
-	}
-	switch a {
-	case Adopt:
-		_ = shown.claim(ctx, d, c, "MACHINE-ID")
-	case Use:
-		_ = shown.activate(ctx, []Copy{c})
-	}
+	dry, shown := *b.lvm, *b
+	dry.Run, shown.lvm = &record, &dry
+	do(&shown)
 	return record.Lines()
 }

@@ -163,7 +163,7 @@ func (c Checker) header(img *image) (*Header, error) {
 			err := unusable(img.Path, "declared qcow2, it is %s, which is not supported", name)
 			return nil, failure.Hint(err, "convert it with `%s`", convert(name, img.Path))
 		}
-		return nil, failure.Hint(named(img.Path, err), "declare it raw if it is")
+		return nil, failure.Hint(named(img.Path, err), "see what it is with `%s`; if it is raw, declare it so", shell("qemu-img", "info", img.Path))
 	}
 	if err != nil {
 		return nil, named(img.Path, err)

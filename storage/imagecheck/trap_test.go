@@ -83,7 +83,7 @@ func TestTraps(t *testing.T) {
 		"qed":                   {[]Layer{{at("other.qed"), QCOW2}}, ErrFormat, "it is qed", "qemu-img convert"},
 		"declared vmdk":         {[]Layer{{at("other.vmdk"), "vmdk"}}, ErrFormat, `format "vmdk" is not supported`, "qemu-img convert -f vmdk"},
 		"no format":             {[]Layer{{base.Path, ""}}, ErrFormat, "format is not declared", "declare it"},
-		"raw declared qcow2":    {[]Layer{{base.Path, QCOW2}}, ErrFormat, "not a qcow2 image", "declare it raw"},
+		"raw declared qcow2":    {[]Layer{{base.Path, QCOW2}}, ErrFormat, "not a qcow2 image", "`qemu-img info " + base.Path + "`; if it is raw, declare it so"},
 		"empty raw":             {[]Layer{{at("empty.raw"), Raw}}, ErrFormat, "it is empty", ""},
 		"fifo":                  {[]Layer{{at("fifo"), Raw}}, ErrTrap, "neither a regular file nor a block device", "declare the image"},
 		"directory":             {[]Layer{{at("sub"), Raw}}, ErrTrap, "neither a regular file nor a block device", "declare the image"},

@@ -25,6 +25,7 @@ package libvirt
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -137,7 +138,11 @@ func release(ctx context.Context, h *bindings.Host, c Call, doc *xmlrewrite.Docu
 	if reason == "-" {
 		reason = ""
 	}
-	return h.Release(ctx, d, bound, reason)
+	err = h.Release(ctx, d, bound, reason)
+	if d.Metadata != nil { // what was bound, and unplugged before the domain ended
+		err = errors.Join(err, h.Local.ReleaseRest(ctx, d.UUID))
+	}
+	return err
 }
 
 // migrate runs on the host to which the domain comes. The domain may be a

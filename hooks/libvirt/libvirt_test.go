@@ -63,9 +63,9 @@ func TestOperations(t *testing.T) {
 		{"start", "begin", "-", []string{"owner vdb 64055:64056"}, false},
 		{"started", "begin", "-", nil, false},
 		{"stopped", "end", "-", nil, false},
-		{"release", "end", "-", []string{"release " + id + " vda=dir vdb=dir reason=\"\""}, false},
-		{"release", "end", "shutdown", []string{"release " + id + " vda=dir vdb=dir reason=\"shutdown\""}, false},
-		{"release", "end", "from snapshot", []string{"release " + id + " vda=dir vdb=dir reason=\"from snapshot\""}, false},
+		{"release", "end", "-", []string{"release " + id + " vda=dir vdb=dir reason=\"\"", "release-rest " + id}, false},
+		{"release", "end", "shutdown", []string{"release " + id + " vda=dir vdb=dir reason=\"shutdown\"", "release-rest " + id}, false},
+		{"release", "end", "from snapshot", []string{"release " + id + " vda=dir vdb=dir reason=\"from snapshot\"", "release-rest " + id}, false},
 		{"migrate", "begin", "-", nil, true},
 		{"restore", "begin", "-", []string{"observe vda=dir vdb=dir"}, false},
 		{"reconnect", "begin", "-", []string{"fulfil vda=dir vdb=dir deadline=10s"}, false},
@@ -323,6 +323,31 @@ func TestLife(t *testing.T) {
 			if err := call("reconnect", "begin", "-"); err != nil || !there(stable) {
 				t.Errorf("link not made again: %v", err)
 			}
+		}
+	}
+}
+
+// TestUnpluggedDiskIsReleased: the domain ends without a disk that it had when
+// it started. Its copy stays, its link goes.
+func TestUnpluggedDiskIsReleased(t *testing.T) {
+	w := hooktest.New(t, nil)
+	w.Chain("images")
+	w.Write("images/data.raw", strings.Repeat("x", 4096))
+	both := bind(t, w, "vda:local=dir,fill=start;vdb:local=dir,fill=start")
+	call := func(op, sub string, xml []byte) {
+		t.Helper()
+		if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: op, SubOp: sub, Extra: "-", Stdin: xml}); err != nil {
+			t.Fatalf("%s: %v", op, failure.Line(err))
+		}
+	}
+	call("prepare", "begin", both)
+	call("release", "end", bind(t, w, "vda:local=dir,fill=start"))
+	for _, target := range []string{"vda", "vdb"} {
+		if _, err := os.Lstat(localdisk.StablePath(w.Layout, id, target)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: its link: %v", target, err)
+		}
+		if _, err := os.Lstat(w.Path("var/lib/diskhook/local/dh_" + id + "_" + target + ".raw")); err != nil {
+			t.Errorf("%s: its copy: %v", target, err)
 		}
 	}
 }

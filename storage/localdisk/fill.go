@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"diskhook/storage/atomicfile"
@@ -279,73 +278,4 @@ func (s *Service) clean(d Disk) {
 	if err != nil {
 		s.Log.Warn("clean up after a failed copy", "disk", d.String(), "err", err)
 	}
-}
-
-// errCancelled is why a copy ended that `local cancel` stopped.
-var errCancelled = failure.Hint(failure.New(failure.Temporary, "its copy was cancelled"), "start it again whenever you like")
-
-func (s *Service) cancelPath(domain, key string) string {
-	return strings.TrimSuffix(s.statusPath(domain, key), ".json") + ".cancel"
-}
-
-// cancellable ends the context when somebody asks for it by a file, which
-// reaches the process whoever started it and can hit no other.
-func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, func()) {
-	path := s.cancelPath(d.Domain, d.Key())
-	_ = os.Remove(path)
-	ctx, cancel := context.WithCancelCause(ctx)
-	go func() {
-		tick := time.NewTicker(pollEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if _, err := os.Stat(path); err == nil {
-				cancel(errCancelled)
-				return
-			}
-		}
-	}()
-	return ctx, func() { cancel(nil); _ = os.Remove(path) }
-}
-
-// Working says whether there is anybody whom Cancel would stop.
-func (s *Service) Working(domain, key string) (bool, error) {
-	if err := validKey(domain, key); err != nil {
-		return false, err
-	}
-	return lock.Held(s.Layout.Locks(), s.workLock(domain, key))
-}
-
-// workLock is held by who settles a disk, else by who copies it.
-func (s *Service) workLock(domain, key string) string {
-	if s.settling(domain, key) {
-		return settleLock(domain, key)
-	}
-	return lockName(domain, key)
-}
-
-// Cancel asks the copy process of a disk, or who settles it, to stop and waits
-// until it has. It may complete its work before it hears of it. That none runs
-// is a failure.NotFound.
-func (s *Service) Cancel(ctx context.Context, domain, key string) error {
-	if err := validKey(domain, key); err != nil {
-		return err
-	}
-	name := s.workLock(domain, key)
-	if held, err := lock.Held(s.Layout.Locks(), name); err != nil || !held {
-		return errors.Join(failure.New(failure.NotFound, "domain %s: disk %s: nothing copies", domain, key), err)
-	}
-	if err := os.WriteFile(s.cancelPath(domain, key), nil, 0o600); err != nil {
-		return err
-	}
-	l, err := lock.Acquire(ctx, s.Layout.Locks(), name)
-	if err != nil {
-		return err
-	}
-	l.Release()
-	return nil
 }

@@ -15,9 +15,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
 	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/progress"
 )
@@ -157,6 +159,30 @@ func TestCancelStopsTheCopyAndLeavesNothing(t *testing.T) {
 		must(t, err)
 		w.same(w.stable(), w.flat)
 	})
+}
+
+// A copy process that was just started has only its job: it is waited for.
+func TestCancelStopsACopyThatBegins(t *testing.T) {
+	w := newWorld(t, "dir")
+	dir := w.path("run/diskhook/status/" + domain)
+	must(t, errors.Join(os.MkdirAll(dir, 0o755), os.MkdirAll(w.path("run/diskhook/lock"), 0o755)))
+	job := filepath.Join(dir, "vda."+uuid.NewString()+".job")
+	must(t, os.WriteFile(job, nil, 0o600))
+	cancelled := make(chan error, 1)
+	go func() { cancelled <- service().Cancel(t.Context(), domain, "vda") }()
+	time.Sleep(200 * time.Millisecond)
+	held, err := lock.Acquire(t.Context(), w.path("run/diskhook/lock"), "local-"+domain+"-vda")
+	must(t, err)
+	must(t, os.Remove(job))
+	for range 400 {
+		if _, err := os.Stat(filepath.Join(dir, "vda.cancel")); err == nil {
+			held.Release()
+			must(t, <-cancelled)
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	t.Fatalf("it was not asked to stop: %v", <-cancelled)
 }
 
 func TestSourceThatChangesMeanwhileIsNoCopy(t *testing.T) {

@@ -32,7 +32,7 @@ func localCommand(p *program) *cli.Command {
 	return &cli.Command{
 		Name: "local", Usage: "local copies of disks on this host",
 		Subcommands: []*cli.Command{
-			verb("list", "list copies, and what is wrong with them", "", localList),
+			verb("list", "list copies, and what is wrong with them", "", localList, connectFlag()),
 			verb("status", "show copies of a domain, how far they are, and whether their source has changed", "[NAME] [TARGET]", localStatus,
 				&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "follow copies that are being made until they end"}, connectFlag()),
 			verb("prestage", "make the copies of a domain's disks now, so that its start finds them", "NAME [TARGET]", localPrestage,

@@ -26,7 +26,13 @@ func localList(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.printCopies(f, entries)
+	s.noteGone(c.Context, entries)
+	cut := f == table && shorten(entries)
+	if err := p.printCopies(f, entries); err != nil || !cut {
+		return err
+	}
+	fmt.Fprintln(p.stderr, "diskhook: what to do about a problem: `diskhook local status NAME`")
+	return nil
 }
 
 func (p *program) printCopies(f format, entries []localdisk.Entry) error {
@@ -167,6 +173,9 @@ const sourcePatience = 5 * time.Second
 // noteChange adds what a source has become. It is a remark: the copy is the
 // truth, whatever happened to its source.
 func (s *services) noteChange(ctx context.Context, e *localdisk.Entry) {
+	one := []localdisk.Entry{*e}
+	s.noteGone(ctx, one)
+	*e = one[0]
 	if e.Receipt == nil || e.Problem != "" || e.Busy || e.Settling {
 		return
 	}

@@ -3,6 +3,7 @@
 package localdisk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -115,9 +116,9 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	case s.begun(c):
 		e.Problem = "unfinished, nobody works on it; the next start goes on with it"
 	case c.State == Updating:
-		e.Problem = "unfinished, nobody works on it; the next start removes it"
+		e.Problem = fmt.Sprintf("unfinished, nobody works on it; the next start removes it, as does `diskhook local remove %s %s`", domain, e.Key)
 	default:
-		e.Problem = "complete, but without a receipt; `diskhook local adopt` takes it"
+		e.Problem = fmt.Sprintf("complete, but without a receipt; if it is this disk's, take it with `diskhook local adopt %s %s`", domain, cmp.Or(e.Target, e.Key))
 	}
 	return e
 }

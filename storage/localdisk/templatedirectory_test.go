@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package localdisk_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+// newShared is a world with templates, whose copies lie on a file system that
+// shares blocks.
+func newShared(t *testing.T) *world {
+	t.Helper()
+	w := newCache(t, "dir")
+	dir, image := w.path("var/lib/diskhook/local"), w.path("xfs")
+	must(t, os.MkdirAll(dir, 0o711))
+	w.tool("truncate", "-s", "400M", image)
+	w.tool("mkfs.xfs", "-q", "-m", "reflink=1", image)
+	w.tool("mount", "-o", "loop", image, dir)
+	t.Cleanup(func() { w.tool("umount", dir) })
+	return w
+}
+
+func (w *world) used() int64 {
+	var st unix.Statfs_t
+	must(w.t, unix.Statfs(w.path("var/lib/diskhook/local"), &st))
+	return int64(st.Blocks-st.Bfree) * st.Bsize
+}
+
+func TestFilesShareTheBlocksOfTheirTemplate(t *testing.T) {
+	w := newShared(t)
+	before := w.used()
+	for i := range 4 {
+		w.started(w.numbered(i))
+	}
+	all := w.templates()
+	if len(all) != 1 || all[0].State != localdisk.Ready || all[0].Clones != 4 || all[0].From != w.path("base.raw") || all[0].Kept != "" {
+		t.Fatalf("templates %+v", all)
+	}
+	w.same(all[0].Path, w.path("base.raw"))
+	st, err := os.Stat(all[0].Path)
+	must(t, err)
+	if st.Mode().Perm() != 0o400 {
+		t.Errorf("mode %v", st.Mode())
+	}
+	unix.Sync()
+	files, err := filepath.Glob(w.path("var/lib/diskhook/local/*.raw"))
+	must(t, err)
+	var sum int64
+	for _, path := range files {
+		var st unix.Stat_t
+		must(t, unix.Stat(path, &st))
+		sum += st.Blocks * 512
+	}
+	// Four times the 2 MiB of the base, less what was copied onto it.
+	if shared := sum - (w.used() - before); len(files) != 5 || shared < 6<<20 {
+		t.Errorf("%d files share %d bytes", len(files), shared)
+	}
+	// What a guest writes is its own.
+	w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 0 64k", w.path("run/diskhook/disks/"+w.numbered(0).Domain+"/vda"))
+	w.same(w.path("run/diskhook/disks/"+w.numbered(1).Domain+"/vda"), w.flat)
+	w.same(all[0].Path, w.path("base.raw"))
+	entries, err := service().List(t.Context())
+	must(t, err)
+	for _, e := range entries {
+		if e.Problem != "" || e.Copy.Origin != all[0].Name {
+			t.Errorf("entry %+v", e)
+		}
+	}
+	// A clone does not need its template.
+	must(t, service().EvictTemplate(t.Context(), all[0].Name, localdisk.WipeZero))
+	w.same(w.path("run/diskhook/disks/"+w.numbered(1).Domain+"/vda"), w.flat)
+	if left, _ := filepath.Glob(w.path("var/lib/diskhook/local/dhbase_*")); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestSharedTemplateSurvivesACrashAtEveryPoint(t *testing.T) {
+	probe := newShared(t)
+	for _, point := range passed(t, probe, func() { _, err := probe.hook(); must(t, err) }) {
+		t.Run(point, func(t *testing.T) {
+			w := newShared(t)
+			if _, err := w.hook("DISKHOOK_FAILPOINT=" + point); err == nil {
+				t.Fatal("the failpoint did not fire")
+			}
+			w.awaitUnlocked()
+			if w.ready() {
+				w.same(w.content(), w.flat)
+			}
+			for _, template := range w.templates() {
+				if template.State == localdisk.Ready {
+					w.same(template.Path, w.path("base.raw"))
+				}
+			}
+			w.started(w.disk())
+			w.started(w.numbered(1))
+			if all := w.templates(); len(all) != 1 || all[0].State != localdisk.Ready || all[0].Clones != 2 {
+				t.Errorf("templates %+v", all)
+			}
+			if files, _ := filepath.Glob(w.path("var/lib/diskhook/local/*")); len(files) != 6 {
+				t.Errorf("left behind: %v", files)
+			}
+		})
+	}
+}
+
+func TestFileSystemThatSharesNoBlocksHasNoTemplates(t *testing.T) {
+	w := newCache(t, "dir")
+	dir := w.path("var/lib/diskhook/local")
+	must(t, os.MkdirAll(dir, 0o711))
+	w.tool("mount", "-t", "tmpfs", "tmpfs", dir)
+	t.Cleanup(func() { w.tool("umount", dir) })
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+	w.onlyCopy()
+	log, err := os.ReadFile(w.path("run/diskhook/status/" + domain + "/vda.log"))
+	must(t, err)
+	if !strings.Contains(string(log), "cannot share blocks") {
+		t.Errorf("nothing says why: %s", log)
+	}
+}
+
+// A directory that is full but for a template gets rid of it, and says so when
+// that is not enough.
+func TestDirectoryMakesRoomOfTemplates(t *testing.T) {
+	w := newShared(t)
+	w.started(w.disk())
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	var st unix.Statfs_t
+	must(t, unix.Statfs(w.path("var/lib/diskhook/local"), &st))
+	filler := w.path("var/lib/diskhook/local/filler")
+	must(t, os.WriteFile(filler, nil, 0o600))
+	fill := func(leave int64) {
+		f, err := os.OpenFile(filler, os.O_RDWR, 0)
+		must(t, err)
+		defer f.Close()
+		size, err := f.Seek(0, 2)
+		must(t, err)
+		// No piece is as large as all that is free.
+		for piece := int64(32 << 20); piece >= 4096; {
+			must(t, unix.Statfs(filepath.Dir(filler), &st))
+			if int64(st.Bavail)*st.Bsize-piece < leave || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
+				piece /= 2
+				continue
+			}
+			size += piece
+		}
+		if free := int64(st.Bavail) * st.Bsize; free > leave+64<<10 {
+			t.Fatalf("%d bytes are free", free)
+		}
+	}
+	fill(2 << 20) // the disk has 3 MiB, the template 2
+	t.Setenv("DISKHOOK_TEST_CACHE", "")
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	fill(1 << 20)
+	if _, err := service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{}); !errors.Is(err, failure.NoSpace) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -163,15 +163,18 @@ func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status 
 }
 
 // fillUp brings a copy that is updating to ready, from where it stands. One
-// that fails is removed, unless it can be gone on with.
+// that fails is removed, unless it can be gone on with. One for which there
+// was no room would go on to take it; but when there is none for the receipt,
+// the copy is not at fault.
 func (s *Service) fillUp(ctx context.Context, o Observed, source *imagecheck.Opened, held *lock.Lock, status *progress.Writer) (err error) {
+	noRoom := false
 	defer func() {
-		if err != nil && !s.worthKeeping(o, source, err) {
+		if err != nil && (noRoom || !s.worthKeeping(o, source, err)) {
 			s.clean(o.Disk)
 		}
 	}()
 	if err := s.transfer(ctx, o, source, held, status); err != nil {
-		if errors.Is(err, failure.NoSpace) {
+		if noRoom = errors.Is(err, failure.NoSpace); noRoom {
 			err = failure.Hint(err, "%s", s.backend(o.Disk).moreRoom())
 		}
 		return fmt.Errorf("%s: %w", o.Disk, err)

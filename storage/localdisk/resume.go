@@ -97,10 +97,9 @@ func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status 
 }
 
 // worthKeeping says that the next start should go on with a copy that failed
-// with err. It is not where there was no room, which it would go on to hold,
-// or where the source is not any more what was copied.
+// with err. It is not where the source is not any more what was copied.
 func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error) bool {
-	if errors.Is(err, failure.NoSpace) || errors.Is(err, failure.Conflict) {
+	if errors.Is(err, failure.Conflict) {
 		return false
 	}
 	target, err := s.target(context.Background(), o)

@@ -103,6 +103,9 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 	if full := max(pool.DataPercent, pool.MetadataPercent); full > float64(100-b.poolReserve) {
 		err := failure.New(failure.NoSpace, "lv %s/%s: thin pool: data is %.1f %% full, metadata %.1f %%; %d %% are kept free",
 			b.vg, b.pool, pool.DataPercent, pool.MetadataPercent, b.poolReserve)
+		if pool.MetadataPercent >= pool.DataPercent {
+			return failure.Hint(err, "extend it with `lvextend --poolmetadatasize +SIZE %s/%s`, or lower [local] pool_reserve", b.vg, b.pool)
+		}
 		return failure.Hint(err, "%s", b.moreRoom())
 	}
 	return nil

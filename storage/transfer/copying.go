@@ -29,7 +29,7 @@ type copying struct {
 	session session
 
 	images []*os.File // the layers
-	before []unix.Stat_t
+	seen   []unix.Stat_t
 	f      *os.File // the target, through the page cache
 	made   bool     // by us
 
@@ -44,7 +44,7 @@ type copying struct {
 // open opens source and target and finds out whether there is something to
 // go on with.
 func (c *copying) open(ctx context.Context) error {
-	locks, err := c.session.own(c.o.Locks)
+	locks, err := own(c.o.Locks, c.session.locked)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,11 @@ func (c *copying) open(ctx context.Context) error {
 		return err
 	}
 	c.resume()
-	if c.f, c.made, err = c.Engine.open(&c.target, c.o.User, c.resumed || c.source.Present > 0); err != nil {
+	err = c.session.do(ctx, c.target.Path, IODefault, func() (err error) {
+		c.f, c.made, err = c.Engine.open(&c.target, c.o.User, c.resumed || c.source.Present > 0)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	c.session.keep(func() { _ = c.f.Close() })
@@ -81,11 +85,11 @@ func (c *copying) openSource(ctx context.Context) error {
 		defer opened.Close()
 	}
 	var err error
-	if c.images, err = c.session.own(files); err != nil {
+	if c.images, err = own(files, c.session.keep); err != nil {
 		return err
 	}
 	return c.session.do(ctx, c.name(), IODefault, func() error {
-		c.before, err = stats(c.images)
+		c.seen, err = stats(c.images)
 		return err
 	})
 }
@@ -191,18 +195,20 @@ func (c *copying) mark(done int64, digest []byte) error {
 	if !c.keeping || done <= c.cursor.Done {
 		return nil
 	}
-	if err := unix.Fdatasync(int(c.f.Fd())); err != nil {
-		return noSpace(&os.PathError{Op: "flush", Path: c.target.Path, Err: err})
-	}
-	if err := failpoint.Hit("transfer.cursor-flushed"); err != nil {
-		return err
-	}
-	c.cursor.Done, c.cursor.Digest = done, digest
-	if err := c.cursor.write(c.o.Cursor); err != nil {
-		c.warn("the copy can be resumed from an earlier point only", err)
-		return nil
-	}
-	return failpoint.Hit("transfer.cursor")
+	return c.session.writing(func() error {
+		if err := unix.Fdatasync(int(c.f.Fd())); err != nil {
+			return noSpace(&os.PathError{Op: "flush", Path: c.target.Path, Err: err})
+		}
+		if err := failpoint.Hit("transfer.cursor-flushed"); err != nil {
+			return err
+		}
+		c.cursor.Done, c.cursor.Digest = done, digest
+		if err := c.cursor.write(c.o.Cursor); err != nil {
+			c.warn("the copy can be resumed from an earlier point only", err)
+			return nil
+		}
+		return failpoint.Hit("transfer.cursor")
+	})
 }
 
 func (c *copying) every() time.Duration {
@@ -218,20 +224,11 @@ func (c *copying) end(ctx context.Context) error {
 		return err
 	}
 	err := c.session.do(ctx, c.target.Path, c.o.IOClass, func() error {
-		if err := tail(ctx, c.f, c.source, c.target); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("transfer.zeroed"); err != nil {
-			return err
-		}
-		if err := flush(ctx, c.f, c.made); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("transfer.flushed"); err != nil {
-			return err
-		}
-		return c.mark(c.source.Size, c.savedDigest())
+		return c.session.writing(func() error { return c.finish(ctx) })
 	})
+	if err == nil {
+		err = c.session.do(ctx, c.target.Path, c.o.IOClass, func() error { return c.mark(c.source.Size, c.savedDigest()) })
+	}
 	if err != nil {
 		return err
 	}
@@ -239,6 +236,20 @@ func (c *copying) end(ctx context.Context) error {
 		return err
 	}
 	return c.proof(ctx)
+}
+
+// finish zeroes what lies behind the content and flushes it all.
+func (c *copying) finish(ctx context.Context) error {
+	if err := tail(ctx, c.f, c.source, c.target); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("transfer.zeroed"); err != nil {
+		return err
+	}
+	if err := flush(ctx, c.f, c.made); err != nil {
+		return err
+	}
+	return failpoint.Hit("transfer.flushed")
 }
 
 func (c *copying) savedDigest() []byte {
@@ -257,7 +268,7 @@ func (c *copying) unchanged(ctx context.Context) error {
 			return err
 		}
 		for i, st := range now {
-			if was := c.before[i]; st.Size != was.Size || st.Mtim != was.Mtim && st.Mode&unix.S_IFMT == unix.S_IFREG {
+			if was := c.seen[i]; st.Size != was.Size || st.Mtim != was.Mtim && st.Mode&unix.S_IFMT == unix.S_IFREG {
 				err := failure.New(failure.Conflict, "%s: changed while it was copied", c.source.Layers[i].Path)
 				return failure.Hint(err, "stop what writes to it, then start again")
 			}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -24,86 +25,104 @@ import (
 	"diskhook/storage/transfer"
 )
 
-// hung is storage that does not answer from a certain read on.
-type hung struct {
+// What hangs in the kernel is left behind when the context ends, and writes
+// nothing when it comes back. A write keeps the lock of the target until it is
+// over; a read does not keep the next try from it.
+func TestHungStorage(t *testing.T) {
+	for _, writes := range []bool{false, true} {
+		t.Run(fmt.Sprintf("writes=%t", writes), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			chain, content := build(t, dir, []layer{{"raw", 40 << 20, []step{{0, 40 << 20, 1}}}})
+			source := identified(t, chain)
+			target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 40 << 20, ID: "this"}
+			fillFile(t, target.Path, target.Size)
+			held, err := lock.Try(dir, "disk")
+			if err != nil {
+				t.Fatal(err)
+			}
+			gate, calls := make(chan struct{}), new(atomic.Int32)
+			engine := transfer.Engine{Run: command.System{}, CursorEvery: time.Millisecond}
+			if writes {
+				engine.BeforeWrite(func() { wait(calls, gate) })
+			} else {
+				engine.ReadThrough(func(r io.ReaderAt) io.ReaderAt { return spy{r, func() { wait(calls, gate) }} })
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			o := transfer.Options{Locks: []*os.File{held.File()}, Cursor: filepath.Join(dir, "cursor")}
+			began := time.Now()
+			_, err = engine.Copy(ctx, source, target, o)
+			if failure.KindOf(err) != failure.Temporary || !errors.Is(err, context.DeadlineExceeded) || failure.HintOf(err) == "" {
+				t.Errorf("got %v", err)
+			}
+			if took := time.Since(began); took > 3*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			held.Release()
+			if still, err := lock.Held(dir, "disk"); still != writes || err != nil {
+				t.Errorf("the lock is held: %t, %v", still, err)
+			}
+			before, err := os.ReadFile(target.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			again := transfer.Engine{Run: command.System{}}
+			o.Locks = nil
+			if !writes { // the next try goes on at once
+				if _, err := again.Copy(t.Context(), source, target, o); err != nil {
+					t.Fatal(err)
+				}
+				before = content
+			} else if _, err := again.Copy(t.Context(), source, target, o); failure.KindOf(err) != failure.Conflict {
+				t.Errorf("beside a write that hangs: %v", err)
+			}
+			close(gate)
+			for range 300 {
+				if still, _ := lock.Held(dir, "disk"); !still {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if !writes {
+				time.Sleep(100 * time.Millisecond) // for what came back to do harm
+				expect(t, target.Path, before)
+				return
+			}
+			if _, err := again.Copy(t.Context(), source, target, o); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, target.Path, content)
+		})
+	}
+}
+
+// wait hangs from the thirteenth call on, until the gate is open.
+func wait(calls *atomic.Int32, gate chan struct{}) {
+	if calls.Add(1) > 12 {
+		<-gate
+	}
+}
+
+// failing fails from an offset on, once everything before it is copied.
+type failing struct {
 	io.ReaderAt
-	reads *atomic.Int32
-	after int32
-	gate  chan struct{}
+	from   int64
+	copied *atomic.Int64
 }
 
-func (h hung) ReadAt(p []byte, off int64) (int, error) {
-	if h.reads.Add(1) > h.after {
-		<-h.gate
+func (f failing) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) <= f.from {
+		return f.ReaderAt.ReadAt(p, off)
 	}
-	return h.ReaderAt.ReadAt(p, off)
-}
-
-// Reads that hang in the kernel are left behind when the context ends. They
-// keep the lock of the target until they are over, and write nothing then.
-func TestHungSource(t *testing.T) {
-	dir := t.TempDir()
-	chain, content := build(t, dir, []layer{{"raw", 40 << 20, []step{{0, 40 << 20, 1}}}})
-	source := identified(t, chain)
-	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 40 << 20, ID: "this"}
-	fillFile(t, target.Path, target.Size)
-	held, err := lock.Try(dir, "disk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gate := make(chan struct{})
-	engine := transfer.Engine{Run: command.System{}, CursorEvery: time.Millisecond}
-	engine.ReadThrough(func(r io.ReaderAt) io.ReaderAt { return hung{r, new(atomic.Int32), 12, gate} })
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	o := transfer.Options{Locks: []*os.File{held.File()}, Cursor: filepath.Join(dir, "cursor")}
-	began := time.Now()
-	_, err = engine.Copy(ctx, source, target, o)
-	if failure.KindOf(err) != failure.Temporary || !errors.Is(err, context.DeadlineExceeded) || failure.HintOf(err) == "" {
-		t.Errorf("got %v", err)
-	}
-	if took := time.Since(began); took > 3*time.Second {
-		t.Errorf("it took %v", took)
-	}
-	held.Release()
-	if still, err := lock.Held(dir, "disk"); !still || err != nil {
-		t.Errorf("the lock of what was left behind is held: %t, %v", still, err)
-	}
-	before, err := os.ReadFile(target.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	close(gate)
-	for range 200 {
-		if still, _ := lock.Held(dir, "disk"); !still {
+	for range 1000 {
+		if f.copied.Load() >= f.from {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if still, err := lock.Held(dir, "disk"); still || err != nil {
-		t.Errorf("in the end the lock is held: %t, %v", still, err)
-	}
-	expect(t, target.Path, before)
-
-	// The next try goes on.
-	o.Locks = nil
-	engine = transfer.Engine{Run: command.System{}}
-	if _, err := engine.Copy(t.Context(), source, target, o); err != nil {
-		t.Fatal(err)
-	}
-	expect(t, target.Path, content)
-}
-
-type failing struct {
-	io.ReaderAt
-	from int64
-}
-
-func (f failing) ReadAt(p []byte, off int64) (int, error) {
-	if off+int64(len(p)) > f.from {
-		return 0, unix.EIO
-	}
-	return f.ReaderAt.ReadAt(p, off)
+	time.Sleep(50 * time.Millisecond)
+	return 0, unix.EIO
 }
 
 // A source that fails ends the copy with what was copied before it; when the
@@ -113,14 +132,15 @@ func TestFailingSource(t *testing.T) {
 	chain, content := build(t, dir, []layer{{"raw", 40 << 20, []step{{0, 40 << 20, 1}}}})
 	source := identified(t, chain)
 	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 40 << 20, Zeroed: true, ID: "this"}
-	o := transfer.Options{Cursor: filepath.Join(dir, "cursor")}
+	var copied atomic.Int64
+	o := transfer.Options{Cursor: filepath.Join(dir, "cursor"), Progress: func(done, _ int64) { copied.Store(done) }}
 	engine := transfer.Engine{Run: command.System{}}
-	engine.ReadThrough(func(r io.ReaderAt) io.ReaderAt { return failing{r, 30 << 20} })
+	engine.ReadThrough(func(r io.ReaderAt) io.ReaderAt { return failing{r, 30 << 20, &copied} })
 	if _, err := engine.Copy(t.Context(), source, target, o); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "of the source") {
 		t.Errorf("got %v", err)
 	}
 	result, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, o)
-	if err != nil || result.Resumed < 8<<20 {
+	if err != nil || result.Resumed != 28<<20 {
 		t.Errorf("%+v, %v", result, err)
 	}
 	expect(t, target.Path, content)

@@ -87,10 +87,13 @@ func (c *copying) reflink(ctx context.Context) error {
 		if err := c.lockSource(); err != nil {
 			return err
 		}
-		if err := c.begin(Reflink); err != nil {
-			return err
-		}
-		if err := c.clone(image, st.Size()); err != nil {
+		err = c.session.writing(func() error {
+			if err := c.begin(Reflink); err != nil {
+				return err
+			}
+			return c.clone(image, st.Size())
+		})
+		if err != nil {
 			return fmt.Errorf("%s: share the blocks of %s: %w", c.target.Path, c.name(), noSpace(err))
 		}
 		c.result.Skipped = c.source.Size
@@ -194,27 +197,23 @@ func (c *copying) native(ctx context.Context) error {
 	})
 }
 
+// nativeFrom copies what the map says.
 func (c *copying) nativeFrom(ctx context.Context, chain *chainMap) error {
-	switch err := imagelock.Write(c.f); {
-	case err == nil:
-		c.session.keep(func() { imagelock.Release(c.f) })
-	case !errors.Is(err, imagelock.ErrNoLocks):
-		return err
-	}
-	into, err := openSink(&c.session, c.f, c.target.Zeroed)
+	var into *sink
+	err := c.session.writing(func() (err error) {
+		if into, err = c.sink(); err != nil {
+			return err
+		}
+		return c.begin(Native)
+	})
 	if err != nil {
 		return err
 	}
-	if !into.direct.Direct() {
-		c.note(c.target.Path + ": its storage has no direct I/O, it is written through the page cache")
-	}
+	into.before = c.before
 	for i := range chain.from {
 		if c.wrap != nil {
 			chain.from[i] = c.wrap(chain.from[i])
 		}
-	}
-	if err := c.begin(Native); err != nil {
-		return err
 	}
 	l := newLedger(c.cursor.Done, c.source.Size, c.outer, c.o.Progress)
 	n := &native{chain: chain, into: into, start: c.cursor.Done, limit: newLimiter(c.o.Rate), ledger: l, sums: c.outer != nil, class: c.o.IOClass}
@@ -222,6 +221,21 @@ func (c *copying) nativeFrom(ctx context.Context, chain *chainMap) error {
 	c.result = l.result
 	c.result.Method = Native
 	return err
+}
+
+// sink takes QEMU's image locks on the target and opens it for direct I/O.
+func (c *copying) sink() (*sink, error) {
+	switch err := imagelock.Write(c.f); {
+	case err == nil:
+		c.session.locked(func() { imagelock.Release(c.f) })
+	case !errors.Is(err, imagelock.ErrNoLocks):
+		return nil, err
+	}
+	into, err := openSink(&c.session, c.f, c.target.Zeroed)
+	if err == nil && !into.direct.Direct() {
+		c.note(c.target.Path + ": its storage has no direct I/O, it is written through the page cache")
+	}
+	return into, err
 }
 
 // marking runs the copy and writes cursors meanwhile, and one at the end if it

@@ -4,6 +4,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -20,13 +21,58 @@ import (
 // A read from dead storage, or a write to a dead disk, hangs in the kernel and
 // cannot be interrupted. So everything that may hang is done with do, which
 // returns soon after the context has ended all the same. What is left behind
-// starts no further write, and it keeps the descriptors open that it uses,
-// with own duplicates of the caller's locks among them: while a write may
-// still reach the target, its lock is not free.
+// keeps the descriptors open that it uses, and ends when the kernel lets go.
+//
+// Everything that changes the target is done within writing. A session that
+// was left lets nobody in any more. While somebody is still inside, a write may
+// reach the target yet, and so long the session keeps the target's locks, own
+// duplicates of the caller's among them. A read that hangs keeps none.
 type session struct {
 	pending sync.WaitGroup
 	left    bool     // something was left behind
 	closers []func() // in reverse order
+
+	mu     sync.Mutex
+	shut   bool // nobody enters writing
+	inside int
+	locks  []func() // give up what keeps others from the target
+}
+
+// errLeft ends what was left behind, when it comes back.
+var errLeft = errors.New("it was left behind")
+
+// writing does what changes the target.
+func (s *session) writing(work func() error) error {
+	s.mu.Lock()
+	if s.shut {
+		s.mu.Unlock()
+		return errLeft
+	}
+	s.inside++
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.inside--; s.shut && s.inside == 0 {
+			s.unlock()
+		}
+	}()
+	return work()
+}
+
+// locked adds a lock of the target; from within writing or before anything is
+// left behind.
+func (s *session) locked(giveUp func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.locks = append(s.locks, giveUp)
+}
+
+func (s *session) unlock() {
+	for _, giveUp := range s.locks {
+		giveUp()
+	}
+	s.locks = nil
 }
 
 // patience is how long do waits for what was told to stop.
@@ -62,33 +108,38 @@ func (s *session) do(ctx context.Context, object string, class IOClass, work fun
 // keep closes what, in the end.
 func (s *session) keep(what func()) { s.closers = append(s.closers, what) }
 
-// close closes everything, now or when what was left behind has come back.
+// close gives everything up, what is in use by what was left behind later.
 func (s *session) close() {
+	if !s.left {
+		s.pending.Wait()
+	}
+	s.mu.Lock()
+	if s.shut = true; s.inside == 0 {
+		s.unlock()
+	}
+	s.mu.Unlock()
 	all := func() {
+		s.pending.Wait()
 		for i := len(s.closers) - 1; i >= 0; i-- {
 			s.closers[i]()
 		}
 	}
-	if !s.left {
-		s.pending.Wait()
+	if s.left {
+		go all()
+	} else {
 		all()
-		return
 	}
-	go func() {
-		s.pending.Wait()
-		all()
-	}()
 }
 
-// own duplicates descriptors for as long as the session lasts.
-func (s *session) own(files []*os.File) ([]*os.File, error) {
+// own duplicates descriptors, closed by what then is told how.
+func own(files []*os.File, then func(closing func())) ([]*os.File, error) {
 	var duplicates []*os.File
 	for _, f := range files {
 		d, err := duplicate(f)
 		if err != nil {
 			return nil, err
 		}
-		s.keep(func() { _ = d.Close() })
+		then(func() { _ = d.Close() })
 		duplicates = append(duplicates, d)
 	}
 	return duplicates, nil

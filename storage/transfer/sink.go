@@ -22,7 +22,9 @@ import (
 type sink struct {
 	f      *os.File // through the page cache
 	direct *directio.File
-	zeroed bool // it may be taken as reading zero where nothing was written yet
+	s      *session
+	zeroed bool   // it may be taken as reading zero where nothing was written yet
+	before func() // of tests; nil is nothing
 }
 
 // openSink opens f once more; the descriptor is closed with s.
@@ -34,10 +36,17 @@ func openSink(s *session, f *os.File, zeroed bool) (*sink, error) {
 	}
 	again := os.NewFile(uintptr(fd), f.Name())
 	s.keep(func() { _ = again.Close() })
-	return &sink{f: f, direct: directio.New(again), zeroed: zeroed}, nil
+	return &sink{f: f, direct: directio.New(again), s: s, zeroed: zeroed}, nil
 }
 
 func (t *sink) write(b []byte, off int64) error {
+	return t.s.writing(func() error { return t.writeNow(b, off) })
+}
+
+func (t *sink) writeNow(b []byte, off int64) error {
+	if t.before != nil {
+		t.before()
+	}
 	var err error
 	// What is aligned goes straight, the few bytes before and behind do not.
 	head := min(int64(len(b)), -off&(directio.Align-1))
@@ -60,7 +69,7 @@ func (t *sink) write(b []byte, off int64) error {
 }
 
 func (t *sink) zero(ctx context.Context, off, n int64) error {
-	return blockdev.ZeroRange(ctx, t.f, off, n)
+	return t.s.writing(func() error { return blockdev.ZeroRange(ctx, t.f, off, n) })
 }
 
 // run returns how much of b, which lies at off, is of one sort: data, or zeros

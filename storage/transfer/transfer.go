@@ -54,7 +54,9 @@ type Engine struct {
 	// costs a flush of the target. 0 is 1.5 s.
 	CursorEvery time.Duration
 
-	wrap func(io.ReaderAt) io.ReaderAt // of tests; nil is none
+	// Of tests; nil is none.
+	wrap   func(io.ReaderAt) io.ReaderAt // around layers that the native copy reads
+	before func()                        // it writes
 }
 
 // Method is how content is copied.

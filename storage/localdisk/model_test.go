@@ -22,6 +22,8 @@ type model struct {
 	*world
 	onStop  string
 	flat    []byte // of the source
+	base    []byte // its lowest image
+	others  int    // neighbours so far
 	guest   []byte // nil: the guest has no data here, a start copies the source
 	unsure  bool   // a discard was interrupted: the guest's data or the source, but nothing else
 	running bool
@@ -33,6 +35,18 @@ type model struct {
 // that starts sees what its guest wrote last, or the source if it never wrote;
 // and what cannot be right is refused.
 func TestAnyOrderOfEventsKeepsTheGuestsData(t *testing.T) {
+	anyOrder(t, func() *world { return newWorld(t, "dir") }, nil)
+}
+
+// The same where copies are clones of a template, which other domains clone,
+// and which may go at any time.
+func TestAnyOrderOfEventsWithTemplatesKeepsTheGuestsData(t *testing.T) {
+	anyOrder(t, func() *world { return newShared(t) }, map[string]func(*model, *rapid.T){
+		"neighbour": (*model).neighbour, "evict": (*model).evict, "": (*model).checkTemplates,
+	})
+}
+
+func anyOrder(t *testing.T, world func() *world, more map[string]func(*model, *rapid.T)) {
 	if testing.Short() {
 		must(t, flag.Set("rapid.checks", "3"))
 	} else {
@@ -40,11 +54,13 @@ func TestAnyOrderOfEventsKeepsTheGuestsData(t *testing.T) {
 	}
 	must(t, flag.Set("rapid.steps", "15"))
 	rapid.Check(t, func(rt *rapid.T) {
-		m := &model{world: newWorld(t, "dir"), onStop: rapid.SampledFrom([]string{localdisk.Keep, localdisk.Discard}).Draw(rt, "on-stop")}
+		m := &model{world: world(), onStop: rapid.SampledFrom([]string{localdisk.Keep, localdisk.Discard}).Draw(rt, "on-stop")}
 		var err error
 		m.flat, err = os.ReadFile(m.world.flat)
 		must(t, err)
-		rt.Repeat(map[string]func(*rapid.T){
+		m.base, err = os.ReadFile(m.path("base.raw"))
+		must(t, err)
+		events := map[string]func(*rapid.T){
 			"start":     m.start,
 			"write":     m.write,
 			"stop":      m.stop,
@@ -53,7 +69,11 @@ func TestAnyOrderOfEventsKeepsTheGuestsData(t *testing.T) {
 			"lose copy": m.lose,
 			"recreate":  m.recreate,
 			"":          func(*rapid.T) {},
-		})
+		}
+		for name, event := range more {
+			events[name] = func(rt *rapid.T) { event(m, rt) }
+		}
+		rt.Repeat(events)
 	})
 }
 
@@ -73,7 +93,7 @@ func (m *model) failing(rt *rapid.T, points ...string) (point string, reset func
 }
 
 func (m *model) start(rt *rapid.T) {
-	point, reset := m.failing(rt, "fill.created", "transfer.zeroed", "fill.receipt", "dir.claimed", "fill.finished", "fulfil.used", "fulfil.link")
+	point, reset := m.failing(rt, "template.created", "template.filled", "template.read-only", "template.finished", "clone.made", "fill.created", "transfer.zeroed", "fill.receipt", "dir.claimed", "fill.finished", "fulfil.used", "fulfil.link")
 	_, err := service().Fulfil(m.t.Context(), []localdisk.Disk{m.disk()}, localdisk.Waiting{})
 	reset()
 	switch {
@@ -167,4 +187,41 @@ func (m *model) recreate(rt *rapid.T) {
 		rt.Fatalf("remove: %v", err)
 	}
 	m.guest, m.unsure, m.lost = nil, false, false
+}
+
+// neighbour starts another domain with the same source.
+func (m *model) neighbour(rt *rapid.T) {
+	if m.others++; m.others > 3 {
+		rt.Skip("enough of them")
+	}
+	d := m.numbered(m.others)
+	if _, err := service().Fulfil(m.t.Context(), []localdisk.Disk{d}, localdisk.Waiting{}); err != nil && m.away {
+		return
+	} else if err != nil {
+		rt.Fatalf("neighbour: %v", failure.Line(err))
+	}
+	now, err := os.ReadFile(m.path("run/diskhook/disks/" + d.Domain + "/vda"))
+	must(m.t, err)
+	if !bytes.Equal(now, m.flat) {
+		rt.Fatal("a neighbour sees other data")
+	}
+}
+
+func (m *model) evict(rt *rapid.T) {
+	for _, t := range m.templates() {
+		if err := service().EvictTemplate(m.t.Context(), t.Name, localdisk.WipeNone); err != nil {
+			rt.Fatalf("evict: %v", err)
+		}
+	}
+}
+
+// checkTemplates: what is ready has the content of the base.
+func (m *model) checkTemplates(rt *rapid.T) {
+	for _, t := range m.templates() {
+		now, err := os.ReadFile(t.Path)
+		must(m.t, err)
+		if t.State == localdisk.Ready && !bytes.Equal(now, m.base) {
+			rt.Fatalf("template %+v has other content", t)
+		}
+	}
 }

@@ -20,6 +20,9 @@ func (s *Service) EvictTemplate(ctx context.Context, name string, w Wipe) error 
 	if !validTemplate(name) {
 		return failure.New(failure.Usage, "template %q: not a name of one", name)
 	}
+	if err := s.runDirs(); err != nil {
+		return err
+	}
 	all, err := s.Templates(ctx)
 	if err != nil {
 		return err

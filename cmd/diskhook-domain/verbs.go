@@ -27,6 +27,7 @@ func verbs() map[string]verb {
 		domains.VerbXML:         typed(dumpXML),
 		domains.VerbDefine:      typed(define),
 		domains.VerbBlockResize: typed(blockResize),
+		domains.VerbStart:       typed(start),
 	}
 	maps.Copy(all, blockVerbs())
 	return all
@@ -127,6 +128,21 @@ func blockResize(conn *libvirt.Connect, r domains.ResizeRequest) (struct{}, erro
 	defer dom.Free()
 	err = dom.BlockResize(r.Target, r.Size, libvirt.DOMAIN_BLOCK_RESIZE_BYTES)
 	return struct{}{}, classified(object(r.Domain)+": disk "+r.Target+": resize", err)
+}
+
+// start starts a domain. That it runs, whoever started it, is what was wanted.
+func start(conn *libvirt.Connect, r domains.DomainRequest) (domains.Facts, error) {
+	dom, err := lookup(conn, r.Domain)
+	if err != nil {
+		return domains.Facts{}, err
+	}
+	defer dom.Free()
+	if err := dom.Create(); err != nil {
+		if active, failed := dom.IsActive(); failed != nil || !active {
+			return domains.Facts{}, classified(object(r.Domain)+": start", err)
+		}
+	}
+	return facts(dom)
 }
 
 // lookup finds a domain by UUID if that is what the text is, else, and if no

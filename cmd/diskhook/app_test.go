@@ -51,7 +51,7 @@ func TestEveryCommandIsGuarded(t *testing.T) {
 // Verbs that change something can be tried; those that print say how.
 func TestVerbsHaveTheCommonFlags(t *testing.T) {
 	p, _, _ := newProgram()
-	mutating := []string{"apply", "revert", "rebind", "unbind", "prestage", "settle", "cancel", "recreate", "remove", "resize", "export", "adopt", "rewrite"}
+	mutating := []string{"apply", "revert", "rebind", "unbind", "prestage", "settle", "cancel", "recreate", "remove", "resize", "export", "adopt", "gc", "rewrite"}
 	noOutput := []string{"rewrite", "check", "run", "fill"}
 	walk(New(p).Commands, func(c *cli.Command) {
 		if len(c.Subcommands) > 0 {

@@ -101,6 +101,15 @@ func fakeVerb(dir, verb string, request []byte) (any, error) {
 	case domains.VerbFacts:
 		f.XML = ""
 		return f, nil
+	case domains.VerbStart:
+		if err := logCall(dir, "start "+f.Name); err != nil {
+			return nil, err
+		}
+		if os.Getenv("DISKHOOK_FAKE_NO_START") == f.Name {
+			return nil, failure.New(failure.Conflict, "domain %s: start: no bootable device", f.Name)
+		}
+		f.Active, f.State = true, "running"
+		return f, storeDomain(dir, f)
 	case domains.VerbBlockResize:
 		return struct{}{}, logCall(dir, fmt.Sprintf("blockresize %s %s %d", f.Name, r.Target, r.Size))
 	}

@@ -144,10 +144,7 @@ func wantsJSON(args []string) bool {
 // operands returns exactly the arguments that names ask for. A name in
 // brackets may be left out, which gives "".
 func operands(c *cli.Context, names ...string) ([]string, error) {
-	words := c.Args().Slice()
-	if i := slices.Index(words, "--"); i >= 0 {
-		words = slices.Delete(words, i, i+1)
-	}
+	words := withoutDashes(c)
 	required := slices.IndexFunc(names, func(n string) bool { return strings.HasPrefix(n, "[") })
 	if required < 0 {
 		required = len(names)
@@ -164,4 +161,23 @@ func operands(c *cli.Context, names ...string) ([]string, error) {
 		}
 	}
 	return append(words, make([]string, len(names)-len(words))...), nil
+}
+
+// operandList returns all arguments, of which there may be none.
+func operandList(c *cli.Context, name string) ([]string, error) {
+	words := withoutDashes(c)
+	if slices.Contains(words, "") {
+		return nil, see(c, failure.New(failure.Usage, "%s is empty", name))
+	}
+	return words, nil
+}
+
+// withoutDashes are the arguments without the "--" before those that may look
+// like options.
+func withoutDashes(c *cli.Context) []string {
+	words := c.Args().Slice()
+	if i := slices.Index(words, "--"); i >= 0 {
+		words = slices.Delete(words, i, i+1)
+	}
+	return words
 }

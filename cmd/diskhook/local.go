@@ -33,20 +33,17 @@ func localCommand(p *program) *cli.Command {
 		Name: "local", Usage: "local copies of disks on this host",
 		Subcommands: []*cli.Command{
 			verb("list", "list copies, and what is wrong with them", "", localList, connectFlag()),
-			verb("status", "show copies of a domain, how far they are, and whether their source has changed", "[NAME] [TARGET]", localStatus,
-				&cli.BoolFlag{Name: "watch", Aliases: []string{"w"}, Usage: "follow copies that are being made until they end"}, connectFlag()),
-			verb("prestage", "make the copies of a domain's disks now, so that its start finds them", "NAME [TARGET]", localPrestage,
-				bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
+			verb("status", "show copies of a domain, how far they are, and whether their source has changed", "[NAME[/DISK]...]", localStatus, statusFlags()...),
+			verb("prestage", "make the copies of domains' disks now, so that their starts find them", "NAME[/DISK]...", localPrestage, prestageFlags()...),
 			verb("settle", "read into an overlay (fill=instant) what it takes from its source, so that it needs it no more", "[NAME] [TARGET]", localSettle, settleFlags()...),
 			verb("cancel", "stop the making or settling of a copy", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
 			verb("recreate", "give a copy up and make it again from its source", "NAME TARGET", localRecreate,
 				export(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
 			verb("remove", "give a copy up", "NAME TARGET", localRemove, export(), discard(), connectFlag(), dryRunFlag()),
 			verb("resize", "grow a copy, and tell a running guest", "NAME TARGET SIZE", localResize, connectFlag(), dryRunFlag()),
-			verb("export", "write a disk as its guest left it to a new file", "NAME TARGET FILE", localExport,
-				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "image `FORMAT`: raw or qcow2 (default: by the file's name)"}, connectFlag(), dryRunFlag()),
-			verb("adopt", "take over a complete copy that has no receipt, on your word", "NAME TARGET", localAdopt,
-				bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
+			verb("export", "write a disk as its guest left it to a new file", "NAME TARGET FILE", localExport, exportFlags()...),
+			verb("adopt", "take over a complete copy that has no receipt, on your word, or all that oVirt's hook made", "[NAME] [TARGET]", localAdopt, adoptFlags()...),
+			verb("gc", "remove what is left of copies that no guest ever wrote to", "", localGC, gcFlags()...),
 			{
 				Name: "fill", Usage: "make one copy (started by diskhook itself)", ArgsUsage: "JOBFILE", Hidden: true,
 				Action: func(c *cli.Context) error { return localFill(p, c) },
@@ -77,7 +74,7 @@ func localFill(p *program, c *cli.Context) error {
 
 // boundDisks are the local disks of a domain, from libvirt or from --xml,
 // bound by its metadata or by flags.
-func boundDisks(p *program, c *cli.Context, s *services, name, target string) ([]localdisk.Disk, error) {
+func boundDisks(p *program, c *cli.Context, s *services, name string, targets ...string) ([]localdisk.Disk, error) {
 	written, err := flagBindings(c)
 	if err != nil {
 		return nil, err
@@ -105,36 +102,12 @@ func boundDisks(p *program, c *cli.Context, s *services, name, target string) ([
 	if err != nil {
 		return nil, err
 	}
-	var targets []string
-	if target != "" {
-		targets = []string{target}
-	}
 	disks, err := s.domains.LocalDisks(c.Context, d, bound, targets...)
 	if err == nil && len(disks) == 0 {
 		err = failure.New(failure.NotFound, "domain %s: no disk is bound to a local copy", name)
 		err = failure.Hint(err, "bind them with `diskhook domain apply --local '*' %s`", d.NameArg())
 	}
 	return disks, err
-}
-
-func localPrestage(p *program, c *cli.Context) error {
-	f, s, words, err := verbArgs(p, c, "NAME", "[TARGET]")
-	if err != nil {
-		return err
-	}
-	disks, err := boundDisks(p, c, s, words[0], words[1])
-	if err != nil {
-		return err
-	}
-	steps, err := s.planned(c, disks)
-	if err != nil {
-		return err
-	}
-	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
-		r := p.reporter(f)
-		defer r.close()
-		return s.domains.Prestage(c.Context, disks, localdisk.Waiting{Notify: r.copies})
-	})
 }
 
 // planned is what making the copies of disks would do.
@@ -249,44 +222,6 @@ func (s *services) afterCancel(ctx context.Context, domain, key string) (string,
 		}
 	}
 	return "done", nil
-}
-
-func localExport(p *program, c *cli.Context) error {
-	f, s, words, domain, key, err := copyArgs(p, c, "FILE")
-	if err != nil {
-		return err
-	}
-	to, err := absolute(words[2])
-	if err != nil {
-		return err
-	}
-	kind, err := imageFormat(c.String("format"), to, func(format, file string) []string {
-		return []string{"diskhook", "local", "export", "--format", format, words[0], words[1], file}
-	})
-	if err != nil {
-		return err
-	}
-	step := fmt.Sprintf("export disk %s to %s as %s", words[1], to, kind)
-	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
-		r := p.reporter(f)
-		defer r.close()
-		return s.local.Export(c.Context, domain, key, localdisk.ExportOptions{To: to, Format: kind, Progress: r.work("export of " + words[0] + " " + words[1])})
-	})
-}
-
-func localAdopt(p *program, c *cli.Context) error {
-	f, s, words, err := verbArgs(p, c, "NAME", "TARGET")
-	if err != nil {
-		return err
-	}
-	disks, err := boundDisks(p, c, s, words[0], words[1])
-	if err != nil {
-		return err
-	}
-	step := fmt.Sprintf("take over the copy %s of disk %s", disks[0].CopyName(), words[1])
-	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
-		return s.local.Adopt(c.Context, disks[0])
-	})
 }
 
 // absolute makes a file's path independent of where we were started.

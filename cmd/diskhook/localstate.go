@@ -84,40 +84,6 @@ func stateOf(e localdisk.Entry) string {
 	return string(e.Copy.State)
 }
 
-// watchEvery is how often --watch looks.
-const watchEvery = 500 * time.Millisecond
-
-func localStatus(p *program, c *cli.Context) error {
-	f, s, words, err := verbArgs(p, c, "[NAME]", "[TARGET]")
-	if err != nil {
-		return err
-	}
-	domain := ""
-	if words[0] != "" {
-		if domain, err = s.domainID(c.Context, words[0]); err != nil {
-			return err
-		}
-	}
-	look := func() ([]localdisk.Entry, error) { return s.entries(c.Context, domain, words[1]) }
-	entries, err := look()
-	if err != nil {
-		return err
-	}
-	if len(entries) == 0 && domain != "" {
-		err := failure.New(failure.NotFound, "domain %s: no local copy of %s", words[0], or(words[1], "any disk"))
-		return failure.Hint(err, "see `diskhook local list`")
-	}
-	if c.Bool("watch") {
-		if entries, err = p.watch(c.Context, f, look); err != nil {
-			return err
-		}
-	}
-	for i := range entries {
-		s.noteChange(c.Context, &entries[i])
-	}
-	return p.printCopies(f, entries)
-}
-
 func or(s, otherwise string) string {
 	if s == "" {
 		return otherwise
@@ -138,33 +104,6 @@ func (s *services) entries(ctx context.Context, domain, disk string) ([]localdis
 		}
 	}
 	return some, nil
-}
-
-// watch follows copies until nobody works on any of them.
-func (p *program) watch(ctx context.Context, f format, look func() ([]localdisk.Entry, error)) ([]localdisk.Entry, error) {
-	r := p.reporter(f)
-	defer r.close()
-	for {
-		entries, err := look()
-		if err != nil {
-			return nil, err
-		}
-		busy := false
-		for _, e := range entries {
-			if e.Status != nil {
-				r.tell(fmt.Sprintf("domain %s: disk %s", or(e.DomainName, e.Domain), e.Target), *e.Status)
-			}
-			busy = busy || e.Busy || e.Settling
-		}
-		if !busy {
-			return entries, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		case <-time.After(watchEvery):
-		}
-	}
 }
 
 // sourcePatience bounds the look at one source, which may be gone or hang.

@@ -72,6 +72,10 @@ func (c *Client) Cmd(verb string) command.Cmd {
 }
 
 func call[A any](ctx context.Context, c *Client, verb string, request any) (A, error) {
+	return callFor[A](ctx, c, callTimeout, verb, request)
+}
+
+func callFor[A any](ctx context.Context, c *Client, timeout time.Duration, verb string, request any) (A, error) {
 	var answer A
 	if c.URI == "" {
 		err := failure.New(failure.Precondition, "libvirt: no connection is named, and under DISKHOOK_ROOT the host's own is not used")
@@ -82,7 +86,7 @@ func call[A any](ctx context.Context, c *Client, verb string, request any) (A, e
 		return answer, err
 	}
 	cmd := c.Cmd(verb)
-	cmd.Stdin = bytes.NewReader(in)
+	cmd.Stdin, cmd.Timeout = bytes.NewReader(in), timeout
 	result, err := c.Run.Run(ctx, cmd)
 	if err != nil {
 		return answer, c.failed(result.Stdout, err)

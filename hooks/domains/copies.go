@@ -23,6 +23,11 @@ import (
 // Prestage fills the disks' copies and notes them in the metadata. A copy that
 // no guest used, and whose source was written to since, is made again.
 func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w localdisk.Waiting) error {
+	return s.prestage(ctx, disks, func(disks []localdisk.Disk) error { return s.Local.Prestage(ctx, disks, w) })
+}
+
+// prestage is Prestage with a way to fill the copies of the disks.
+func (s *Service) prestage(ctx context.Context, disks []localdisk.Disk, fill func([]localdisk.Disk) error) error {
 	if err := s.fillable(disks); err != nil || len(disks) == 0 {
 		return err
 	}
@@ -38,16 +43,20 @@ func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w locald
 			disks[i].Copy = "" // that of the new one is not known yet
 		}
 	}
-	if err := s.Local.Prestage(ctx, disks, w); err != nil {
-		return err
+	failed := fill(disks)
+	if ctx.Err() != nil {
+		return failed
 	}
 	release, err := s.hold(ctx, domainOf(disks[0]))
 	if err != nil {
 		s.Host.Log.Warn("the copies are made, but not noted in the metadata", "err", err)
-		return nil // whoever works on the domain notes them
+		return failed // whoever works on the domain notes them
 	}
 	defer release()
-	return s.note(ctx, disks[0].Domain, disks[0].Key(), anew...)
+	if err := s.note(ctx, disks[0].Domain, disks[0].Key(), anew...); failed == nil {
+		return err
+	}
+	return failed
 }
 
 func domainOf(d localdisk.Disk) bindings.Domain {

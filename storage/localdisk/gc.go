@@ -139,7 +139,8 @@ func judgeCopy(e evidence) (take bool, reason string) {
 // judgeFound judges one copy that a backend found.
 func (s *Service) judgeFound(f foundCopy, seen sight, gone func(string) bool) Judged {
 	e := s.evidenceOf(f, seen)
-	e.gone = f.Domain != "" && gone(f.Domain)
+	// libvirt knows a VM of oVirt only while it runs.
+	e.gone = f.Domain != "" && !host.IsUUID(f.Key) && gone(f.Domain)
 	j := Judged{Kind: kindCopy, Object: f.Copy.String(), Domain: f.Domain, Disk: e.key, Bytes: f.Copy.Size}
 	j.Take, j.Reason = judgeCopy(e)
 	switch {

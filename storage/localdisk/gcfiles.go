@@ -38,48 +38,63 @@ type aboutFile struct {
 //
 // What is named otherwise is not ours, and not looked at.
 func (s *Service) aboutCopies() ([]aboutFile, error) {
-	var all []aboutFile
-	list := func(dir string, each func(name string) (aboutFile, bool)) error {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return failure.Wrap(failure.Precondition, err)
-		}
-		for _, e := range entries {
-			info, err := e.Info()
-			if err != nil || !info.Mode().IsRegular() {
-				continue // gone, or none of ours
-			}
-			if f, is := each(e.Name()); is {
-				f.path, f.bytes, f.age = filepath.Join(dir, e.Name()), info.Size(), time.Since(info.ModTime())
-				all = append(all, f)
-			}
-		}
-		return nil
-	}
-	domains, err := os.ReadDir(s.Layout.Status())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.Wrap(failure.Precondition, err)
-	}
-	for _, d := range domains {
-		if !d.IsDir() || !host.IsUUID(d.Name()) {
-			continue
-		}
-		err := list(filepath.Join(s.Layout.Status(), d.Name()), func(name string) (aboutFile, bool) { return statusFile(d.Name(), name) })
-		if err != nil {
-			return nil, err
-		}
-	}
-	if err := list(s.cursors(), func(name string) (aboutFile, bool) {
-		return aboutFile{kind: kindCursor, uuid: name}, validCopyUUID(name)
-	}); err != nil {
+	all, err := s.statusFiles()
+	if err != nil {
 		return nil, err
 	}
-	err = list(s.Config.Local.Dir, func(name string) (aboutFile, bool) {
+	cursors, err := filesIn(s.cursors(), func(name string) (aboutFile, bool) {
+		return aboutFile{kind: kindCursor, uuid: name}, validCopyUUID(name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	sidecars, err := filesIn(s.Config.Local.Dir, func(name string) (aboutFile, bool) {
 		name, is := strings.CutSuffix(name, sidecarSuffix)
 		f, known := asCopy("dir", Copy{Name: name})
 		return aboutFile{kind: kindSidecar, name: name, domain: f.Domain, key: f.Key}, is && known && f.Key != ""
 	})
-	return all, err
+	return slices.Concat(all, cursors, sidecars), err
+}
+
+// statusFiles are those below status.
+func (s *Service) statusFiles() ([]aboutFile, error) {
+	domains, err := os.ReadDir(s.Layout.Status())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, failure.Wrap(failure.Precondition, err)
+	}
+	var all []aboutFile
+	for _, d := range domains {
+		if !d.IsDir() || !host.IsUUID(d.Name()) {
+			continue
+		}
+		files, err := filesIn(filepath.Join(s.Layout.Status(), d.Name()), func(name string) (aboutFile, bool) { return statusFile(d.Name(), name) })
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, files...)
+	}
+	return all, nil
+}
+
+// filesIn are the regular files of a directory, which need not be there, that
+// are known by their names.
+func filesIn(dir string, known func(name string) (aboutFile, bool)) ([]aboutFile, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, failure.Wrap(failure.Precondition, err)
+	}
+	var all []aboutFile
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !info.Mode().IsRegular() {
+			continue // gone, or none of ours
+		}
+		if f, is := known(e.Name()); is {
+			f.path, f.bytes, f.age = filepath.Join(dir, e.Name()), info.Size(), time.Since(info.ModTime())
+			all = append(all, f)
+		}
+	}
+	return all, nil
 }
 
 // cursors is the folder of the marks that tell how far interrupted copies are.

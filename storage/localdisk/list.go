@@ -37,6 +37,7 @@ type Entry struct {
 // there matters only where a receipt needs it.
 func (s *Service) List(ctx context.Context) ([]Entry, error) {
 	var entries []Entry
+	var receipts []Receipt
 	named := map[string]bool{}
 	files, err := receiptFiles(s.Layout, "")
 	if err != nil {
@@ -48,10 +49,11 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 		case err != nil:
 			entries = append(entries, Entry{Domain: f.domain, Target: f.key, Key: f.key, Problem: failure.Line(err)})
 		case r != nil:
-			entries = append(entries, s.entry(ctx, *r))
+			receipts = append(receipts, *r)
 			named[r.Home+"/"+r.Name] = true
 		}
 	}
+	entries = append(entries, s.claimedEntries(ctx, receipts)...)
 	homes := map[string]bool{}
 	for _, kind := range Backends() {
 		b := backends()[kind](s)
@@ -70,21 +72,94 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 			}
 		}
 	}
+	if entries, err = s.withStarting(entries); err != nil {
+		return nil, err
+	}
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return strings.Compare(a.Domain+" "+a.Target, b.Domain+" "+b.Target)
 	})
 	return entries, nil
 }
 
-func (s *Service) entry(ctx context.Context, r Receipt) Entry {
-	e := Entry{Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Key: r.Key(), Backend: r.Backend, Receipt: &r}
-	// What lies below an overlay is not looked at: its storage may hang.
-	observed, err := s.observe(ctx, []Disk{r.Disk()}, s.held)
-	if err != nil {
-		e.Problem = failure.Line(err)
-		return e
+// claimedEntries are those of receipts. All are observed at once, unless one of
+// them stands in the way of the others.
+func (s *Service) claimedEntries(ctx context.Context, receipts []Receipt) []Entry {
+	disks := make([]Disk, len(receipts))
+	for i, r := range receipts {
+		disks[i] = r.Disk()
 	}
-	o := observed[0]
+	entries := make([]Entry, len(receipts))
+	// What lies below an overlay is not looked at: its storage may hang.
+	observed, err := s.observe(ctx, disks, s.held)
+	for i, r := range receipts {
+		if err == nil {
+			entries[i] = s.entry(r, observed[i])
+			continue
+		}
+		alone, err := s.observe(ctx, disks[i:i+1], s.held)
+		if err != nil {
+			entries[i] = entryOf(r)
+			entries[i].Problem = failure.Line(err)
+			continue
+		}
+		entries[i] = s.entry(r, alone[0])
+	}
+	return entries
+}
+
+// withStarting adds the disks whose copy process was started and has not begun;
+// see Starting.
+func (s *Service) withStarting(entries []Entry) ([]Entry, error) {
+	files, err := s.statusFiles()
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		if f.kind != kindJob || f.age >= startTimeout {
+			continue
+		}
+		i := slices.IndexFunc(entries, func(e Entry) bool { return e.Domain == f.domain && e.Key == f.key })
+		if i >= 0 {
+			entries[i].Busy = true
+			continue
+		}
+		job, err := readJob(f.path)
+		if err != nil {
+			continue // it has begun just now, and is seen at the next look
+		}
+		d := job.Disk
+		entries = append(entries, Entry{
+			Domain: d.Domain, DomainName: d.DomainName, Target: d.Target, Key: d.Key(), Backend: d.Backend, Busy: true,
+			Copy: Copy{State: Absent, Name: d.CopyName(), Home: s.backend(d).home()},
+		})
+	}
+	return entries, nil
+}
+
+// Refresh looks again whether somebody works on the copies, and how far that
+// is. It reads locks and status files, and asks no storage. changed says that
+// somebody began or ended: then the copies themselves are worth another look.
+func (s *Service) Refresh(entries []Entry) (changed bool) {
+	for i := range entries {
+		e := &entries[i]
+		held, err := lock.Held(s.Layout.Locks(), lockName(e.Domain, e.Key))
+		settling := e.Receipt.Unsettled() && s.settling(e.Domain, e.Key)
+		if err != nil || held != e.Busy || settling != e.Settling {
+			changed = true
+		}
+		if st, err := progress.Read(s.statusPath(e.Domain, e.Key)); err == nil {
+			e.Status = &st
+		}
+	}
+	return changed
+}
+
+func entryOf(r Receipt) Entry {
+	return Entry{Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Key: r.Key(), Backend: r.Backend, Receipt: &r}
+}
+
+func (s *Service) entry(r Receipt, o Observed) Entry {
+	e := entryOf(r)
 	e.Copy, e.Busy, e.Status = o.Copy, o.Busy, o.Status
 	e.Settling = r.Unsettled() && s.settling(r.Domain, r.Key())
 	if d := Decide(o); d.Err != nil {

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+func gcFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it; without this, only show it"},
+		&cli.StringFlag{Name: "wipe", Value: string(localdisk.WipeNone), Usage: "what to do with the data of copies first, `HOW`: none, zero or discard"},
+		connectFlag(), dryRunFlag(),
+	}
+}
+
+// collected is one object with what became of it.
+type collected struct {
+	localdisk.Judged
+	Done  bool   `json:"done"`
+	Error string `json:"error,omitempty"`
+}
+
+// localGC shows what would be removed, and why each object is taken or kept;
+// with --yes it removes it. One that fails does not stop the others.
+func localGC(p *program, c *cli.Context) error {
+	f, s, _, err := verbArgs(p, c)
+	if err != nil {
+		return err
+	}
+	wipe, err := localdisk.ParseWipe(c.String("wipe"))
+	if err != nil {
+		return err
+	}
+	yes := c.Bool("yes")
+	if yes && c.Bool("dry-run") {
+		return see(c, failure.New(failure.Usage, "--yes and --dry-run exclude each other"))
+	}
+	judged, err := s.local.Judge(c.Context, s.gone(c))
+	if err != nil {
+		return err
+	}
+	all := make([]collected, len(judged))
+	taken := 0
+	var failed []error
+	for i, j := range judged {
+		all[i].Judged = j
+		if !j.Take {
+			continue
+		}
+		taken++
+		if !yes {
+			continue
+		}
+		if err := s.local.Take(c.Context, j, wipe); err != nil {
+			failed = append(failed, err)
+			all[i].Error = failure.OneLine(err.Error())
+			continue
+		}
+		all[i].Done = true
+	}
+	if err := p.print(f, collection(all, yes)); err != nil {
+		return err
+	}
+	if err := worst(failed, taken); err != nil {
+		return err
+	}
+	if !yes && taken > 0 {
+		if f != inJSON {
+			fmt.Fprintf(p.stderr, "diskhook: nothing was done; `diskhook local gc --yes` removes %d of %d\n", taken, len(all))
+		}
+		return wouldChange()
+	}
+	return nil
+}
+
+// gone asks libvirt which domains there are. Where there is none to ask, or it
+// does not answer, no domain is said to be gone.
+func (s *services) gone(c *cli.Context) func(string) bool {
+	if s.domains.Libvirt.URI == "" {
+		return nil
+	}
+	all, err := s.domains.Libvirt.List(c.Context, false)
+	if err != nil {
+		s.log.Info("libvirt was not asked which domains there are", "err", err)
+		return nil
+	}
+	there := map[string]bool{}
+	for _, d := range all {
+		there[d.UUID] = true
+	}
+	return func(domain string) bool { return !there[domain] }
+}
+
+func collection(all []collected, yes bool) listing {
+	l := listing{
+		schema: "diskhook.local-gc/v1", member: "objects", items: all,
+		header:  []string{"KIND", "OBJECT", "SIZE", "DECISION", "REASON"},
+		ifEmpty: "nothing of local copies on this host",
+	}
+	for _, o := range all {
+		decision, reason := "keep", o.Reason
+		switch {
+		case o.Done:
+			decision = "removed"
+		case o.Error != "":
+			decision, reason = "failed", o.Error
+		case o.Take:
+			decision = "remove"
+		}
+		if o.Hint != "" {
+			reason += fmt.Sprintf(" (`%s`)", o.Hint)
+		}
+		if o.Take && (!yes || o.Done) {
+			l.names = append(l.names, o.Object)
+		}
+		l.rows = append(l.rows, []string{o.Kind, o.Object, size(o.Bytes), decision, reason})
+	}
+	return l
+}

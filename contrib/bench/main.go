@@ -31,12 +31,14 @@ var parts = []part{
 	{"copy", "the copy engine beside qemu-img, nbdcopy and cp, on this machine's disk", copies},
 	{"ready", "start of a four-disk domain whose copies are ready, in the test guest", inGuest("guest-ready")},
 	{"fill", "fill of a thin volume from a qcow2 chain, in the test guest", inGuest("guest-fill")},
+	{"template", "copies of twenty domains with one base, beside one, in the test guest", inGuest("guest-template")},
 }
 
 // guestParts are what the test guest runs of them.
 var guestParts = map[string]func(context.Context, io.Writer) error{
-	"guest-ready": readyInGuest,
-	"guest-fill":  fillInGuest,
+	"guest-ready":    readyInGuest,
+	"guest-fill":     fillInGuest,
+	"guest-template": templateInGuest,
 }
 
 func main() {

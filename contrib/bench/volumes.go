@@ -208,6 +208,7 @@ func setUp(ctx context.Context) (*localdisk.Service, *counting, error) {
 	config := host.Defaults(layout)
 	config.Paths.Roots = []string{images}
 	config.Local.Backend = "lvmthin"
+	config.Local.Cache = "off" // a full copy is what is measured
 	runs := &counting{Runner: command.System{}}
 	return &localdisk.Service{
 		Layout: layout, Config: config, Run: runs,

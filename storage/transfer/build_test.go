@@ -32,7 +32,8 @@ func tool(t testing.TB, name string, args ...string) string {
 // step is one write to a layer: pattern, or zeros that hide what is below.
 type step struct{ off, n, pattern int64 }
 
-// layer describes one image to make; layers are listed base first.
+// layer describes one image to make; layers are listed base first. The format
+// may have options of `qemu-img create -o` behind a colon.
 type layer struct {
 	format string
 	size   int64
@@ -47,8 +48,12 @@ func build(t testing.TB, dir string, layers []layer) ([]imagecheck.Layer, []byte
 	var chain []imagecheck.Layer
 	var content []byte
 	for i, l := range layers {
-		path := filepath.Join(dir, fmt.Sprintf("layer%d.%s", i, l.format))
-		args := []string{"create", "-q", "-f", l.format}
+		format, options, _ := strings.Cut(l.format, ":")
+		path := filepath.Join(dir, fmt.Sprintf("layer%d.%s", i, format))
+		args := []string{"create", "-q", "-f", format}
+		if options != "" {
+			args = append(args, "-o", options)
+		}
 		if len(chain) > 0 {
 			args = append(args, "-b", chain[0].Path, "-F", chain[0].Format)
 		}
@@ -57,7 +62,7 @@ func build(t testing.TB, dir string, layers []layer) ([]imagecheck.Layer, []byte
 			content = append(content, make([]byte, pad)...)
 		}
 		content = bytes.Clone(content[:l.size])
-		io := []string{"-f", l.format}
+		io := []string{"-f", format}
 		for _, s := range l.steps {
 			io = append(io, "-c", fmt.Sprintf("write -P %d %d %d", s.pattern, s.off, s.n))
 			if s.pattern == 0 {
@@ -68,7 +73,7 @@ func build(t testing.TB, dir string, layers []layer) ([]imagecheck.Layer, []byte
 		if len(l.steps) > 0 {
 			tool(t, "qemu-io", append(io, path)...)
 		}
-		chain = append([]imagecheck.Layer{{Path: path, Format: l.format}}, chain...)
+		chain = append([]imagecheck.Layer{{Path: path, Format: format}}, chain...)
 	}
 	return chain, content
 }
@@ -110,13 +115,13 @@ func fillFile(t testing.TB, path string, size int64) {
 	}
 }
 
-// loop makes a block device of a file.
-func loop(t testing.TB, file string) string {
+// loop makes a block device of a file, with options of losetup(8).
+func loop(t testing.TB, file string, options ...string) string {
 	t.Helper()
 	if os.Getenv("SKIP_LOOP") == "1" {
 		t.Skip("SKIP_LOOP=1")
 	}
-	out, err := exec.Command("losetup", "--find", "--show", file).CombinedOutput()
+	out, err := exec.Command("losetup", append(options, "--find", "--show", file)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("losetup: %v: %s (needs root and loop devices; SKIP_LOOP=1 leaves this out)", err, out)
 	}

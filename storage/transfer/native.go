@@ -19,7 +19,7 @@ import (
 
 // How the native copy cuts its work. Units begin at whole chunks.
 const (
-	workers     = 4         // more help on no disk that was measured, and cost CPU
+	workers     = 4         // with a window each in flight they fill 10 Gbit/s at 3 ms; on local disks more gain nothing
 	windowSize  = 1 << 20   // what is read, looked at for zeros and written at once
 	maxHole     = 256 << 20 // a longer hole is more than one unit
 	zeroGrain   = 64 << 10  // zeros in data are left out in pieces of this; thin pools allocate no less

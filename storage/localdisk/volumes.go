@@ -4,6 +4,7 @@ package localdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -53,7 +54,12 @@ func (b *volumes) find(ctx context.Context) (map[string]Copy, error) {
 
 func (b *volumes) report(ctx context.Context) (lvm.Report, error) {
 	report, err := b.lvm.Report(ctx, b.vg)
-	return report, failure.Hint(err, "see `vgs`; create it with `vgcreate %s DEVICE`, or set [local] vg in diskhook.toml", b.vg)
+	if errors.Is(err, lvm.ErrNoVG) {
+		err = failure.Hint(err, "see `vgs`; create it with `vgcreate %s DEVICE`, or set [local] vg in diskhook.toml", b.vg)
+	} else if failure.HintOf(err) == "" {
+		err = failure.Hint(err, "see `vgs %s` and `journalctl -k`, then try again", b.vg)
+	}
+	return report, err
 }
 
 func (b *volumes) describe(lv lvm.LV) Copy {

@@ -124,6 +124,28 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
+// The same where blocks are shared.
+func TestReflinkKilledAtEveryStep(t *testing.T) {
+	dir := xfs(t)
+	chain, content := build(t, dir, []layer{{"raw", 8<<20 + 512, []step{{0, 8 << 20, 1}, {8 << 20, 512, 2}}}})
+	source := identified(t, chain)
+	want := append(content, make([]byte, 1<<20)...)
+	c := call{source, transfer.Target{Path: filepath.Join(dir, "target"), Size: int64(len(want)), Zeroed: true, ID: "it"}, transfer.Reflink, filepath.Join(dir, "cursor")}
+	nth := 1
+	for ; c.killedAt(t, nth); nth++ {
+		if c.killedAt(t, 1000) {
+			t.Fatal("1000 steps")
+		}
+		expect(t, c.Target.Path, want)
+		if err := errors.Join(os.Remove(c.Target.Path), os.Remove(c.Cursor)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if expect(t, c.Target.Path, want); nth < 5 {
+		t.Errorf("only %d steps", nth-1)
+	}
+}
+
 // again gives the target its first content, through the device if it is one,
 // whose page cache would show other bytes otherwise.
 func again(t *testing.T, c call, content []byte, zeroed bool) {

@@ -24,10 +24,10 @@ import (
 // a cursor. It never changes: that would change every digest.
 const chunkSize = 4 << 20
 
-// chain hash: the digest of a disk is the SHA-256 of the SHA-256 sums (32
-// bytes each) of its chunks in order, the last one as short as it is. It is
-// written "sha256-4m:" and hexadecimal. Chunks can be summed in any order and
-// at once, and one of zeros need not be read.
+// digestPrefix begins a digest, hexadecimal digits follow. The digest of a disk
+// is the SHA-256 of the SHA-256 sums (32 bytes each) of its chunks in order,
+// the last one as short as it is. So chunks can be summed in any order and side
+// by side, and one of zeros need not be read.
 const digestPrefix = "sha256-4m:"
 
 func digestText(outer hash.Hash) string { return digestPrefix + hex.EncodeToString(outer.Sum(nil)) }

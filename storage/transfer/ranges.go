@@ -30,7 +30,7 @@ func convertOptions(source Source, target Target) qemuimg.ConvertOptions {
 	return qemuimg.ConvertOptions{
 		Source: source.Layers, SourceFiles: source.Files,
 		Target: target.Path, TargetFormat: imagecheck.Raw,
-		TargetExists: true, TargetSize: source.Size, TargetIsZero: target.Zeroed,
+		TargetExists: true, TargetSize: source.Size, TargetIsZero: target.Zeroed && source.Present == 0,
 	}
 }
 
@@ -67,7 +67,7 @@ func (c *copying) ranges(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		todo = missing(extents, len(c.source.Layers)-c.source.Present, base, c.source.Size)
+		todo = missing(extents, len(c.source.Layers)-c.source.Present, base, c.source.Size, c.target.Zeroed)
 	}
 	if err := c.begin(Ranges); err != nil {
 		return err
@@ -82,7 +82,6 @@ func (c *copying) ranges(ctx context.Context) error {
 	for _, r := range cut(todo, done) {
 		o := c.convertOptions()
 		o.Offset, o.Length = r.from, r.end-r.from
-		o.TargetIsZero = o.TargetIsZero && c.source.Present == 0
 		o.Progress = func(part, _ int64) { report(r.from + int64(float64(part)/float64(c.source.Size)*float64(o.Length))) }
 		if err := c.child(ctx, func() error { return q.Convert(ctx, o) }); err != nil {
 			return err
@@ -115,23 +114,29 @@ func (c *copying) baseSize(ctx context.Context) (size int64, err error) {
 type span struct{ from, end int64 }
 
 // missing lists what is not decided by the layers from depth own on, which the
-// target has, or lies beyond their disk of base bytes.
-func missing(extents []qemuimg.Extent, own int, base, size int64) []span {
+// target has, or lies beyond their disk of base bytes. There the target may be
+// blank, so that zeros are there as well.
+func missing(extents []qemuimg.Extent, own int, base, size int64, blank bool) []span {
 	var todo []span
 	add := func(from, end int64) {
+		if from >= end {
+			return
+		}
 		// Whole chunks, so that the cursor can stand between them.
 		from, end = from&^(chunkSize-1), min(size, (end+chunkSize-1)&^(chunkSize-1))
 		if last := len(todo) - 1; last >= 0 && from-todo[last].end < worthLeavingOut {
 			todo[last].end = max(end, todo[last].end)
-		} else if from < end {
+		} else {
 			todo = append(todo, span{from, end})
 		}
 	}
 	for _, x := range extents {
+		end := min(x.Start+x.Length, size)
 		if x.Depth < own {
-			add(x.Start, min(x.Start+x.Length, size))
-		} else if x.Start+x.Length > base {
-			add(max(base, x.Start), min(x.Start+x.Length, size))
+			add(x.Start, min(end, base))
+		}
+		if !blank || !x.Zero {
+			add(max(base, x.Start), end)
 		}
 	}
 	return todo

@@ -48,7 +48,7 @@ func (j *Judged) keep(format string, args ...any) {
 // of each object whether Take would remove it, and why. It changes nothing.
 //
 // Taken is only what no guest ever wrote to: copies that are unfinished and on
-// which nobody works, templates of which no copy is made, and files about such
+// which nobody works, templates of which no copy is left, and files about such
 // copies. A complete copy, and anything open, locked or of unknown state, is
 // kept. gone, if not nil, says that a domain does not exist any more: its
 // copies are kept as well, with the command that removes them.
@@ -68,16 +68,23 @@ func (s *Service) Judge(ctx context.Context, gone func(domain string) bool) ([]J
 	}
 	var all []Judged
 	for _, found := range seen.copies {
-		all = append(all, s.judgeFound(found, seen, gone))
+		if !isTemplate(found.Copy) {
+			all = append(all, s.judgeFound(found, seen, gone))
+		}
 	}
 	for _, f := range files {
 		all = append(all, s.judgeFile(f, seen, false))
 	}
-	more, err := s.judgeExports()
-	if err != nil {
-		return nil, err
+	for _, more := range []func() ([]Judged, error){
+		func() ([]Judged, error) { return s.judgeTemplates(ctx) }, s.judgeExports,
+	} {
+		judged, err := more()
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, judged...)
 	}
-	return append(all, more...), nil
+	return all, nil
 }
 
 // Take removes what Judge said it would, after another look; data of a copy is

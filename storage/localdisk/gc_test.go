@@ -23,6 +23,7 @@ import (
 	"pgregory.net/rapid"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lock"
 	"diskhook/storage/lvm/lvmtest"
@@ -316,4 +317,37 @@ func TestGCOfFilesAboutCopies(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// A template goes when no copy of it is left and it is old; the pool stays.
+func TestGCOfTemplates(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	w.started(w.disk())
+	if got := decisions(t)["template"]; got != "kept: 1 copies share its blocks, so nothing would be won\n" {
+		t.Errorf("cloned: %q", got)
+	}
+	w.reboot()
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	name := w.templates()[0].Name
+	must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes[name].Open, g.Volumes[name].Active = true, true }))
+	if got := decisions(t)["template"]; got != "kept: it is open, or may be\n" {
+		t.Errorf("open: %q", got)
+	}
+	must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes[name].Open, g.Volumes[name].Active = false, false }))
+	young := service()
+	young.Config.Local.CacheMinAge = host.Duration(24 * time.Hour)
+	judged, err := young.Judge(t.Context(), nil)
+	must(t, err)
+	for _, j := range judged {
+		if j.Kind == "template" && (j.Take || !strings.Contains(j.Reason, "cache_min_age")) {
+			t.Errorf("young: %+v", j)
+		}
+	}
+	must(t, w.process("gc", "DISKHOOK_TEST_WIPE=discard"))
+	g, err := lvmtest.Load(w.path("lvm"))
+	must(t, err)
+	if len(g.Volumes) != 1 {
+		t.Errorf("left: %v", g.Volumes)
+	}
+	w.started(w.disk())
 }

@@ -331,3 +331,52 @@ func TestCommandsShowTheTemplate(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// gc takes what nothing needs, and leaves alone what somebody may go on with or
+// clones.
+func TestGarbageHasUnusedTemplates(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	judge := func() localdisk.Judged {
+		t.Helper()
+		var of []localdisk.Judged
+		all, err := service().Judge(t.Context(), nil)
+		must(t, err)
+		for _, j := range all {
+			if strings.Contains(j.Object, "dhbase_") {
+				of = append(of, j)
+			}
+		}
+		if len(of) != 1 || of[0].Kind != "template" {
+			t.Fatalf("judged %+v", of)
+		}
+		return of[0]
+	}
+	w.started(w.disk())
+	if j := judge(); j.Take || !strings.Contains(j.Reason, "share its blocks") {
+		t.Errorf("with a clone: %+v", j)
+	}
+	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	if j := judge(); !j.Take || !strings.Contains(j.Reason, "no copy") {
+		t.Errorf("without: %+v", j)
+	}
+	must(t, service().EvictTemplate(t.Context(), w.templates()[0].Name, localdisk.WipeNone))
+	if _, err := w.hook("DISKHOOK_FAILPOINT=template.filled=kill"); err == nil {
+		t.Fatal("the failpoint did not fire")
+	}
+	w.awaitUnlocked()
+	all, err := service().Judge(t.Context(), nil)
+	must(t, err)
+	for _, j := range all {
+		if j.Kind == "cursor" && j.Take {
+			t.Errorf("the cursor of an unfinished template is taken: %+v", j)
+		}
+	}
+	j := judge()
+	if !j.Take || !strings.Contains(j.Reason, "unfinished") {
+		t.Fatalf("unfinished: %+v", j)
+	}
+	must(t, service().Take(t.Context(), j, localdisk.WipeNone))
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("left: %+v", all)
+	}
+}

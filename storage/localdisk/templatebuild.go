@@ -53,12 +53,15 @@ func (s *Service) createClone(ctx context.Context, d Disk, base *base, size int6
 	}
 	defer l.Release()
 	b := s.backend(d)
-	template, why, err := s.template(ctx, d, base, []*os.File{l.File(), held.File()}, status)
+	template, why, err := s.template(ctx, d, base, size, []*os.File{l.File(), held.File()}, status)
 	if why != "" || err != nil {
 		return c, why, err
 	}
-	// What was free before a wait need not be so now.
-	if err := s.makeRoom(ctx, d.Backend, []int64{size}); err != nil {
+	// What was free before a wait need not be so now. Without the template there
+	// may be enough.
+	if err := s.makeRoom(ctx, d.Backend, []int64{size}); errors.Is(err, failure.NoSpace) && !b.clonesHold() {
+		return c, "there is no room for it beside its template", nil
+	} else if err != nil {
 		return c, "", err
 	}
 	if err := s.touch(ctx, b, template); err != nil {
@@ -93,9 +96,9 @@ func (s *Service) templateStatus(name string) string {
 }
 
 // template returns the template of a base, ready, whatever state it was in; why
-// is set when it cannot be used. It is called under its lock; locks are held by
-// whatever writes.
-func (s *Service) template(ctx context.Context, d Disk, base *base, locks []*os.File, status *progress.Writer) (c Copy, why string, err error) {
+// is set when it cannot be used, or would take the room of the disk of that
+// size. It is called under its lock; locks are held by whatever writes.
+func (s *Service) template(ctx context.Context, d Disk, base *base, size int64, locks []*os.File, status *progress.Writer) (c Copy, why string, err error) {
 	b := s.backend(d)
 	copies, err := b.find(ctx)
 	if err != nil {
@@ -104,6 +107,13 @@ func (s *Service) template(ctx context.Context, d Disk, base *base, locks []*os.
 	c, found := copies[base.template]
 	switch {
 	case !found:
+		err := s.makeRoom(ctx, d.Backend, []int64{base.VirtualSize, size})
+		if errors.Is(err, failure.NoSpace) {
+			return c, "there is no room for a template beside it", nil
+		}
+		if err != nil {
+			return c, "", err
+		}
 	case c.Sick != "":
 		return c, fmt.Sprintf("%s: %s", c, c.Sick), nil
 	case !isTemplate(c):
@@ -134,9 +144,6 @@ func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks [
 		}
 	}
 	if c.State != Updating {
-		if err := s.makeRoom(ctx, d.Backend, []int64{base.VirtualSize}); err != nil {
-			return c, err
-		}
 		c, err = b.createTemplate(ctx, base.template, base.VirtualSize, base.tags())
 		if err != nil {
 			return c, err

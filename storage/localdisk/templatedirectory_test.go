@@ -132,43 +132,65 @@ func TestFileSystemThatSharesNoBlocksHasNoTemplates(t *testing.T) {
 	}
 }
 
+// fill takes what is free in the directory, but for so many bytes.
+func (w *world) fill(leave int64) {
+	w.t.Helper()
+	f, err := os.OpenFile(w.path("var/lib/diskhook/local/filler"), os.O_RDWR|os.O_CREATE, 0o600)
+	must(w.t, err)
+	defer f.Close()
+	size, err := f.Seek(0, 2)
+	must(w.t, err)
+	var st unix.Statfs_t
+	// No piece is as large as all that is free.
+	for piece := int64(32 << 20); piece >= 4096; {
+		must(w.t, unix.Fstatfs(int(f.Fd()), &st))
+		if int64(st.Bavail)*st.Bsize-piece < leave || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
+			piece /= 2
+			continue
+		}
+		size += piece
+	}
+	if free := int64(st.Bavail) * st.Bsize; free > leave+64<<10 {
+		w.t.Fatalf("%d bytes are free", free)
+	}
+}
+
+// Where a copy fits, but not beside a template, there is none: neither a new
+// one nor one of before.
+func TestTemplateIsNotInTheWayOfACopy(t *testing.T) {
+	w := newShared(t)
+	w.fill(4 << 20) // the disk has 3 MiB, the template 2
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+	w = newShared(t)
+	w.started(w.numbered(1))
+	if all := w.templates(); len(all) != 1 {
+		t.Errorf("templates %+v", all)
+	}
+	must(t, service().Remove(t.Context(), w.numbered(1).Domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+	w.fill(2 << 20)
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
+	}
+}
+
 // A directory that is full but for a template gets rid of it, and says so when
 // that is not enough.
 func TestDirectoryMakesRoomOfTemplates(t *testing.T) {
 	w := newShared(t)
 	w.started(w.disk())
 	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
-	var st unix.Statfs_t
-	must(t, unix.Statfs(w.path("var/lib/diskhook/local"), &st))
-	filler := w.path("var/lib/diskhook/local/filler")
-	must(t, os.WriteFile(filler, nil, 0o600))
-	fill := func(leave int64) {
-		f, err := os.OpenFile(filler, os.O_RDWR, 0)
-		must(t, err)
-		defer f.Close()
-		size, err := f.Seek(0, 2)
-		must(t, err)
-		// No piece is as large as all that is free.
-		for piece := int64(32 << 20); piece >= 4096; {
-			must(t, unix.Statfs(filepath.Dir(filler), &st))
-			if int64(st.Bavail)*st.Bsize-piece < leave || unix.Fallocate(int(f.Fd()), 0, size, piece) != nil {
-				piece /= 2
-				continue
-			}
-			size += piece
-		}
-		if free := int64(st.Bavail) * st.Bsize; free > leave+64<<10 {
-			t.Fatalf("%d bytes are free", free)
-		}
-	}
-	fill(2 << 20) // the disk has 3 MiB, the template 2
+	w.fill(2 << 20)
 	t.Setenv("DISKHOOK_TEST_CACHE", "")
 	w.started(w.disk())
 	if all := w.templates(); len(all) != 0 {
 		t.Errorf("templates %+v", all)
 	}
 	must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
-	fill(1 << 20)
+	w.fill(1 << 20)
 	if _, err := service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{}); !errors.Is(err, failure.NoSpace) {
 		t.Errorf("got %v", err)
 	}

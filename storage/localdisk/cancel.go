@@ -5,7 +5,7 @@ package localdisk
 import (
 	"context"
 	"os"
-	"strings"
+	"path/filepath"
 	"time"
 
 	"diskhook/storage/failure"
@@ -16,7 +16,7 @@ import (
 var errCancelled = failure.Hint(failure.New(failure.Temporary, "its copy was cancelled"), "start it again whenever you like")
 
 func (s *Service) cancelPath(domain, key string) string {
-	return strings.TrimSuffix(s.statusPath(domain, key), ".json") + ".cancel"
+	return filepath.Join(s.Layout.Status(), domain, key+".cancel")
 }
 
 // cancellable ends the context when somebody asks for it by a file, which

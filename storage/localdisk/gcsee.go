@@ -147,5 +147,8 @@ func (s *Service) removeUnused(ctx context.Context, f foundCopy, e evidence, w W
 	if err := s.backend(f.disk()).remove(ctx, f.Copy); err != nil {
 		return err
 	}
+	if f.Key != "" {
+		s.removeStatus(f.Domain, f.Key)
+	}
 	return failpoint.Hit("gc.removed")
 }

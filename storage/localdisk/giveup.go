@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -39,7 +40,11 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 		return err
 	}
 	if r == nil {
-		return s.removeUnclaimed(ctx, domain, key)
+		err := s.removeUnclaimed(ctx, domain, key)
+		if err == nil || errors.Is(err, failure.NotFound) {
+			s.removeStatus(domain, key)
+		}
+		return err
 	}
 	if err := s.MayGiveUp(*r, g); err != nil {
 		return err
@@ -49,7 +54,22 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 			return err
 		}
 	}
-	return s.giveUp(ctx, *r)
+	if err := s.giveUp(ctx, *r); err != nil {
+		return err
+	}
+	s.removeStatus(domain, key)
+	return nil
+}
+
+// removeStatus takes away what tells how the copy of a disk was made, after the
+// copy; and the domain's folder, if nothing is left in it. It is called under
+// the disk's lock. A job stays: it is of a copy process that is about to begin.
+func (s *Service) removeStatus(domain, key string) {
+	path := s.statusPath(domain, key)
+	for _, file := range []string{path, s.logPath(domain, key), s.cancelPath(domain, key)} {
+		_ = os.Remove(file) // what stays is for gc
+	}
+	_ = os.Remove(filepath.Dir(path))
 }
 
 // Recreate gives the copy of d up as Remove does, then fills a new one.
@@ -232,7 +252,11 @@ func (s *Service) release(ctx context.Context, d Disk, reason string) error {
 	}
 	if discards(d, reason) && r.OnStop == Discard && !Saved(s.Layout, d.Domain) {
 		// Engine may have given the disk another target since it was copied.
-		return errors.Join(s.giveUp(ctx, *r), removeLink(s.Layout, d))
+		err := errors.Join(s.giveUp(ctx, *r), removeLink(s.Layout, d))
+		if err == nil {
+			s.removeStatus(r.Domain, r.Key())
+		}
+		return err
 	}
 	c, err := s.copyOf(ctx, *r)
 	if err != nil {

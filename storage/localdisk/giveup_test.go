@@ -6,6 +6,7 @@ package localdisk_test
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -132,6 +133,66 @@ func TestExportNeverOverwrites(t *testing.T) {
 	}
 	if rest, _ := filepath.Glob(w.path(".diskhook-export-*")); len(rest) != 0 {
 		t.Errorf("left behind: %v", rest)
+	}
+}
+
+// What tells how a copy was made goes with the copy, whoever takes it away; the
+// domain's folder goes with the last of it, and never what is not about the disk.
+func TestStatusGoesWithItsCopy(t *testing.T) {
+	dir := "run/diskhook/status/" + domain
+	for name, giveUp := range map[string]func(*world) error{
+		"remove": func(*world) error {
+			return service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true})
+		},
+		"release": func(w *world) error {
+			d := w.disk()
+			d.OnStop = localdisk.Discard
+			return service().Release(t.Context(), domain, []localdisk.Disk{d}, "shutdown")
+		},
+		"remove what failed": func(w *world) error {
+			must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+			must(t, os.MkdirAll(w.path(dir), 0o755))
+			must(t, os.WriteFile(w.path(dir+"/vda.log"), nil, 0o644))
+			if err := service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{}); !errors.Is(err, failure.NotFound) {
+				t.Errorf("got %v", err)
+			}
+			return nil
+		},
+	} {
+		for _, other := range []string{"", "vdb.json", "vda.3eca680a-d81e-4c67-8545-58820e36be4d.job"} {
+			t.Run(name+" beside "+other, func(t *testing.T) {
+				w := newWorld(t, "dir")
+				d := w.disk()
+				d.OnStop = localdisk.Discard
+				_, err := service().Fulfil(t.Context(), []localdisk.Disk{d}, localdisk.Waiting{})
+				must(t, err)
+				if _, err := os.Stat(w.path(dir + "/vda.json")); err != nil {
+					t.Fatal(err)
+				}
+				if other != "" {
+					must(t, os.WriteFile(w.path(dir+"/"+other), []byte("{}"), 0o644))
+				}
+				must(t, giveUp(w))
+				left, err := filepath.Glob(w.path(dir + "*/*"))
+				must(t, err)
+				if other == "" {
+					if _, err := os.Stat(w.path(dir)); err == nil {
+						t.Errorf("the folder stayed, with %q", left)
+					}
+				} else if len(left) != 1 || filepath.Base(left[0]) != other {
+					t.Errorf("left: %q", left)
+				}
+			})
+		}
+	}
+}
+
+func TestStatusGoesWithWhatGCTakes(t *testing.T) {
+	w := newWorld(t, "dir")
+	w.interrupted()
+	must(t, w.process("gc"))
+	if _, err := os.Stat(w.path("run/diskhook/status/" + domain)); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 }
 

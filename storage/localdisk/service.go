@@ -144,6 +144,10 @@ func (s *Service) statusPath(domain, key string) string {
 	return filepath.Join(s.Layout.Status(), domain, key+".json")
 }
 
+func (s *Service) logPath(domain, key string) string {
+	return filepath.Join(s.Layout.Status(), domain, key+".log")
+}
+
 // runDirs makes what tmpfiles.d makes on an installed host.
 func (s *Service) runDirs() error {
 	for _, dir := range []string{s.Layout.Run(), s.Layout.Locks(), s.Layout.Links(), s.Layout.Status()} {

@@ -115,7 +115,7 @@ func (s *Service) process(d Disk, job string) command.Detached {
 		Argv:        []string{s.Program, "local", "fill", s.jobPath(d, job)},
 		Env:         env,
 		Properties:  []string{"Nice=10", "IOSchedulingClass=best-effort", "IOSchedulingPriority=7"},
-		Log:         strings.TrimSuffix(s.statusPath(d.Domain, d.Key()), ".json") + ".log",
+		Log:         s.logPath(d.Domain, d.Key()),
 	}
 }
 

@@ -35,6 +35,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		"-rwxr-xr-x /usr/libexec/diskhook/diskhook-domain",
 		"-rwxr-xr-x /usr/libexec/diskhook/diskhook-helper",
 		"-rwxr-xr-x /usr/libexec/diskhook/qemu-hook",
+		"-rw-r--r-- /usr/libexec/diskhook/directories",
 		"-rw-r--r-- /usr/lib/tmpfiles.d/diskhook.conf",
 		"-rw-r--r-- /usr/share/bash-completion/completions/diskhook",
 		"-rw-r--r-- /usr/share/doc/diskhook/CHANGELOG.md",
@@ -80,25 +81,56 @@ func TestInstallAndUninstall(t *testing.T) {
 	if got := string(read(t, dest+adminsHook)); got != "#!/bin/sh\n" {
 		t.Errorf("the admin's hook is now %q", got)
 	}
-	for _, dir := range []string{"/usr/libexec/diskhook", "/usr/share/doc/diskhook", "/etc/diskhook"} {
-		if _, err := os.Stat(dest + dir); !os.IsNotExist(err) {
-			t.Errorf("%s is left over: %v", dir, err)
+}
+
+// TestUninstallRemovesItsFolders removes those that it made or that are
+// diskhook's, and none that holds something or was there before.
+func TestUninstallRemovesItsFolders(t *testing.T) {
+	dest := t.TempDir()
+	kept := []string{
+		"/etc/libvirt/hooks/",
+		"/run/",
+		"/usr/libexec/vdsm/hooks/before_vm_start/", // VDSM's own
+		"/usr/share/doc/",
+	}
+	for _, dir := range kept {
+		if err := os.MkdirAll(dest+dir, 0o755); err != nil {
+			t.Fatal(err)
 		}
+	}
+	makeTarget(t, "install", "DESTDIR="+dest)
+	makeTarget(t, "install-vdsm", "DESTDIR="+dest)
+	makeTarget(t, "install", "DESTDIR="+dest) // an upgrade
+	for _, dir := range []string{
+		"/etc/diskhook/volumes.d", "/var/lib/diskhook/receipts/d", "/var/lib/diskhook/cursors", "/var/lib/diskhook/local", "/run/diskhook/status/d",
+	} {
+		if err := os.MkdirAll(dest+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{
+		"/etc/diskhook/diskhook.toml", "/var/lib/diskhook/local/copy.raw", "/usr/lib/udev/rules.d/99-local.rules",
+	} {
+		if err := os.WriteFile(dest+file, []byte("precious"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, file)
+	}
+	makeTarget(t, "uninstall", "DESTDIR="+dest)
+	equal(t, kept, leaves(t, dest))
+	if got := string(read(t, dest+"/var/lib/diskhook/local/copy.raw")); got != "precious" {
+		t.Errorf("the copy is now %q", got)
 	}
 }
 
-// TestUninstallKeepsTheConfiguration removes no directory with something in it.
-func TestUninstallKeepsTheConfiguration(t *testing.T) {
-	dest := t.TempDir()
-	makeTarget(t, "install", "DESTDIR="+dest)
-	file := dest + "/etc/diskhook/diskhook.toml"
-	if err := os.WriteFile(file, []byte("[local]\n"), 0o644); err != nil {
+// leaves is every file below dest, and every directory that is empty.
+func leaves(t *testing.T, dest string) []string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "find", dest, "(", "-type", "d", "-empty", "-printf", "/%P/\n", ")", "-o", "(", "!", "-type", "d", "-printf", "/%P\n", ")").Output()
+	if err != nil {
 		t.Fatal(err)
 	}
-	makeTarget(t, "uninstall", "DESTDIR="+dest)
-	if got := string(read(t, file)); got != "[local]\n" {
-		t.Errorf("the configuration is now %q", got)
-	}
+	return strings.Fields(string(out))
 }
 
 // TestPrefix moves programs, and every file and program that names them.
@@ -273,7 +305,7 @@ func listing(t *testing.T, dest string) []string {
 // pages of one section, or all files.
 func shipped(t *testing.T, folder, directory, section string) []string {
 	t.Helper()
-	suffix := ".service"
+	suffix := ".*"
 	if section != "" {
 		suffix = "." + section
 	}

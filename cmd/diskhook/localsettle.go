@@ -11,6 +11,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
 )
 
 func settleFlags() []cli.Flag {
@@ -38,6 +39,10 @@ func localSettle(p *program, c *cli.Context) error {
 	}
 	var steps []string
 	for _, r := range disks {
+		if c.Bool("raw") || r.Pivot != nil {
+			steps = append(steps, fmt.Sprintf("make a raw copy of %s/%s, go over to it, and remove %[1]s/%[2]s", r.Home, r.Name))
+			continue
+		}
 		steps = append(steps, fmt.Sprintf("read %s into %s/%s and mark disk %s as settled", r.Source[0].Path, r.Home, r.Name, r.Target))
 	}
 	err = p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
@@ -45,7 +50,7 @@ func localSettle(p *program, c *cli.Context) error {
 		defer r.close()
 		var failed []error
 		for _, disk := range disks {
-			err := s.domains.Settle(c.Context, disk.Domain, disk.Key(), rate, r.work("settling of "+disk.Disk().String()))
+			err := s.settle(c, disk, rate, r.work("settling of "+disk.Disk().String()))
 			if err != nil && !errors.Is(err, localdisk.ErrSettled) {
 				failed = append(failed, err)
 				p.notice(err, len(disks))
@@ -57,6 +62,18 @@ func localSettle(p *program, c *cli.Context) error {
 		return firstOf(failed)
 	})
 	return errors.Join(err, damaged)
+}
+
+// settle makes one disk whole, or raw. One that was on its way to raw goes on,
+// or, if its domain does not run, is taken back and made whole.
+func (s *services) settle(c *cli.Context, r localdisk.Receipt, rate int64, notify progress.Func) error {
+	if c.Bool("raw") || r.Pivot != nil {
+		err := s.domains.SettleRaw(c.Context, r.Domain, r.Key(), rate, notify)
+		if c.Bool("raw") || !errors.Is(err, failure.Precondition) {
+			return err
+		}
+	}
+	return s.domains.Settle(c.Context, r.Domain, r.Key(), rate, notify)
 }
 
 // notice tells at once of a disk that failed where others follow: they may
@@ -100,9 +117,8 @@ func (s *services) toSettle(c *cli.Context, name, disk string) (unsettled []loca
 		return nil, nil, failure.Hint(err, "name a domain, or write `diskhook local settle --all`")
 	case name != "" && c.Bool("all"):
 		return nil, nil, see(c, failure.New(failure.Usage, "--all takes no NAME"))
-	case c.Bool("raw"):
-		err := failure.New(failure.Precondition, "local settle --raw: this diskhook does not have it")
-		return nil, nil, failure.Hint(err, "settle the disk with `diskhook local settle NAME`; with the domain shut off, `diskhook domain revert --export FILE NAME TARGET` makes a raw file of it")
+	case name == "" && c.Bool("raw"):
+		return nil, nil, see(c, failure.New(failure.Usage, "--raw takes a NAME"))
 	}
 	domain := ""
 	if name != "" {
@@ -120,7 +136,7 @@ func (s *services) toSettle(c *cli.Context, name, disk string) (unsettled []loca
 			continue
 		}
 		found = true
-		if r.Unsettled() {
+		if r.Unsettled() || r.Pivot != nil || c.Bool("raw") && r.Overlay != nil {
 			unsettled = append(unsettled, r)
 		}
 	}

@@ -275,3 +275,88 @@ func TestInstantSourceIsGone(t *testing.T) {
 	run(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 1 12M 4k", d.top)
 	d.startVetoed("domain gone: disk vda: it is not settled", "changed since")
 }
+
+// copyFile is the file that the stable path leads to.
+func (d *instant) copyFile() string {
+	d.t.Helper()
+	to, err := os.Readlink(d.link())
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return to
+}
+
+// TestInstantToRaw: the disk goes over to a raw copy while its guest runs.
+func TestInstantToRaw(t *testing.T) {
+	for _, settled := range []bool{false, true} {
+		t.Run(fmt.Sprintf("settled %v", settled), func(t *testing.T) {
+			d := startsAtOnce(t, fmt.Sprintf("raw%v", settled))
+			d.start()
+			d.boots(1)
+			d.writes(0x77, 6<<20, 64<<10)
+			if settled {
+				diskhook(t, 0, "local", "settle", d.name)
+			}
+			diskhook(t, 0, "local", "settle", "--raw", d.name, "vda")
+			if s := d.state(); s != "running" {
+				t.Fatalf("the guest is %s", s)
+			}
+			raw := d.copyFile()
+			if exists(d.overlay()) || !strings.HasSuffix(raw, ".raw") {
+				t.Errorf("the overlay is there, or the stable path leads to %s", raw)
+			}
+			d.writes(0x78, 20<<20+4096, 8<<10)
+			definition := d.dumped()
+			says(t, definition, "type='raw'", "source file='"+d.link()+"'", "fill=\"start\"")
+			if strings.Contains(definition[strings.Index(definition, "<devices>"):], "qcow2") {
+				t.Errorf("the definition opens an image:\n%s", definition)
+			}
+			if s := d.status(); s != "ready" {
+				t.Errorf("its state is %q", s)
+			}
+			says(t, diskhook(t, 0, "local", "settle", d.name), "nothing to do")
+			d.sourceAway()
+			d.kill()
+			holds(t, raw, after(d.want, 1))
+			d.start()
+			d.boots(2)
+			d.destroy()
+			holds(t, raw, after(d.want, 2))
+			diskhook(t, 0, "local", "resize", d.name, "vda", "32M")
+			diskhook(t, 0, "domain", "revert", "--discard-guest-data", d.name)
+			if left, err := filepath.Glob("/var/lib/diskhook/local/dh_" + d.uuid + "*"); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %q, %v", left, err)
+			}
+		})
+	}
+}
+
+// TestInstantToRawIsKilled: before the pivot a crash costs the raw copy alone.
+func TestInstantToRawIsKilled(t *testing.T) {
+	d := startsAtOnce(t, "rawkilled")
+	d.start()
+	d.boots(1)
+	d.writes(0x77, 6<<20, 64<<10)
+	settle := exec.Command("/usr/bin/diskhook", "local", "settle", "--raw", "--rate", "2M", d.name, "vda")
+	if err := settle.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = settle.Process.Kill() })
+	eventually(t, func() bool {
+		return strings.Contains(run(t, "virsh", "dumpxml", d.uuid), "<mirror")
+	}, "no mirror is under way")
+	d.writes(0x78, 22<<20, 64<<10)
+	_ = settle.Process.Kill()
+	_ = settle.Wait()
+	d.kill()
+	d.start()
+	d.boots(2)
+	d.destroy()
+	d.reads(2)
+	d.start()
+	d.boots(3)
+	diskhook(t, 0, "local", "settle", "--raw", d.name, "vda")
+	raw := d.copyFile()
+	d.kill()
+	holds(t, raw, after(d.want, 3))
+}

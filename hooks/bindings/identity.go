@@ -56,16 +56,26 @@ func (h *Host) undrifted(ctx context.Context, d Domain, b Bound) error {
 		return nil
 	}
 	if b.Disk.Path == "" || b.Disk.Complete {
-		return drifted(d, target, source, "it is now "+describe(b.Disk))
+		return h.pivoting(d, b, drifted(d, target, source, "it is now "+describe(b.Disk)))
 	}
 	reached, err := h.reaches(ctx, b.Disk, source)
 	if err != nil {
 		h.Log.Warn("drift: image headers", "domain", d.UUID, "disk", target, "err", err)
 	}
 	if !reached {
-		return drifted(d, target, source, "it is now "+describe(b.Disk))
+		return h.pivoting(d, b, drifted(d, target, source, "it is now "+describe(b.Disk)))
 	}
 	return nil
+}
+
+// pivoting is the way out of a drift that comes from libvirt itself: it writes
+// into the definition what a running domain went over to.
+func (h *Host) pivoting(d Domain, b Bound, err error) error {
+	r, unread := localdisk.ReadReceipt(h.Layout, d.UUID, b.Disk.Target)
+	if unread != nil || r == nil || r.Pivot == nil {
+		return err
+	}
+	return failure.Hint(err, "run `diskhook local settle --raw %s %s`, which was interrupted, then start again", d.NameArg(), b.Disk.Target)
 }
 
 var errReached = errors.New("reached our copy")

@@ -16,6 +16,9 @@ const (
 	VerbBlockJob    = "blockjob"    // DiskRequest → BlockJob
 	VerbBlockJobEnd = "blockjobend" // EndRequest → nothing
 	VerbFlush       = "flush"       // DomainRequest → Flushed
+	VerbBlockCopy   = "blockcopy"   // CopyRequest → nothing
+	VerbSuspend     = "suspend"     // DomainRequest → nothing
+	VerbResume      = "resume"      // DomainRequest → nothing
 )
 
 // DiskRequest names a disk of a domain.
@@ -32,10 +35,22 @@ type PullRequest struct {
 	Rate   uint64 `json:"rate"` // per second; 0 is no limit
 }
 
-// EndRequest ends a block job: what it did so far stays.
+// CopyRequest asks QEMU to mirror a disk into a raw file or device that is
+// there, and to write to both from then on.
+type CopyRequest struct {
+	Domain string `json:"domain"`
+	Target string `json:"target"`
+	Path   string `json:"path"`
+	Block  bool   `json:"block"` // a device
+	Rate   uint64 `json:"rate"`  // per second; 0 is no limit
+}
+
+// EndRequest ends a block job: what it did so far stays. With Pivot the domain
+// goes over to the copy.
 type EndRequest struct {
 	Domain string `json:"domain"`
 	Target string `json:"target"`
+	Pivot  bool   `json:"pivot,omitempty"`
 }
 
 // BlockJob is what QEMU does with a disk at the moment.
@@ -43,6 +58,8 @@ type BlockJob struct {
 	Type  string `json:"type"` // pull, copy, commit, backup; "" is nothing
 	Done  uint64 `json:"done"`
 	Total uint64 `json:"total"`
+	// Ready: a copy has all that the disk has.
+	Ready bool `json:"ready,omitempty"`
 }
 
 // Flushed says whether a flush could be had.
@@ -53,8 +70,11 @@ type Flushed struct {
 	State   string `json:"state"`
 }
 
-// PullJob is the type of the job that VerbBlockPull starts.
-const PullJob = "pull"
+// The types of the jobs that VerbBlockPull and VerbBlockCopy start.
+const (
+	PullJob = "pull"
+	CopyJob = "copy"
+)
 
 // Live is the definition that a domain runs with. One that does not run is a
 // failure.Conflict.
@@ -79,7 +99,34 @@ func (c *Client) BlockJob(ctx context.Context, domain, target string) (BlockJob,
 
 // EndBlockJob ends what QEMU does with a disk.
 func (c *Client) EndBlockJob(ctx context.Context, domain, target string) error {
-	_, err := call[struct{}](ctx, c, VerbBlockJobEnd, EndRequest{domain, target})
+	_, err := call[struct{}](ctx, c, VerbBlockJobEnd, EndRequest{Domain: domain, Target: target})
+	return err
+}
+
+// BlockCopy starts to mirror a disk into path, which is raw.
+func (c *Client) BlockCopy(ctx context.Context, domain, target, path string, block bool, rate int64) error {
+	if rate < 0 {
+		return failure.New(failure.Usage, "a rate of %d bytes", rate)
+	}
+	_, err := call[struct{}](ctx, c, VerbBlockCopy, CopyRequest{domain, target, path, block, uint64(rate)})
+	return err
+}
+
+// Pivot makes a domain go over to the copy that is mirrored.
+func (c *Client) Pivot(ctx context.Context, domain, target string) error {
+	_, err := call[struct{}](ctx, c, VerbBlockJobEnd, EndRequest{domain, target, true})
+	return err
+}
+
+// Suspend stops a running guest, Resume lets it go on.
+func (c *Client) Suspend(ctx context.Context, domain string) error {
+	_, err := call[struct{}](ctx, c, VerbSuspend, DomainRequest{domain})
+	return err
+}
+
+// Resume is the reverse of Suspend.
+func (c *Client) Resume(ctx context.Context, domain string) error {
+	_, err := call[struct{}](ctx, c, VerbResume, DomainRequest{domain})
 	return err
 }
 

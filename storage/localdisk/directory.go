@@ -32,7 +32,8 @@ import (
 //
 // An overlay has .qcow2 in the place of .raw.
 //
-// The sidecar is there before the file and goes after it. The rename that ends
+// What is made in place has no .partial; that it is updating is a tag in its
+// sidecar. The sidecar is there before the file and goes after it. The rename that ends
 // updating follows the flush of the data.
 type directory struct {
 	dir     string
@@ -141,6 +142,9 @@ func (b *directory) describe(name, format string, state State) (Copy, error) {
 		c.Sick = failure.OneLine(fmt.Sprintf("its sidecar cannot be read: %v", err))
 	}
 	c.UUID, c.Tags = side.UUID, side.Tags
+	if c.has(tagUpdating) {
+		c.State = Updating // made in place
+	}
 	for _, tag := range cloned(c) {
 		c.Origin = templatePrefix + strings.TrimPrefix(tag, tagClone)
 	}
@@ -203,6 +207,12 @@ func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) 
 	if err := b.allocate(f, size); err != nil {
 		return Copy{}, fmt.Errorf("file %s: allocate: %w", f.Name(), err)
 	}
+	if d.InPlace {
+		if err := os.Rename(f.Name(), b.path(d.CopyName(), suffix(d.format(), Ready))); err != nil {
+			return Copy{}, fmt.Errorf("file %w", err)
+		}
+		return b.describe(d.CopyName(), d.format(), Ready)
+	}
 	return b.describe(d.CopyName(), d.format(), Updating)
 }
 
@@ -255,6 +265,9 @@ func (b *directory) finish(ctx context.Context, d Disk, c Copy, machine string) 
 	}
 	if err := failpoint.Hit("dir.claimed"); err != nil {
 		return err
+	}
+	if c.Path == b.path(c.Name, suffix(c.Format, Ready)) {
+		return nil // made in place
 	}
 	if err := renameNew(b.path(c.Name, suffix(c.Format, Updating)), b.path(c.Name, suffix(c.Format, Ready))); err != nil {
 		return fmt.Errorf("file %w", err)

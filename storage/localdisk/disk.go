@@ -45,6 +45,13 @@ type Disk struct {
 	// or qcow2; "" is not known.
 	Opened string `json:"opened,omitempty"`
 
+	// Name is the copy's name as its receipt has it, where that is not the one
+	// that the ids give: see Pivoting. It is filled in here.
+	Name string `json:"-"`
+	// InPlace makes a copy under the path that it has when it is complete, for
+	// who has it open then.
+	InPlace bool `json:"-"`
+
 	// Fill and Origin are how the disk was bound, in the words of who bound it:
 	// when its copy is made, and what the disk was before. They mean nothing
 	// here, and go into the receipt to be found there when nothing else tells.
@@ -89,6 +96,9 @@ func (d Disk) format() string {
 // CopyName is the name of the volume or file. It comes from ids only, so
 // that renaming the domain is harmless.
 func (d Disk) CopyName() string {
+	if d.Name != "" {
+		return d.Name
+	}
 	if d.OVirt() {
 		return d.Volume
 	}

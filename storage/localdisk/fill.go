@@ -113,6 +113,7 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 			return err
 		}
 	}
+	o.Disk = d // a copy made anew has the name that the ids give
 	if d.Instant {
 		return s.overlay(ctx, o, status)
 	}

@@ -267,5 +267,8 @@ func wrongFormat(o Observed) error {
 		return nil
 	}
 	err := failure.New(failure.Conflict, "%s: its definition opens the copy as %s, but it is %s", d, d.Opened, is)
+	if r != nil && r.Pivot != nil {
+		return failure.Hint(err, "run `diskhook local settle --raw %s`, which was interrupted, then start again", d.args())
+	}
 	return failure.Hint(err, "set type='%s' in the disk's <driver> with `virsh edit %s`", is, d.nameArg())
 }

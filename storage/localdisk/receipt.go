@@ -55,6 +55,8 @@ type Receipt struct {
 	Discarding bool `json:"discarding,omitempty"`
 	// Overlay is set for a copy that is a qcow2 image on its source.
 	Overlay *Overlay `json:"overlay,omitempty"`
+	// Pivot is set while the disk goes from an overlay to a raw copy.
+	Pivot *Pivot `json:"pivot,omitempty"`
 	// Growing is the intent of a resize.
 	Growing *Growth `json:"growing,omitempty"`
 }
@@ -212,10 +214,19 @@ func (r Receipt) Key() string {
 
 // Disk is the disk that the receipt is for, as far as the receipt knows it.
 func (r Receipt) Disk() Disk {
-	return Disk{
+	d := Disk{
 		Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Image: r.Image, Volume: r.Volume,
 		Backend: r.Backend, OnStop: r.OnStop, Copy: r.Copy, Source: r.Source, Fill: r.Fill, Origin: r.Origin,
 	}
+	return d.named(&r)
+}
+
+// named is d with the name that its copy has by the receipt.
+func (d Disk) named(r *Receipt) Disk {
+	if r != nil && !d.OVirt() {
+		d.Name = r.Name
+	}
+	return d
 }
 
 // Note writes into the receipt of a disk how it is bound now. It is for a copy

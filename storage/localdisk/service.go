@@ -93,16 +93,22 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 	if err != nil {
 		return nil, failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
 	}
-	copies, err := s.find(ctx, disks)
+	observed, named := make([]Observed, len(disks)), make([]Disk, len(disks))
+	for i, d := range disks {
+		r, err := readReceipt(s.Layout, d.Domain, d.Key())
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", d, err)
+		}
+		named[i] = d.named(r)
+		observed[i] = Observed{Disk: named[i], Receipt: r, Machine: machine, Saved: Saved(s.Layout, d.Domain)}
+	}
+	copies, err := s.find(ctx, named)
 	if err != nil {
 		return nil, err
 	}
-	observed := make([]Observed, len(disks))
 	for i, d := range disks {
-		o := Observed{Disk: d, Copy: copies[i], Machine: machine, Saved: Saved(s.Layout, d.Domain)}
-		if o.Receipt, err = readReceipt(s.Layout, d.Domain, d.Key()); err != nil {
-			return nil, fmt.Errorf("%s: %w", d, err)
-		}
+		o := observed[i]
+		o.Copy = copies[i]
 		if o.Busy, err = busy(d); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}

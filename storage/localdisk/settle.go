@@ -54,11 +54,16 @@ func (s *Service) Settle(domain, key string) (*Settling, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.takeUp(*r)
+}
+
+// takeUp takes the lock of who settles a disk.
+func (s *Service) takeUp(r Receipt) (*Settling, error) {
 	if err := s.runDirs(); err != nil {
 		return nil, err
 	}
 	d := r.Disk()
-	l, err := lock.Try(s.Layout.Locks(), settleLock(domain, key))
+	l, err := lock.Try(s.Layout.Locks(), settleLock(r.Domain, r.Key()))
 	if errors.Is(err, lock.ErrHeld) {
 		err = failure.Hint(fmt.Errorf("%s: it is being settled: %w", d, err),
 			"watch it with `diskhook local status --watch %s`, or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
@@ -66,8 +71,8 @@ func (s *Service) Settle(domain, key string) (*Settling, error) {
 	if err != nil {
 		return nil, err
 	}
-	status := progress.NewWriter(s.statusPath(domain, key), settleJob+d.Key(), d.DomainName, d.String())
-	return &Settling{Disk: d, Receipt: *r, service: s, lock: l, status: status}, nil
+	status := progress.NewWriter(s.statusPath(r.Domain, r.Key()), settleJob+d.Key(), d.DomainName, d.String())
+	return &Settling{Disk: d, Receipt: r, service: s, lock: l, status: status}, nil
 }
 
 // toSettle is the receipt of an overlay that is not settled.

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+	"diskhook/storage/progress"
+	"diskhook/xmlrewrite"
+)
+
+// SettleRaw has QEMU mirror the overlay of a disk into a raw copy while its
+// domain runs, at rate bytes per second (0: no limit), and makes that the disk:
+// see localdisk.Pivoting. One that was interrupted goes on, or, where the
+// overlay is the disk still and the domain stopped, is taken back.
+//
+// localdisk.ErrSettled: the disk is raw. A domain that does not run is a
+// failure.Precondition.
+func (s *Service) SettleRaw(ctx context.Context, domain, key string, rate int64, notify progress.Func) (err error) {
+	p, err := s.Local.Pivoting(domain, key)
+	if err != nil {
+		return err
+	}
+	defer func() { p.Release(err) }()
+	ctx, stop := p.Cancellable(ctx)
+	defer stop()
+	for range settleTurns {
+		if err = s.settleRaw(ctx, p, rate, notify); !errors.Is(err, errStopped) {
+			break
+		}
+	}
+	if cause := context.Cause(ctx); cause != nil && err != nil {
+		return fmt.Errorf("%s: it is not raw yet: %w", p.Disk, cause)
+	}
+	return err
+}
+
+func (s *Service) settleRaw(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
+	runs := s.runs(ctx, p.Disk.Domain)
+	switch {
+	case p.Marked():
+	case runs:
+		if err := s.toRaw(ctx, p, rate, notify); err != nil {
+			return err
+		}
+	default:
+		if err := s.agree(ctx, p); err != nil {
+			return err
+		}
+		if err := p.Clean(ctx); err != nil {
+			return err
+		}
+		err := failure.New(failure.Precondition, "%s: its domain does not run, so nobody can make a raw copy of it", p.Disk)
+		return failure.Hint(err, "start it (`virsh start %s`) and run this again, or settle the overlay with `diskhook local settle %s %s`", p.Disk.Domain, p.Disk.Domain, p.Disk.Target)
+	}
+	// Nobody may stop it in the middle of what is left, which takes no time.
+	return s.afterMark(context.WithoutCancel(ctx), p)
+}
+
+// toRaw goes from an overlay to the mark in the receipt. When it fails after
+// the pivot the domain stays suspended: nothing may be written to a copy that
+// is not the disk.
+func (s *Service) toRaw(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
+	pivoted, err := s.onRaw(ctx, p)
+	if err != nil {
+		return err
+	}
+	if !pivoted {
+		if err := s.mayPivot(ctx, p); err != nil {
+			return err
+		}
+		if err := s.mirror(ctx, p, rate, notify); err != nil {
+			return err
+		}
+	}
+	ctx = context.WithoutCancel(ctx)
+	if err := s.suspend(ctx, p); err != nil {
+		return err
+	}
+	if !pivoted {
+		err := s.Libvirt.Pivot(ctx, p.Disk.Domain, p.Disk.Target)
+		if pivoted, _ = s.onRaw(ctx, p); !pivoted {
+			if err == nil {
+				err = failure.New(failure.Temporary, "%s: QEMU did not go over to the raw copy", p.Disk)
+			}
+			return s.stopped(ctx, p.Settling, errors.Join(err, s.resume(ctx, p)))
+		}
+		if err := failpoint.Hit("pivot.pivoted"); err != nil {
+			return err
+		}
+	}
+	if err := p.Mark(ctx); err != nil {
+		err = fmt.Errorf("%w; the domain is suspended, since it runs on its raw copy, which cannot be made its disk", err)
+		return failure.Hint(err, "run `diskhook local settle --raw %s %s` again; it resumes the domain", p.Disk.Domain, p.Disk.Target)
+	}
+	return nil
+}
+
+// mayPivot refuses a domain whose definition could not follow.
+func (s *Service) mayPivot(ctx context.Context, p *localdisk.Pivoting) error {
+	facts, err := s.Libvirt.Facts(ctx, p.Disk.Domain)
+	if err != nil {
+		return err
+	}
+	for _, why := range []struct {
+		is         bool
+		text, hint string
+	}{
+		{!facts.Persistent, "its domain is transient: it has no definition that could say what the disk becomes", "define it with `virsh define` first"},
+		{facts.Snapshots+facts.Checkpoints > 0, "its domain has snapshots or checkpoints, which live in its overlay", "delete them with `virsh snapshot-delete` and `virsh checkpoint-delete`, then run this again"},
+		{p.Receipt.OnStop == localdisk.Discard, "it is given up when the domain stops (on-stop=discard)", "settle it with `diskhook local settle " + p.Disk.Domain + "`"},
+	} {
+		if why.is {
+			return failure.Hint(failure.New(failure.Precondition, "%s: %s", p.Disk, why.text), "%s", why.hint)
+		}
+	}
+	return nil
+}
+
+// onRaw says whether the domain runs on the raw copy. It must run on that or on
+// the overlay.
+func (s *Service) onRaw(ctx context.Context, p *localdisk.Pivoting) (bool, error) {
+	raw, err := p.RawPath(ctx)
+	if err != nil {
+		return false, err
+	}
+	xml, err := s.Libvirt.Live(ctx, p.Disk.Domain)
+	if err != nil {
+		return false, s.stopped(ctx, p.Settling, err)
+	}
+	doc, err := xmlrewrite.Parse(xml)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", p.Disk, err)
+	}
+	disk, there := doc.Disk(p.Disk.Target)
+	if there && raw != "" && disk.Source.Path() == raw {
+		return true, nil
+	}
+	return false, s.alone(ctx, p.Settling)
+}
+
+// mirror makes the raw copy until both are the same and stay so.
+func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
+	d := p.Disk
+	job, err := s.Libvirt.BlockJob(ctx, d.Domain, d.Target)
+	if err != nil {
+		return s.stopped(ctx, p.Settling, err)
+	}
+	raw, err := p.RawPath(ctx)
+	switch {
+	case err != nil:
+		return err
+	case job.Type == CopyJob && raw != "": // an earlier call's
+	case job.Type != "":
+		err := failure.New(failure.Conflict, "%s: a block job (%s) is under way", d, job.Type)
+		return failure.Hint(err, "let it end (`virsh blockjob %s %s`), then run this again", d.Domain, d.Target)
+	default:
+		made, err := p.Make(ctx)
+		if err != nil {
+			return err
+		}
+		if err := s.Libvirt.BlockCopy(ctx, d.Domain, d.Target, made.Path, d.Backend != "dir", rate); err != nil {
+			return s.stopped(ctx, p.Settling, err)
+		}
+		if err := failpoint.Hit("pivot.mirroring"); err != nil {
+			return err
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			if err := s.Libvirt.EndBlockJob(context.WithoutCancel(ctx), d.Domain, d.Target); err != nil {
+				s.Host.Log.Warn("end the block job", "disk", d.String(), "err", err)
+			}
+			return context.Cause(ctx)
+		case <-time.After(pullEvery):
+		}
+		if job, err = s.Libvirt.BlockJob(ctx, d.Domain, d.Target); err != nil {
+			return s.stopped(ctx, p.Settling, err)
+		}
+		if job.Type != CopyJob {
+			err := failure.New(failure.Temporary, "%s: QEMU gave up making its raw copy", d)
+			err = failure.Hint(err, "see `virsh domblkerror %s` and the log of the domain in /var/log/libvirt/qemu, then run this again", d.Domain)
+			return s.stopped(ctx, p.Settling, err)
+		}
+		if job.Total > 0 {
+			p.Advance(int64(job.Done), int64(job.Total))
+			if notify != nil {
+				notify(int64(job.Done), int64(job.Total))
+			}
+		}
+		if job.Ready {
+			return failpoint.Hit("pivot.ready")
+		}
+	}
+}
+
+// suspend stops the guest, and notes before that it is to be resumed. One that
+// somebody else has paused stays so.
+func (s *Service) suspend(ctx context.Context, p *localdisk.Pivoting) error {
+	facts, err := s.Libvirt.Facts(ctx, p.Disk.Domain)
+	if err != nil || !facts.Active {
+		return s.stopped(ctx, p.Settling, err)
+	}
+	if facts.State == "paused" {
+		return nil
+	}
+	if err := p.Suspending(ctx, true); err != nil {
+		return err
+	}
+	if err := s.Libvirt.Suspend(ctx, p.Disk.Domain); err != nil {
+		return s.stopped(ctx, p.Settling, err)
+	}
+	return failpoint.Hit("pivot.suspended")
+}
+
+// resume lets the guest go on if it was stopped for this.
+func (s *Service) resume(ctx context.Context, p *localdisk.Pivoting) error {
+	if p.Receipt.Pivot == nil || !p.Receipt.Pivot.Suspended {
+		return nil
+	}
+	if err := s.Libvirt.Resume(ctx, p.Disk.Domain); err != nil && s.runs(ctx, p.Disk.Domain) {
+		err = fmt.Errorf("%s: %w", p.Disk, err)
+		return failure.Hint(err, "resume it with `virsh resume %s`", p.Disk.Domain)
+	}
+	return p.Suspending(ctx, false)
+}
+
+// afterMark does what is left once the raw copy is the disk: the definition
+// says so, the path leads there, the guest goes on, the overlay goes.
+func (s *Service) afterMark(ctx context.Context, p *localdisk.Pivoting) error {
+	if err := s.agree(ctx, p); err != nil {
+		return err
+	}
+	if s.runs(ctx, p.Disk.Domain) {
+		if err := p.Swap(ctx); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("pivot.swapped"); err != nil {
+			return err
+		}
+		if err := s.resume(ctx, p); err != nil {
+			return err
+		}
+	}
+	if err := failpoint.Hit("pivot.resumed"); err != nil {
+		return err
+	}
+	return p.Clean(ctx)
+}
+
+// agree makes the definition open the disk as what it is by its receipt, at its
+// stable path. libvirt itself writes the raw copy's own path there at a pivot.
+func (s *Service) agree(ctx context.Context, p *localdisk.Pivoting) error {
+	if s.Libvirt.URI == "" {
+		err := failure.New(failure.Precondition, "%s: libvirt is not asked under a moved root", p.Disk)
+		return failure.Hint(err, "name a connection with --connect URI")
+	}
+	d, err := s.Look(ctx, p.Disk.Domain)
+	if failure.KindOf(err) == failure.NotFound {
+		return nil // undefined since; who defines it anew finds the receipt
+	}
+	if err != nil {
+		return err
+	}
+	release, err := s.hold(ctx, d.Domain)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if d, err = s.Look(ctx, p.Disk.Domain); err != nil {
+		return err
+	}
+	after, err := s.agreed(d, p)
+	if err != nil || bytes.Equal(after.Bytes(), d.Doc.Bytes()) {
+		return err
+	}
+	if err := s.Libvirt.Define(ctx, after.Bytes()); err != nil {
+		return fmt.Errorf("%s: %w", d, err)
+	}
+	stored, err := s.Look(ctx, d.UUID)
+	if err == nil {
+		err = same(after, stored)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: libvirt did not store what it was given: %w", d, err)
+		return failure.Hint(err, "see `virsh dumpxml --inactive %s`, then run `diskhook local settle --raw %s %s` again", d.NameArg(), d.NameArg(), p.Disk.Target)
+	}
+	return failpoint.Hit("pivot.redefined")
+}
+
+// agreed is the definition as it has to be.
+func (s *Service) agreed(d Domain, p *localdisk.Pivoting) (*xmlrewrite.Document, error) {
+	disk, there := d.Doc.Disk(p.Disk.Target)
+	entry := d.entry(p.Disk.Target)
+	if !there || entry == nil || entry.Local == nil {
+		return d.Doc, nil // it is not bound any more; that is the hook's to refuse
+	}
+	format, fill := "raw", "start"
+	if !p.Marked() {
+		format, fill = "qcow2", "instant"
+	}
+	stable := localdisk.StablePath(s.Host.Layout, p.Disk.Domain, p.Disk.Target)
+	if disk.Source.Path() == stable && disk.Driver.Type == format && entry.Local.Fill == fill && (entry.Local.Copy == "" || entry.Local.Copy == p.Receipt.Copy) {
+		return d.Doc, nil
+	}
+	metadata, err := d.Doc.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	e, _ := metadata.Disk(p.Disk.Target)
+	e.Local.Fill = fill
+	if e.Local.Copy != "" {
+		e.Local.Copy = p.Receipt.Copy
+	}
+	local := xmlrewrite.LocalDisk{
+		Target: p.Disk.Target, Path: stable, Block: p.Disk.Backend != "dir",
+		Format: format, Cache: disk.Driver.Cache, IO: disk.Driver.IO,
+	}
+	after, err := xmlrewrite.Apply(d.Doc, local, xmlrewrite.SetMetadata{Disks: metadata.Disks})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
+	}
+	return after, nil
+}

@@ -15,8 +15,12 @@ import (
 	"diskhook/xmlrewrite"
 )
 
-// pullEvery is how often QEMU is asked how far it is.
-const pullEvery = 500 * time.Millisecond
+// askFirst and askEvery are how soon QEMU is asked how far it is, and how often
+// after a while.
+const (
+	askFirst = 25 * time.Millisecond
+	askEvery = 500 * time.Millisecond
+)
 
 // settleTurns bounds how often one call follows a domain that is started and
 // stopped meanwhile.
@@ -139,14 +143,14 @@ func (s *Service) pullJob(ctx context.Context, t *localdisk.Settling, rate int64
 		err := failure.New(failure.Conflict, "%s: a block job (%s) is under way", d, job.Type)
 		return failure.Hint(err, "let it end (`virsh blockjob %s %s`), then run this again", d.Domain, d.Target)
 	}
-	for job.Type == PullJob {
+	for wait := askFirst; job.Type == PullJob; wait = min(2*wait, askEvery) {
 		select {
 		case <-ctx.Done():
 			if err := s.Libvirt.EndBlockJob(context.WithoutCancel(ctx), d.Domain, d.Target); err != nil {
 				s.Host.Log.Warn("end the block job", "disk", d.String(), "err", err)
 			}
 			return context.Cause(ctx)
-		case <-time.After(pullEvery):
+		case <-time.After(wait):
 		}
 		if job, err = s.Libvirt.BlockJob(ctx, d.Domain, d.Target); err != nil {
 			return s.stopped(ctx, t, err)

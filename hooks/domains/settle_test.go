@@ -33,8 +33,10 @@ type emulator struct {
 	active   bool
 	state    string
 	job      BlockJob
-	polls    int  // of the job, until it ends
-	gives    bool // it ends without an end
+	xml      string // its definition
+	raw      string // what it is mirrored into
+	polls    int    // of the job, until it ends
+	gives    bool   // it ends without an end
 	on       func(verb string) error
 	answered []string
 }
@@ -63,7 +65,7 @@ func (e *emulator) Run(ctx context.Context, cmd command.Cmd) (command.Result, er
 }
 
 func (e *emulator) answer(verb string, request []byte) (any, error) {
-	if verb != VerbFacts && !e.active {
+	if verb != VerbFacts && verb != VerbXML && verb != VerbDefine && !e.active {
 		return nil, failure.New(failure.Conflict, "the domain does not run")
 	}
 	switch verb {
@@ -82,6 +84,10 @@ func (e *emulator) answer(verb string, request []byte) (any, error) {
 		}
 		e.job = BlockJob{Type: PullJob, Total: 100}
 	case VerbBlockJob:
+		if e.job.Type == CopyJob {
+			e.mirror()
+			return e.job, nil
+		}
 		if e.job.Type == PullJob {
 			if e.polls--; e.polls > 0 {
 				e.job.Done += 10
@@ -94,7 +100,9 @@ func (e *emulator) answer(verb string, request []byte) (any, error) {
 		}
 		return e.job, nil
 	case VerbBlockJobEnd:
-		e.job = BlockJob{}
+		return e.end(request)
+	case VerbXML, VerbDefine, VerbBlockCopy, VerbSuspend, VerbResume:
+		return e.answerRaw(verb, request)
 	case VerbFlush:
 		return Flushed{Flushed: e.state == "running", State: e.state}, nil
 	default:

@@ -173,14 +173,14 @@ func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64,
 			return err
 		}
 	}
-	for {
+	for wait := askFirst; ; wait = min(2*wait, askEvery) {
 		select {
 		case <-ctx.Done():
 			if err := s.Libvirt.EndBlockJob(context.WithoutCancel(ctx), d.Domain, d.Target); err != nil {
 				s.Host.Log.Warn("end the block job", "disk", d.String(), "err", err)
 			}
 			return context.Cause(ctx)
-		case <-time.After(pullEvery):
+		case <-time.After(wait):
 		}
 		if job, err = s.Libvirt.BlockJob(ctx, d.Domain, d.Target); err != nil {
 			return s.stopped(ctx, p.Settling, err)

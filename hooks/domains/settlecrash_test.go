@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build testroot
+
+package domains
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
+)
+
+// pivotPoints are the failpoints that going over to a raw copy passes.
+func pivotPoints(t *testing.T) []string {
+	t.Helper()
+	log := filepath.Join(t.TempDir(), "log")
+	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
+	e := defined(t)
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.toRaw(); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DISKHOOK_FAILPOINT_LOG", "")
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	points := strings.Fields(string(b))
+	slices.Sort(points)
+	if points = slices.Compact(points); len(points) < 14 {
+		t.Fatalf("only %d failpoints: %v", len(points), points)
+	}
+	return points
+}
+
+// interrupted ends the change at a point, as if nobody was there any more.
+func interrupted(t *testing.T, e *emulator, point string) {
+	t.Helper()
+	t.Setenv("DISKHOOK_FAILPOINT", point+"=error")
+	if err := e.toRaw(); err == nil {
+		t.Fatal("the failpoint did not fire")
+	}
+	t.Setenv("DISKHOOK_FAILPOINT", "")
+	e.polls = 3
+}
+
+// Whatever point it was interrupted at, the next call goes on while the guest
+// runs, or is suspended.
+func TestSettleRawGoesOnAtEveryPoint(t *testing.T) {
+	for _, point := range pivotPoints(t) {
+		t.Run(point, func(t *testing.T) {
+			e := defined(t)
+			interrupted(t, e, point)
+			if err := e.toRaw(); err != nil && failure.KindOf(err) != failure.NotFound {
+				t.Fatal(err)
+			}
+			e.isRaw()
+			e.finds("raw", true)
+		})
+	}
+}
+
+// Where both die, the disk is what the receipt says, with all that the guest
+// wrote. A start that the definition does not fit to names what puts it right.
+func TestSettleRawDiesWithTheEmulatorAtEveryPoint(t *testing.T) {
+	for _, point := range pivotPoints(t) {
+		t.Run(point, func(t *testing.T) {
+			e := defined(t)
+			interrupted(t, e, point)
+			wrote := slices.Contains(e.answered, VerbSuspend)
+			e.dies()
+			format, err := e.starts()
+			if err != nil {
+				if !strings.Contains(failure.HintOf(err), "diskhook local settle --raw vm vda") {
+					t.Fatalf("no way out of %v", err)
+				}
+				if err := e.toRaw(); err != nil && failure.KindOf(err) != failure.Precondition {
+					t.Fatal(err)
+				}
+				if format, err = e.starts(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all, err := localdisk.Receipts(e.s.Host.Layout, testUUID)
+			if err != nil || all[0].Format() != format {
+				t.Fatalf("opened as %s: %+v, %v", format, all, err)
+			}
+			e.finds(format, wrote)
+			if err := e.toRaw(); err != nil && failure.KindOf(err) != failure.NotFound {
+				t.Fatal(err)
+			}
+			e.isRaw()
+			e.finds("raw", true)
+		})
+	}
+}

@@ -67,6 +67,9 @@ func placeOf(c localdisk.Copy) string {
 	if filepath.IsAbs(c.Home) && c.Path != "" {
 		return c.Path
 	}
+	if c.Home == "" {
+		return "" // there is nothing yet
+	}
 	return c.Home + "/" + c.Name
 }
 
@@ -77,6 +80,9 @@ func stateOf(e localdisk.Entry) string {
 		return fmt.Sprintf("settling %d%%", e.Status.Percent())
 	case e.Copy.State == localdisk.Ready && e.Receipt.Unsettled():
 		return "overlay"
+	}
+	if e.Busy && e.Status != nil && e.Status.Note != "" && !e.Status.State.Final() {
+		return fmt.Sprintf("template %d%%", e.Status.Percent())
 	}
 	if e.Busy && e.Status != nil && !e.Status.State.Final() {
 		return fmt.Sprintf("%s %d%%", e.Copy.State, e.Status.Percent())

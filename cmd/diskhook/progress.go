@@ -118,6 +118,9 @@ func (r *reporter) tell(object string, st progress.Status) {
 		r.order = append(r.order, object)
 	}
 	changed := w.status.State != st.State
+	if w.status.Note != st.Note {
+		w.percent = -1 // it is of something else now
+	}
 	w.status = st
 	switch r.style {
 	case jsonLines:
@@ -159,6 +162,9 @@ func inWords(st progress.Status) string {
 		return string(st.State)
 	}
 	text := fmt.Sprintf("%d %% of %s", st.Percent(), size(st.Total))
+	if st.Note != "" {
+		text = harmless(st.Note) + ": " + text
+	}
 	if st.Rate > 0 {
 		text += fmt.Sprintf(", %s/s", size(st.Rate))
 	}

@@ -72,8 +72,10 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 			}
 		}
 	}
-	if entries, err = s.withStarting(entries); err != nil {
-		return nil, err
+	for _, with := range []func([]Entry) ([]Entry, error){s.withStarting, s.withWaiting} {
+		if entries, err = with(entries); err != nil {
+			return nil, err
+		}
 	}
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return strings.Compare(a.Domain+" "+a.Target, b.Domain+" "+b.Target)

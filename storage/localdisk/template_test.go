@@ -19,6 +19,7 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lvm/lvmtest"
+	"diskhook/storage/progress"
 )
 
 // newCache is a world in which templates are kept.
@@ -378,5 +379,37 @@ func TestGarbageHasUnusedTemplates(t *testing.T) {
 	must(t, service().Take(t.Context(), j, localdisk.WipeNone))
 	if all := w.templates(); len(all) != 0 {
 		t.Errorf("left: %+v", all)
+	}
+}
+
+// Who waits for a template is told so, and is in the list meanwhile.
+func TestWaitingForATemplateShows(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	t.Setenv("DISKHOOK_FAILPOINT", "template.filled=sleep:8s")
+	const note = "the template of its base "
+	var starts sync.WaitGroup
+	notes := make([]bool, 2)
+	errs := make([]error, 2)
+	for i := range errs {
+		starts.Go(func() {
+			_, errs[i] = service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(i)}, localdisk.Waiting{Notify: func(_ localdisk.Disk, st progress.Status) {
+				notes[i] = notes[i] || st.Note == note+w.path("base.raw") && st.Done == 2162688 && st.Total == st.Done
+			}})
+		})
+	}
+	time.Sleep(2 * time.Second)
+	entries, err := service().List(t.Context())
+	must(t, err)
+	if len(entries) != 2 || entries[1].Target != "vda" || entries[1].Copy.State != localdisk.Absent || !entries[1].Busy || !strings.HasPrefix(entries[1].Status.Note, note) {
+		t.Errorf("meanwhile: %+v", entries)
+	}
+	_, err = service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(2)}, localdisk.Waiting{Deadline: 2 * time.Second})
+	if !errors.Is(err, failure.Temporary) || !strings.Contains(failure.Line(err), note+w.path("base.raw")+" is at") {
+		t.Errorf("got %v", err)
+	}
+	starts.Wait()
+	must(t, errors.Join(errs...))
+	if !notes[0] || !notes[1] {
+		t.Errorf("told of the template: %v", notes)
 	}
 }

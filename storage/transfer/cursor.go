@@ -129,7 +129,7 @@ func (c cursor) continues(fresh cursor) error {
 		return errors.New("the source is another or was written to")
 	case c.Target != fresh.Target:
 		return errors.New("the target is another")
-	case c.Present != fresh.Present:
+	case c.Present != fresh.Present && (c.Present != 0 || c.Zeroed): // one that had started over leaves nothing to what was there
 		return errors.New("the target had other layers before")
 	case c.Chunk != fresh.Chunk:
 		return errors.New("it counts in other chunks")

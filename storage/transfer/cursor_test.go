@@ -98,6 +98,26 @@ func edit(t *testing.T, path, from, to string) {
 	write(t, path, strings.Replace(string(text), from, to, 1))
 }
 
+// A copy that had to start over although layers were there goes on, stopped
+// once more, without them.
+func TestStartedOverGoesOn(t *testing.T) {
+	chain, content := build(t, t.TempDir(), []layer{{"raw", 12 << 20, []step{{0, 12 << 20, 1}}}, {"qcow2", 16 << 20, []step{{1 << 20, 1 << 20, 0}, {9 << 20, 4 << 20, 3}}}})
+	source := identified(t, chain)
+	source.Present = 1
+	path := filepath.Join(t.TempDir(), "target")
+	fillFile(t, path, 16<<20)
+	target := transfer.Target{Path: path, Size: 16 << 20, Zeroed: true, ID: "this"}
+	o := transfer.Options{Cursor: path + ".cursor"}
+	write(t, o.Cursor, "no cursor")
+	stopSomewhere(t, source, target, o)
+	done, ok := transfer.Resumable(o.Cursor, source, target)
+	result, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, o)
+	if err != nil || !ok || result.Resumed != done {
+		t.Fatalf("%+v after %d, %v", result, done, err)
+	}
+	expect(t, path, content)
+}
+
 // A copy that was finished but not yet noted as such reads nothing again.
 func TestFinishedCopyIsNotRepeated(t *testing.T) {
 	dir := t.TempDir()

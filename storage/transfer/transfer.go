@@ -149,7 +149,7 @@ type Result struct {
 	Method  Method
 	Copied  int64 // written
 	Zeroed  int64 // zeroed without writing them one by one
-	Skipped int64 // were right already
+	Skipped int64 // were right already, or are shared
 	Resumed int64 // an earlier copy did them
 	Digest  string
 }

@@ -68,25 +68,25 @@ func qcow2(ctx context.Context, dir, name string, size, piece int64, every int, 
 }
 
 func fullImage(ctx context.Context, dir string) ([]string, int64, error) {
-	return qcow2(ctx, dir, "full", 768*mebibyte, 8*mebibyte, 1, false)
+	return qcow2(ctx, dir, "full", 512*mebibyte, 8*mebibyte, 1, false)
 }
 
 func sparseImage(ctx context.Context, dir string) ([]string, int64, error) {
-	return qcow2(ctx, dir, "sparse", 4096*mebibyte, 2*mebibyte, 8, false)
+	return qcow2(ctx, dir, "sparse", 2048*mebibyte, 2*mebibyte, 8, false)
 }
 
 func compressedImage(ctx context.Context, dir string) ([]string, int64, error) {
-	return qcow2(ctx, dir, "compressed", 256*mebibyte, 8*mebibyte, 1, true, "-c")
+	return qcow2(ctx, dir, "compressed", 192*mebibyte, 8*mebibyte, 1, true, "-c")
 }
 
 func sparseRaw(_ context.Context, dir string) ([]string, int64, error) {
 	path := filepath.Join(dir, "sparse.raw")
-	return []string{path}, 2048 * mebibyte, raw(path, 2048*mebibyte, 2*mebibyte, 4, false)
+	return []string{path}, 1024 * mebibyte, raw(path, 1024*mebibyte, 2*mebibyte, 4, false)
 }
 
 // chainOfThree is a base and two overlays with a third of the data each.
 func chainOfThree(ctx context.Context, dir string) ([]string, int64, error) {
-	const size, piece, pieces = 2048 * mebibyte, 4 * mebibyte, 128
+	const size, piece, pieces = 1024 * mebibyte, 4 * mebibyte, 64
 	filling := filepath.Join(dir, "noise")
 	if err := raw(filling, piece, piece, 1, false); err != nil {
 		return nil, 0, err

@@ -18,7 +18,9 @@ const rounds = 400
 // unbound is a domain of an oVirt host with nothing of diskhook in it.
 const unbound = "testdata/domains/vdsm-mixed.in.xml"
 
-// hookCalls starts the hook as libvirt does, /bin/true and Python in turns.
+// hookCalls starts the hook as libvirt does, /bin/true and Python in turns. The
+// least time of each is compared: what else the machine does can only add to a
+// start, and of many some are not disturbed.
 func hookCalls(ctx context.Context, out io.Writer) error {
 	contestants := []struct {
 		name string
@@ -30,23 +32,22 @@ func hookCalls(ctx context.Context, out io.Writer) error {
 		// Not what PATH has first: that may be a wrapper.
 		{"python3 -c pass", []string{"/usr/bin/python3", "-c", "pass"}},
 	}
-	times := make([][]time.Duration, len(contestants))
+	least := make([]time.Duration, len(contestants))
 	for range rounds {
 		for i, c := range contestants {
 			took, err := spawn(ctx, c.argv, unbound)
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
-			times[i] = append(times[i], took)
+			if least[i] == 0 || took < least[i] {
+				least[i] = took
+			}
 		}
 	}
-	base := median(times[0])
 	for i, c := range contestants {
-		m := median(times[i])
-		fmt.Fprintf(out, "  %-20s %8.2f ms  %5.1f × /bin/true\n", c.name, milliseconds(m), ratio(m, base))
+		fmt.Fprintf(out, "  %-20s %8.2f ms  %5.1f × /bin/true\n", c.name, milliseconds(least[i]), ratio(least[i], least[0]))
 	}
-	hook, python := median(times[1]), median(times[3])
-	fmt.Fprintf(out, "  the hook is %.1f × faster than Python doing nothing (medians of %d starts)\n", ratio(python, hook), rounds)
+	fmt.Fprintf(out, "  the hook is %.1f × faster than Python doing nothing (the least of %d starts each)\n", ratio(least[3], least[1]), rounds)
 	return nil
 }
 

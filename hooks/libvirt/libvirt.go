@@ -27,9 +27,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"diskhook/hooks/bindings"
+	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/xmlrewrite"
 )
@@ -71,7 +73,7 @@ func Run(ctx context.Context, h *bindings.Host, c Call) (stdout []byte, err erro
 		return nil, nil
 	default:
 		err = failure.New(failure.Usage, "domain %s: its XML: %w", failure.OneLine(c.Domain), err)
-		err = failure.Hint(err, "correct it with `virsh edit`")
+		err = failure.Hint(err, "correct it with `%s`", edit(c.Domain))
 	}
 	switch {
 	case err == nil:
@@ -84,6 +86,16 @@ func Run(ctx context.Context, h *bindings.Host, c Call) (stdout []byte, err erro
 		log.Error("hook", "err", err, "hint", failure.HintOf(err))
 	}
 	return nil, err
+}
+
+// edit is the command that edits a definition that cannot be read, so that only
+// its name is known.
+func edit(name string) string {
+	argv := []string{"virsh", "edit", name}
+	if strings.HasPrefix(name, "-") {
+		argv = []string{"virsh", "edit", "--", name}
+	}
+	return command.Quote(argv)
 }
 
 // prepare comes before libvirt looks at any disk.

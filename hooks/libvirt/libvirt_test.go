@@ -206,7 +206,7 @@ func TestRefusals(t *testing.T) {
 		"prepare a clone":   {"prepare", clone, []string{"domain rebind vm"}},
 		"restore a clone":   {"restore", clone, []string{"domain rebind vm"}},
 		"start a clone":     {"start", clone, []string{"domain rebind vm"}},
-		"malformed":         {"prepare", xml[:len(xml)-5], []string{"domain -rf", "virsh edit"}},
+		"malformed":         {"prepare", xml[:len(xml)-5], []string{"domain -rf", "`virsh edit -- -rf`"}},
 		"too large":         {"prepare", append(xml, bytes.Repeat([]byte(" "), 16<<20)...), []string{"16 MiB"}},
 		"damaged, migrates": {"migrate", bytes.Replace(xml, []byte("target='vda' serial"), []byte("serial"), 1), []string{"domain unbind vm"}},
 	} {
@@ -225,6 +225,20 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("no way out: %q", line)
 			}
 		})
+	}
+}
+
+// TestMalformed names the command for whatever libvirt takes for a name.
+func TestMalformed(t *testing.T) {
+	w, _ := fake(t)
+	xml := bind(t, w, "local=lvm")
+	for name, command := range map[string]string{
+		"vm": "`virsh edit vm`", "my vm": "`virsh edit 'my vm'`", "-c": "`virsh edit -- -c`",
+	} {
+		_, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: name, Op: "prepare", SubOp: "begin", Stdin: xml[:len(xml)-5]})
+		if err == nil || !strings.Contains(failure.Line(err), command) {
+			t.Errorf("%s: %v, not %s", name, err, command)
+		}
 	}
 }
 

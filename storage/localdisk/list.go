@@ -191,13 +191,25 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	switch {
 	case e.Busy:
 	case s.begun(c):
-		e.Problem = "unfinished, nobody works on it; the next start goes on with it"
+		e.Problem = "unfinished, nobody works on it; " + goesOn(e)
 	case c.State == Updating:
 		e.Problem = fmt.Sprintf("unfinished, nobody works on it; the next start removes it, as does `diskhook local remove %s %s`", domain, e.Key)
 	default:
 		e.Problem = fmt.Sprintf("complete, but without a receipt; if it is this disk's, take it with `diskhook local adopt %s %s`", domain, cmp.Or(e.Target, e.Key))
 	}
 	return e
+}
+
+// goesOn says what becomes of an unfinished copy that a start can continue, and
+// what else can be done with it. prestage is for disks that libvirt's domains
+// call by their targets.
+func goesOn(e Entry) string {
+	d := Disk{Domain: e.Domain, DomainName: e.DomainName, Target: cmp.Or(e.Target, e.Key)}
+	now := ""
+	if e.Target != "" {
+		now = fmt.Sprintf(" (`diskhook local prestage %s/%s` does now)", d.nameArg(), d.Target)
+	}
+	return fmt.Sprintf("the next start goes on with it%s, `diskhook local remove %s` gives it up", now, d.args())
 }
 
 // ownerOf is the domain that a copy says it belongs to: by its tag, or where a

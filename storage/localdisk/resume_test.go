@@ -7,10 +7,10 @@ package localdisk_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -99,7 +99,8 @@ func TestInterruptedCopyGoesOnAfterAReboot(t *testing.T) {
 		w.sign()
 		entries, err := service().List(t.Context())
 		must(t, err)
-		if len(entries) != 1 || !strings.Contains(entries[0].Problem, "goes on") {
+		want := fmt.Sprintf("unfinished, nobody works on it; the next start goes on with it (`diskhook local prestage %[1]s/vda` does now), `diskhook local remove %[1]s vda` gives it up", domain)
+		if len(entries) != 1 || entries[0].Problem != want {
 			t.Errorf("meanwhile: %+v", entries)
 		}
 		_, err = w.hook()

@@ -89,15 +89,9 @@ func domainRevert(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	g := domains.GivingUp{Export: map[string]string{}, DiscardGuestData: c.Bool("discard-guest-data")}
-	for _, text := range c.StringSlice("export") {
-		target, file, named := strings.Cut(text, "=")
-		if !named {
-			target, file = "", text
-		}
-		if g.Export[target], err = absolute(file); err != nil {
-			return err
-		}
+	g := domains.GivingUp{DiscardGuestData: c.Bool("discard-guest-data")}
+	if g.Export, err = exportFiles(c); err != nil {
+		return err
 	}
 	var targets []string
 	if words[1] != "" {
@@ -112,6 +106,38 @@ func domainRevert(p *program, c *cli.Context) error {
 		defer r.close()
 		return s.domains.Revert(c.Context, plan, r.work("export of domain "+plan.Domain.Name))
 	})
+}
+
+// exportFiles are the files that --export names, by target; "" is the only disk.
+func exportFiles(c *cli.Context) (map[string]string, error) {
+	asked, files := c.StringSlice("export"), map[string]string{}
+	for i, text := range asked {
+		target, file, named := strings.Cut(text, "=")
+		if !named {
+			target, file = "", text
+		}
+		path, err := absolute(file)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := imageFormat("", path, func(_, other string) []string {
+			argv := []string{"diskhook", "domain", "revert"}
+			if c.Bool("discard-guest-data") {
+				argv = append(argv, "--discard-guest-data")
+			}
+			for j, text := range asked {
+				if j == i {
+					text = strings.TrimSuffix(text, file) + other
+				}
+				argv = append(argv, "--export", text)
+			}
+			return append(argv, c.Args().Slice()...)
+		}); err != nil {
+			return nil, err
+		}
+		files[target] = path
+	}
+	return files, nil
 }
 
 func domainRebind(p *program, c *cli.Context) error {

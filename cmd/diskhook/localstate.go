@@ -115,12 +115,16 @@ func (s *services) entries(ctx context.Context, domain, disk string) ([]localdis
 // sourcePatience bounds the look at one source, which may be gone or hang.
 const sourcePatience = 5 * time.Second
 
-// noteChange adds what a source has become. It is a remark: the copy is the
-// truth, whatever happened to its source.
+// noteChanges adds what has become of domains and of sources. They are remarks:
+// a copy is the truth, whatever happened to its source.
+func (s *services) noteChanges(ctx context.Context, entries []localdisk.Entry) {
+	s.noteGone(ctx, entries)
+	for i := range entries {
+		s.noteChange(ctx, &entries[i])
+	}
+}
+
 func (s *services) noteChange(ctx context.Context, e *localdisk.Entry) {
-	one := []localdisk.Entry{*e}
-	s.noteGone(ctx, one)
-	*e = one[0]
 	if e.Receipt == nil || e.Problem != "" || e.Busy || e.Settling {
 		return
 	}

@@ -68,9 +68,7 @@ func localStatus(p *program, c *cli.Context) error {
 	if err != nil || watches && f == inJSON {
 		return err // what there is was told line by line
 	}
-	for i := range w.entries {
-		s.noteChange(c.Context, &w.entries[i])
-	}
+	s.noteChanges(c.Context, w.entries)
 	return p.printCopies(f, w.entries)
 }
 

@@ -25,6 +25,13 @@
 // again. A receipt that says discard is the intent of a verb that gave the
 // copy up; the next call finishes it.
 //
+// # What a template is
+//
+// Disks that were made from one template have the lowest image of their chains
+// in common. Where clones are cheap it is copied once, into a template that no
+// domain ever gets, and the copies are clones of it that get their own images
+// only; see template.go.
+//
 // # Who does what
 //
 // Observe looks at all disks of a domain at once (one LVM report). Decide is

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"diskhook/storage/failure"
 )
@@ -33,10 +34,23 @@ type Opened struct {
 	Files []*os.File // one per layer, for reading
 }
 
-// Close closes the files.
+// closing is how long Close waits.
+const closing = 500 * time.Millisecond
+
+// Close closes the files. Of a server that does not answer they are closed
+// once it does: the kernel first waits for reads that are under way, as those
+// of a copy that was given up.
 func (o *Opened) Close() {
-	for _, f := range o.Files {
-		_ = f.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		for _, f := range o.Files {
+			_ = f.Close()
+		}
+	}()
+	select {
+	case <-closed:
+	case <-time.After(closing):
 	}
 }
 

@@ -14,6 +14,7 @@
 //	receipts_test.go  copies that were renamed, replaced, removed, held open
 //	away_test.go      the shared storage hangs, before and during a copy
 //	giveup_test.go    resize, export, remove, recreate
+//	fault_*_test.go   server, disks, space, sources and the clock fail in the middle
 //	leftovers_test.go adopt --all and gc, of what oVirt's hook and crashes left
 //	powercut_test.go  the power goes in each state of a copy
 //	libvirtd_test.go  apply, start, restart of libvirtd, autostart after a reboot

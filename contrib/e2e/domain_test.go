@@ -19,16 +19,28 @@ import (
 )
 
 // disk is one disk of a domain: an image of the shared storage, the name of a
-// chain or of a raw file, and the backend of its local copy.
+// chain or of a raw file, and the backend of its local copy. An image with an
+// absolute path is elsewhere; below /dev it is a raw block device.
 type disk struct{ target, backend, image string }
 
-func (d disk) raw() bool { return strings.HasSuffix(d.image, ".raw") }
+func (d disk) device() bool { return strings.HasPrefix(d.image, "/dev/") }
+
+func (d disk) format() string {
+	if d.device() || strings.HasSuffix(d.image, ".raw") {
+		return "raw"
+	}
+	return "qcow2"
+}
 
 func (d disk) source() string {
-	if d.raw() {
-		return filepath.Join(shared, d.image)
+	path := d.image
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(shared, path)
 	}
-	return filepath.Join(shared, d.image, "top.qcow2")
+	if d.format() == "raw" {
+		return path
+	}
+	return filepath.Join(path, "top.qcow2")
 }
 
 // domain is a domain with bound disks.
@@ -59,16 +71,16 @@ func (d domain) node(target string) string { return "/dev/ovirt-local/" + d.copy
 func (d domain) plain() string {
 	var disks strings.Builder
 	for _, disk := range d.disks {
-		format := "qcow2"
-		if disk.raw() {
-			format = "raw"
+		kind, attribute := "file", "file"
+		if disk.device() {
+			kind, attribute = "block", "dev"
 		}
 		fmt.Fprintf(&disks, `
-    <disk type='file' device='disk'>
+    <disk type='%s' device='disk'>
       <driver name='qemu' type='%s' cache='none' discard='unmap'/>
-      <source file='%s'/>
+      <source %s='%s'/>
       <target dev='%s' bus='virtio'/>
-    </disk>`, format, disk.source(), disk.target)
+    </disk>`, kind, disk.format(), attribute, disk.source(), disk.target)
 	}
 	return fmt.Sprintf(`<domain type='qemu'>
   <name>%s</name>
@@ -157,7 +169,7 @@ func (m machine) stopped(d domain) {
 func (m machine) same(d domain) {
 	m.Helper()
 	for _, disk := range d.disks {
-		m.run("qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", d.link(disk.target), disk.source())
+		m.run("qemu-img", "compare", "-q", "-f", "raw", "-F", disk.format(), d.link(disk.target), disk.source())
 		m.bytesAre(d.link(disk.target), oddSize, 0, 0)
 	}
 }

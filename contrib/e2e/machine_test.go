@@ -161,10 +161,15 @@ func (m machine) mountShared(options, at string) {
 	m.run("mkdir", "-p", at)
 	m.run("mount", "-t", "nfs4", "-o", "timeo=50,retrans=1", "127.0.0.1:/", at)
 	// A shutdown stops the server first and then waits for it in vain.
+	m.finally("umount", "-f", "-l", at)
+}
+
+// finally runs a program after the scenario, whatever became of it.
+func (m machine) finally(name string, args ...string) {
 	m.Cleanup(func() {
 		ctx := context.WithoutCancel(m.Context())
-		if out, err := exec.CommandContext(ctx, "umount", "-f", "-l", at).CombinedOutput(); err != nil {
-			m.Errorf("umount: %s", out)
+		if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+			m.Errorf("%s %q: %v: %s", name, args, err, out)
 		}
 	})
 }

@@ -5,55 +5,76 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
 
 // cuts are the domains whose copies are in different states when the power
-// goes, and what must be found after it.
+// goes, each held there by a failpoint, and what must be found after it.
 var cuts = []struct {
 	domain
-	at                string // failpoint; "" is the middle of the copy
+	at                string // failpoint
 	updating, receipt bool
+	again             bool // nothing is known of what was copied, so it is made again
 }{
-	{named("cut-lvm", disk{"vda", "lvm", "slow"}), "", true, false},
-	{named("cut-thin", disk{"vda", "lvmthin", "slow"}), "", true, false},
-	{named("cut-receipt", disk{"vda", "lvm", "one"}), "fill.receipt", true, true},
-	{named("cut-ready", disk{"vda", "lvmthin", "two"}), "fill.finished", false, true},
+	{named("cut-created", disk{"vda", "lvm", "one"}), "fill.created", true, false, true},
+	{named("cut-lvm", disk{"vda", "lvm", "slow"}), "transfer.cursor", true, false, false},
+	{named("cut-thin", disk{"vda", "lvmthin", "slow"}), "transfer.cursor", true, false, false},
+	{named("cut-unflushed", disk{"vda", "lvm", "two"}), "transfer.converted", true, false, false},
+	{named("cut-receipt", disk{"vda", "lvm", "one"}), "fill.receipt", true, true, false},
+	{named("cut-ready", disk{"vda", "lvmthin", "two"}), "fill.finished", false, true, false},
 }
 
 // cutInEachState cuts the power while one copy is in each of the states.
 func cutInEachState(m machine) {
 	const unit = "/run/systemd/system/diskhook-copy-.service.d/failpoint.conf"
 	m.run("cp", "diskhook.failpoints", "/usr/bin/diskhook")
-	m.configure(map[string]string{"local.deadline": `"1s"`})
+	m.configure(map[string]string{"local.rate": `"4MiB"`}) // a cursor comes before the end
 	for _, c := range cuts {
-		if c.at == "" {
-			continue
-		}
 		m.write(unit, "[Service]\nEnvironment=DISKHOOK_FAILPOINT="+c.at+"=sleep:1h DISKHOOK_FAILPOINT_LOG=/run/"+c.name+"\n", 0o644)
 		m.run("systemctl", "daemon-reload")
-		m.vetoed(m.bind(c.domain), "the copy goes on")
-		m.within(time.Minute, c.name+" reaches "+c.at, func() bool {
+		// It waits until the power goes.
+		m.must(m.hookCommand(m.bind(c.domain), "prepare", "begin").Start())
+		m.within(3*time.Minute, c.name+" reaches "+c.at, func() bool {
 			log, _ := os.ReadFile("/run/" + c.name)
 			return strings.Contains(string(log), c.at+"\n")
 		})
 	}
-	m.must(os.Remove(unit))
-	m.run("systemctl", "daemon-reload")
-	m.configure(map[string]string{"local.rate": `"256KiB"`, "local.deadline": `"1s"`}) // nobody waits for their end
-	for _, c := range cuts {
-		if c.at == "" {
-			m.vetoed(m.bind(c.domain), "the copy goes on")
-		}
-	}
-	for _, c := range cuts {
-		if c.at == "" {
-			m.within(time.Minute, c.name+" is being copied", func() bool { return copied(c.id, "vda") > 0 })
-		}
-	}
 	m.cutPower()
+}
+
+// cursor is how many bytes of a copy are known to be there; -1 is that nothing
+// is known.
+func (m machine) cursor(d domain, target string) int64 {
+	m.Helper()
+	text, err := os.ReadFile("/var/lib/diskhook/cursors/" + m.lv(d.copyName(target), "lv_uuid")[0])
+	if os.IsNotExist(err) {
+		return -1
+	}
+	m.must(err)
+	var cursor struct{ Done int64 }
+	m.must(json.Unmarshal(text, &cursor))
+	return cursor.Done
+}
+
+// writtenFrom wants no more to have been written to a started domain's volume,
+// since it was activated, than what lies from done to its end.
+func (m machine) writtenFrom(d domain, done int64) {
+	m.Helper()
+	volume := m.lv(d.copyName("vda"), "lv_size", "lv_kernel_minor")
+	stat, err := os.ReadFile("/sys/block/dm-" + volume[1] + "/stat")
+	m.must(err)
+	size, err := strconv.ParseInt(volume[0], 10, 64)
+	m.must(err)
+	sectors, err := strconv.ParseInt(strings.Fields(string(stat))[6], 10, 64)
+	m.must(err)
+	m.Logf("%s: %d of %d bytes were written, %d were there", d.name, sectors*512, size, done)
+	if sectors*512 > size-done {
+		m.Errorf("%s: %d bytes were written to the %d after %d", d.name, sectors*512, size-done, done)
+	}
 }
 
 // afterPowerCut finds each copy in the state in which the power went, and
@@ -70,10 +91,17 @@ func afterPowerCut(m machine) {
 			if r := m.receipt(c.id, "vda"); (r != nil) != c.receipt || r != nil && (r.Used || r.Copy != lv[1]) {
 				m.Errorf("receipt %+v", r)
 			}
+			done := m.cursor(c.domain, "vda")
+			if c.at == "transfer.cursor" && (done <= 0 || done >= oddSize) {
+				m.Errorf("%d bytes are known to be copied", done)
+			}
 			m.started(c.domain)
 			m.same(c.domain)
-			if again := m.lv(c.copyName("vda"), "lv_uuid")[0]; (again != lv[1]) != c.updating {
-				m.Errorf("volume %s, was %s", again, lv[1])
+			if now := m.lv(c.copyName("vda"), "lv_uuid")[0]; (now != lv[1]) != c.again {
+				m.Errorf("volume %s, was %s", now, lv[1])
+			}
+			if !c.again {
+				m.writtenFrom(c.domain, done)
 			}
 			m.stopped(c.domain)
 		})

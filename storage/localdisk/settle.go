@@ -94,17 +94,16 @@ func (s *Service) toSettle(domain, key string) (*Receipt, error) {
 // Release gives the settling up, whether it came to an end or not; err says
 // how it did.
 func (t *Settling) Release(err error) {
-	switch {
-	case err == nil:
+	defer t.lock.Release()
+	if err == nil {
 		t.status.Set(progress.Ready)
-	default:
-		code := ""
-		if k := failure.KindOf(err); k != nil {
-			code = k.Code
-		}
-		t.status.Fail(failure.OneLine(err.Error()), code, failure.HintOf(err))
+		return
 	}
-	t.lock.Release()
+	code := ""
+	if k := failure.KindOf(err); k != nil {
+		code = k.Code
+	}
+	t.status.Fail(failure.OneLine(err.Error()), code, failure.HintOf(err))
 }
 
 // Advance tells how far it is, to whoever asks for the disk's status.

@@ -23,9 +23,9 @@ type copySource struct {
 }
 
 var copySources = []copySource{
-	{"full qcow2, 512 MiB, to a file", fullImage, false},
+	{"full qcow2, 768 MiB, to a file", fullImage, false},
 	{"the same, to a device", fullImage, true},
-	{"sparse qcow2, 256 MiB of 2 GiB, to a file", sparseImage, false},
+	{"sparse qcow2, 384 MiB of 3 GiB, to a file", sparseImage, false},
 	{"chain of three, 256 MiB of 1 GiB, to a device", chainOfThree, true},
 	{"compressed qcow2, 192 MiB, to a file", compressedImage, false},
 	{"sparse raw file, 256 MiB of 1 GiB, to a file", sparseRaw, false},

@@ -68,11 +68,11 @@ func qcow2(ctx context.Context, dir, name string, size, piece int64, every int, 
 }
 
 func fullImage(ctx context.Context, dir string) ([]string, int64, error) {
-	return qcow2(ctx, dir, "full", 512*mebibyte, 8*mebibyte, 1, false)
+	return qcow2(ctx, dir, "full", 768*mebibyte, 8*mebibyte, 1, false)
 }
 
 func sparseImage(ctx context.Context, dir string) ([]string, int64, error) {
-	return qcow2(ctx, dir, "sparse", 2048*mebibyte, 2*mebibyte, 8, false)
+	return qcow2(ctx, dir, "sparse", 3072*mebibyte, 2*mebibyte, 8, false)
 }
 
 func compressedImage(ctx context.Context, dir string) ([]string, int64, error) {

@@ -69,6 +69,9 @@ func service() *localdisk.Service {
 	config.Paths.Roots = []string{layout.Root}
 	config.Local.Reserve = 0
 	config.Local.Cache = "off"
+	if os.Getenv("DISKHOOK_TEST_DEVICES") != "" {
+		config.Paths.Roots = append(config.Paths.Roots, "/dev")
+	}
 	if os.Getenv("DISKHOOK_TEST_CACHE") != "" {
 		config.Local.Cache, config.Local.CacheMinAge = "auto", 0
 	}

@@ -72,7 +72,9 @@ func (s *Service) templateOf(ctx context.Context, d Disk, source *imagecheck.Ope
 		opened.Close()
 		err := failure.New(failure.Conflict, "%s: was replaced just now", b.path)
 		return nil, "", failure.Hint(err, "start again")
-	case block && !d.OVirt():
+	case block:
+		// Not oVirt's either: a merge of snapshots writes to a volume that keeps
+		// its id, and nothing but its data would show it.
 		why = "its base is a block device, of which cannot be told when it is written to"
 	case opened.VirtualSize > source.VirtualSize:
 		why = "its base is larger than the disk"

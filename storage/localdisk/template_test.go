@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -271,5 +272,22 @@ func TestWaitingForATemplateShows(t *testing.T) {
 	must(t, errors.Join(errs...))
 	if !notes[0] || !notes[1] {
 		t.Errorf("told of the template: %v", notes)
+	}
+}
+
+// Nothing tells when a block device is written to, so what is on one is copied
+// for each disk.
+func TestBaseOnADeviceHasNoTemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	out, err := exec.Command("losetup", "-f", "--show", w.path("base.raw")).Output()
+	must(t, err)
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() { w.tool("losetup", "-d", loop) })
+	w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", loop, w.source[1].Path)
+	w.source[2].Path = loop
+	t.Setenv("DISKHOOK_TEST_DEVICES", "1")
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 0 {
+		t.Errorf("templates %+v", all)
 	}
 }

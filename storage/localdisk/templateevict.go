@@ -5,6 +5,7 @@ package localdisk
 import (
 	"context"
 	"errors"
+	"os"
 	"slices"
 
 	"diskhook/storage/failpoint"
@@ -152,6 +153,7 @@ func (s *Service) evict(ctx context.Context, b backend, name string, before func
 	if err := b.remove(ctx, c); err != nil {
 		return false, err
 	}
+	_ = os.Remove(s.templateStatus(name))
 	if err := failpoint.Hit("template.evicted"); err != nil {
 		return true, err
 	}

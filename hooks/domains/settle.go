@@ -41,6 +41,9 @@ func (s *Service) Settle(ctx context.Context, domain, key string, rate int64, no
 		return err
 	}
 	defer func() { t.Release(err) }()
+	if err := s.unsaved(ctx, t); err != nil {
+		return err
+	}
 	ctx, stop := t.Cancellable(ctx)
 	defer stop()
 	for range settleTurns {
@@ -57,6 +60,20 @@ func (s *Service) Settle(ctx context.Context, domain, key string, rate int64, no
 		}
 	}
 	return failure.Hint(err, "run `diskhook local settle %s %s` again once the domain runs, or once it is shut off", t.Disk.DomainName, t.Disk.Target)
+}
+
+// unsaved refuses a domain with a managed save: what libvirt keeps there may
+// say what its disks lie on.
+func (s *Service) unsaved(ctx context.Context, t *localdisk.Settling) error {
+	if s.Libvirt.URI == "" {
+		return nil
+	}
+	facts, err := s.Libvirt.Facts(ctx, t.Disk.Domain)
+	if err != nil || !facts.ManagedSave {
+		return nil // libvirt's word is one of several
+	}
+	err = failure.New(failure.Conflict, "%s: the domain has a managed save, whose memory needs the disk as it is", t.Disk)
+	return failure.Hint(err, "start the domain with `virsh start %s`, then run this again", t.Disk.Domain)
 }
 
 // runs asks libvirt whether the domain runs. Where nobody can be asked it does

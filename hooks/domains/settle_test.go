@@ -31,6 +31,7 @@ type emulator struct {
 	overlay  string
 	source   string // what the running disk is; "" is its stable path
 	active   bool
+	managed  bool // it has a managed save
 	state    string
 	job      BlockJob
 	xml      string // its definition
@@ -70,7 +71,7 @@ func (e *emulator) answer(verb string, request []byte) (any, error) {
 	}
 	switch verb {
 	case VerbFacts:
-		return Facts{Name: "vm", UUID: testUUID, State: e.state, Active: e.active, Persistent: true}, nil
+		return Facts{Name: "vm", UUID: testUUID, State: e.state, Active: e.active, Persistent: true, ManagedSave: e.managed}, nil
 	case VerbLive:
 		source := e.source
 		if source == "" {
@@ -202,7 +203,7 @@ func TestSettleRunning(t *testing.T) {
 	if err := e.settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{VerbFacts, VerbLive, VerbBlockJob, VerbBlockPull, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFlush}
+	want := []string{VerbFacts, VerbFacts, VerbLive, VerbBlockJob, VerbBlockPull, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFlush}
 	if diff := cmp.Diff(want, e.answered); diff != "" {
 		t.Error(diff)
 	}
@@ -218,8 +219,8 @@ func TestSettleGoesOn(t *testing.T) {
 		was  func(*emulator)
 		want []string
 	}{
-		"in the middle": {func(e *emulator) { e.job = BlockJob{Type: PullJob, Total: 100} }, []string{VerbFacts, VerbLive, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFlush}},
-		"at its end":    {func(e *emulator) { e.read() }, []string{VerbFacts, VerbLive, VerbFlush}},
+		"in the middle": {func(e *emulator) { e.job = BlockJob{Type: PullJob, Total: 100} }, []string{VerbFacts, VerbFacts, VerbLive, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFlush}},
+		"at its end":    {func(e *emulator) { e.read() }, []string{VerbFacts, VerbFacts, VerbLive, VerbFlush}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := running(t)
@@ -265,6 +266,7 @@ func TestSettleRefuses(t *testing.T) {
 		"given up":      {func(e *emulator) { e.gives = true }, failure.Temporary, []string{"QEMU gave up reading its source", "virsh domblkerror", "diskhook local settle"}},
 		"another job":   {func(e *emulator) { e.job = BlockJob{Type: "backup"} }, failure.Conflict, []string{"a block job (backup)", "virsh blockjob"}},
 		"on a snapshot": {func(e *emulator) { e.source = "/srv/snapshot.qcow2" }, failure.Conflict, []string{"/srv/snapshot.qcow2", "virsh blockcommit"}},
+		"managed save":  {func(e *emulator) { e.active, e.state, e.managed = false, "shut off", true }, failure.Conflict, []string{"a managed save", "virsh start"}},
 		"with saved memory": {func(e *emulator) {
 			if err := localdisk.MarkSaved(e.s.Host.Layout, testUUID); err != nil {
 				e.t.Fatal(err)

@@ -51,6 +51,9 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 		case r != nil:
 			receipts = append(receipts, *r)
 			named[r.Home+"/"+r.Name] = true
+			if r.Pivot != nil {
+				named[r.Home+"/"+r.Pivot.Name] = true
+			}
 		}
 	}
 	entries = append(entries, s.claimedEntries(ctx, receipts)...)
@@ -163,7 +166,7 @@ func entryOf(r Receipt) Entry {
 func (s *Service) entry(r Receipt, o Observed) Entry {
 	e := entryOf(r)
 	e.Copy, e.Busy, e.Status = o.Copy, o.Busy, o.Status
-	e.Settling = r.Unsettled() && s.settling(r.Domain, r.Key())
+	e.Settling = (r.Unsettled() || r.Pivot != nil) && s.settling(r.Domain, r.Key())
 	if d := Decide(o); d.Err != nil {
 		e.Problem = failure.Line(d.Err)
 	}

@@ -291,3 +291,31 @@ func TestBaseOnADeviceHasNoTemplate(t *testing.T) {
 		t.Errorf("templates %+v", all)
 	}
 }
+
+// When who makes a template is killed, one of those that wait goes on with it.
+func TestWaiterGoesOnWithATemplate(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	killed := make(chan error)
+	go func() {
+		_, err := w.hook("DISKHOOK_FAILPOINT=template.filled=sleep:3s,template.closed=kill")
+		killed <- err
+	}()
+	for len(w.templates()) == 0 {
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.started(w.numbered(1))
+	if err := <-killed; err == nil {
+		t.Error("the failpoint did not fire")
+	}
+	w.started(w.disk())
+	w.onlyTemplateAnd(2)
+	made := 0
+	for _, line := range w.ran() {
+		if strings.HasPrefix(line, "lvcreate -n dhbase_") {
+			made++
+		}
+	}
+	if made != 1 {
+		t.Errorf("%d templates were made", made)
+	}
+}

@@ -20,13 +20,8 @@ import (
 
 // Verbs on copies that the metadata of a domain speak of, too.
 
-// Prestage fills the disks' copies and notes them in the metadata. A copy that
-// no guest used, and whose source was written to since, is made again.
-func (s *Service) Prestage(ctx context.Context, disks []localdisk.Disk, w localdisk.Waiting) error {
-	return s.prestage(ctx, disks, func(disks []localdisk.Disk) error { return s.Local.Prestage(ctx, disks, w) })
-}
-
-// prestage is Prestage with a way to fill the copies of the disks.
+// prestage has the disks' copies filled and notes them in the metadata. A copy
+// that no guest used, and whose source was written to since, is made again.
 func (s *Service) prestage(ctx context.Context, disks []localdisk.Disk, fill func([]localdisk.Disk) error) error {
 	if err := s.fillable(disks); err != nil || len(disks) == 0 {
 		return err

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -336,41 +335,5 @@ func TestMeter(t *testing.T) {
 	_, _ = m.Write([]byte(strings.Repeat("x", 1<<16) + "\r (1/2)\r (-3/100%)\r (NaN/100%)\r (/100%)\r    (100.73/100%)\r\n"))
 	if len(m.rest) > most {
 		t.Errorf("keeps %d bytes", len(m.rest))
-	}
-}
-
-func TestParseInfo(t *testing.T) {
-	got, err := parseInfo("/a", []byte(testdata(t, "info-qcow2-7.2.22.json")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.VirtualSize != 64<<20 || got.ClusterSize != 64<<10 || got.Format != "qcow2" || got.Dirty ||
-		!strings.Contains(string(got.FormatSpecific.Data), `"compression-type": "zstd"`) {
-		t.Errorf("got %+v", got)
-	}
-	for _, bad := range []string{"", "{}", "[]", `{"virtual-size":-`} {
-		if _, err := parseInfo("/a", []byte(bad)); err == nil || !strings.HasPrefix(err.Error(), "/a: info") {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-}
-
-// A look at an image is limited in memory and time.
-func TestInfoIsLimited(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "a")
-	if err := os.WriteFile(path, make([]byte, 512), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	fake := &commandtest.Runner{T: t, Answers: []commandtest.Answer{{Prefix: "qemu-img info", Stdout: testdata(t, "info-qcow2-7.2.22.json"), Do: func(c command.Cmd) {
-		if c.Limits != (command.Limits{AddressSpace: 1 << 30, CPU: 30 * time.Second}) || c.Timeout != time.Minute {
-			t.Errorf("limits %+v, timeout %v", c.Limits, c.Timeout)
-		}
-	}}}}
-	if _, err := (&QemuImg{Run: fake}).Info(t.Context(), imagecheck.Layer{Path: path, Format: "qcow2"}); err != nil {
-		t.Fatal(err)
-	}
-	want := []string{`qemu-img info --output=json --force-share -- 'json:{"driver":"qcow2","file":{"driver":"file","filename":"` + path + `"},"backing":null}'`}
-	if diff := cmp.Diff(want, fake.Lines()); diff != "" {
-		t.Error(diff)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qemuimg_test
+package qemuimg
 
 import (
 	"bytes"
@@ -12,7 +12,6 @@ import (
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
-	"diskhook/storage/qemuimg"
 )
 
 // The real program does what the typed calls say. It has to be installed
@@ -20,26 +19,17 @@ import (
 func TestRealProgram(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	ctx, q := t.Context(), qemuimg.QemuImg{Run: command.System{}}
+	ctx, q := t.Context(), QemuImg{Run: command.System{}}
 	base := imagecheck.Layer{Path: at("base,with=comma.raw"), Format: "raw"}
 	top := imagecheck.Layer{Path: at("top.qcow2"), Format: "qcow2"}
 	if err := os.WriteFile(base.Path, bytes.Repeat([]byte("base"), 1<<18), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := q.Create(ctx, qemuimg.CreateOptions{Path: top.Path, Format: "qcow2", Size: 2 << 20, Backing: &base, Options: []string{"cluster_size=4096", "compression_type=zstd"}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := q.Create(ctx, qemuimg.CreateOptions{Path: top.Path, Format: "qcow2", Size: 2 << 20}); failure.KindOf(err) != failure.Conflict {
-		t.Errorf("created over an image: %v", err)
-	}
-	info, err := q.Info(ctx, top)
-	if err != nil || info.VirtualSize != 2<<20 || info.ClusterSize != 4096 || info.Format != "qcow2" {
-		t.Errorf("info %+v, %v", info, err)
-	}
+	runs(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", base.Path, "-F", "raw", "-o", "cluster_size=4096,compression_type=zstd", top.Path, "2M")
 
 	chain := []imagecheck.Layer{top, base}
 	flat := imagecheck.Layer{Path: at("flat.qcow2"), Format: "qcow2"}
-	if err := q.Convert(ctx, qemuimg.ConvertOptions{Source: chain, Target: flat.Path, TargetFormat: "qcow2"}); err != nil {
+	if err := q.Convert(ctx, ConvertOptions{Source: chain, Target: flat.Path, TargetFormat: "qcow2"}); err != nil {
 		t.Fatal(err)
 	}
 	if equal, err := q.Compare(ctx, chain, []imagecheck.Layer{flat}); !equal || err != nil {
@@ -63,16 +53,13 @@ func TestRealProgram(t *testing.T) {
 func TestHeaderIsNotFollowed(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	ctx, q := t.Context(), qemuimg.QemuImg{Run: command.System{}}
+	ctx, q := t.Context(), QemuImg{Run: command.System{}}
 	for name, fill := range map[string]string{"declared.raw": "d", "secret.raw": "s"} {
 		if err := os.WriteFile(at(name), bytes.Repeat([]byte(fill), 4096), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	secret := imagecheck.Layer{Path: at("secret.raw"), Format: "raw"}
-	if err := q.Create(ctx, qemuimg.CreateOptions{Path: at("top.qcow2"), Format: "qcow2", Size: 4096, Backing: &secret}); err != nil {
-		t.Fatal(err)
-	}
+	runs(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", at("secret.raw"), "-F", "raw", at("top.qcow2"), "4096")
 	top, declared := imagecheck.Layer{Path: at("top.qcow2"), Format: "qcow2"}, imagecheck.Layer{Path: at("declared.raw"), Format: "raw"}
 	for target, c := range map[string]struct {
 		source []imagecheck.Layer
@@ -81,7 +68,7 @@ func TestHeaderIsNotFollowed(t *testing.T) {
 		"alone": {[]imagecheck.Layer{top}, "\x00"},
 		"chain": {[]imagecheck.Layer{top, declared}, "d"},
 	} {
-		if err := q.Convert(ctx, qemuimg.ConvertOptions{Source: c.source, Target: at(target), TargetFormat: "raw"}); err != nil {
+		if err := q.Convert(ctx, ConvertOptions{Source: c.source, Target: at(target), TargetFormat: "raw"}); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(at(target))
@@ -94,7 +81,7 @@ func TestHeaderIsNotFollowed(t *testing.T) {
 // An image that is being written to is in use.
 func TestLockedImage(t *testing.T) {
 	dir := t.TempDir()
-	ctx, q := t.Context(), qemuimg.QemuImg{Run: command.System{}}
+	ctx, q := t.Context(), QemuImg{Run: command.System{}}
 	path := filepath.Join(dir, "disk.raw")
 	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
@@ -121,7 +108,7 @@ func TestLockedImage(t *testing.T) {
 	if _, err := stdout.Read(make([]byte, 64)); err != nil { // it has the image open now
 		t.Fatal(err)
 	}
-	err = q.Convert(ctx, qemuimg.ConvertOptions{Source: []imagecheck.Layer{{Path: path, Format: "raw"}}, Target: filepath.Join(dir, "new"), TargetFormat: "raw"})
+	err = q.Convert(ctx, ConvertOptions{Source: []imagecheck.Layer{{Path: path, Format: "raw"}}, Target: filepath.Join(dir, "new"), TargetFormat: "raw"})
 	if failure.KindOf(err) != failure.Conflict {
 		t.Errorf("got %v", err)
 	}

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/urfave/cli/v2"
@@ -17,7 +16,6 @@ import (
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
-	"diskhook/xmlrewrite"
 )
 
 func hookCommand(p *program) *cli.Command {
@@ -113,8 +111,8 @@ func (p *program) hook(ctx context.Context, c call) error {
 	if c.vdsm != nil {
 		return vdsm.Run(ctx, h, *c.vdsm)
 	}
-	if c.libvirt.Stdin, err = io.ReadAll(io.LimitReader(p.stdin, xmlrewrite.MaxSize+1)); err != nil {
-		return fmt.Errorf("domain %s: read its XML: %w", c.libvirt.Domain, err)
+	if c.libvirt.Stdin, err = p.readXML("-"); err != nil {
+		return fmt.Errorf("domain %s: %w", failure.OneLine(c.libvirt.Domain), err)
 	}
 	stdout, err := libvirt.Run(ctx, h, *c.libvirt)
 	if err != nil {

@@ -22,6 +22,7 @@ func templates(m machine) {
 	m.install()
 	m.mountShared("no_root_squash", shared)
 	m.scenario("twenty starts", twentyStarts)
+	m.filled()
 	m.scenario("pool above its watermark", aboveWatermark)
 	m.scenario("room is made", roomIsMade)
 	m.scenario("cut", cutInTemplate)

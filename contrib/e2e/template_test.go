@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"diskhook/storage/progress"
 )
@@ -115,7 +114,7 @@ func twentyStarts(m machine) {
 	if lv := m.lv(domains[3].copyName("vda"), "origin", "lv_permissions", "lv_skip_activation", "lv_size"); lv[0] != found[0] || lv[1] != "writeable" || lv[2] != "skip activation" || lv[3] != strconv.Itoa(28<<20) {
 		m.Errorf("clone %q", lv)
 	}
-	if list := m.run("diskhook", "local", "list"); strings.Contains(list, "dhbase_") || strings.Count(list, "vda") != count {
+	if list := m.run("diskhook", "local", "list"); strings.Contains(list, "dhbase_") || strings.Count(list, " ready ") != count {
 		m.Errorf("listed:\n%s", list)
 	}
 	// What a guest writes is its own.
@@ -144,6 +143,14 @@ func (m machine) copier(d domain) int {
 func waitsForTemplate(domain string) bool {
 	st, err := progress.Read(filepath.Join("/run/diskhook/status", domain, "vda.json"))
 	return err == nil && strings.Contains(st.Note, "the template of its base")
+}
+
+// filled makes the pool's data fuller than its metadata, so that the first
+// counts.
+func (m machine) filled() {
+	m.Helper()
+	m.run("lvcreate", "-y", "-n", "filler", "-V", "64m", "--thinpool", "pool0", "ovirt-local")
+	m.run("dd", "if=/dev/urandom", "of=/dev/ovirt-local/filler", "bs=1M", "count=64", "oflag=direct", "status=none")
 }
 
 // percent is how full the pool's data is.
@@ -194,9 +201,9 @@ func roomIsMade(m machine) {
 func cutInTemplate(m machine) {
 	d := m.overlaid("cut", "slow", 0x64)
 	// Not configured: there is no end of the scenario to undo it in.
-	m.configure(map[string]string{"local.cache": `"auto"`, "local.rate": `"1MiB"`, "local.deadline": `"1s"`})
+	m.configure(map[string]string{"local.cache": `"auto"`, "local.rate": `"256KiB"`, "local.deadline": `"20s"`})
 	m.vetoed(d, "disk vda", "the template of its base", "slow/base.qcow2", " %", "the copy goes on")
-	m.within(time.Minute, "the template is at some megabytes", func() bool { return copied("templates", m.unfinished()) > 6<<20 })
+	m.within(patience, "the template is at some megabytes", func() bool { return copied("templates", m.unfinished()) > 6<<20 })
 }
 
 // unfinished is the template that is not ready.

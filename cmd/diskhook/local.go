@@ -210,7 +210,7 @@ func localCancel(p *program, c *cli.Context) error {
 }
 
 // afterCancel says how a cancel ended: the copy may have completed before the
-// word to stop reached it.
+// word to stop reached it, or be kept as far as it came.
 func (s *services) afterCancel(ctx context.Context, domain, key string) (string, error) {
 	entries, err := s.entries(ctx, domain, key)
 	if err != nil {
@@ -219,6 +219,9 @@ func (s *services) afterCancel(ctx context.Context, domain, key string) (string,
 	for _, e := range entries {
 		if e.Copy.State == localdisk.Ready && e.Receipt != nil && !e.Receipt.Unsettled() {
 			return fmt.Sprintf("nothing was cancelled: the copy of disk %s had completed", e.Target), nil
+		}
+		if e.Copy.State == localdisk.Updating && !e.Busy && e.Problem != "" {
+			return fmt.Sprintf("done; disk %s: %s", e.Target, e.Problem), nil
 		}
 	}
 	return "done", nil

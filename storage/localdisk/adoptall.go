@@ -117,7 +117,7 @@ func oddVolume(c Copy) string {
 // unclaimed: a receipt of the disk is either that of an adoption that did not
 // end, or of another copy.
 func (s *Service) unclaimed(a Adoption, c Copy) (take bool, reason string) {
-	r, err := readReceipt(s.Layout, a.Domain, a.Image)
+	r, err := ReadReceipt(s.Layout, a.Domain, a.Image)
 	switch {
 	case err != nil:
 		return false, failure.OneLine(err.Error())
@@ -167,7 +167,7 @@ func (s *Service) AdoptOVirt(ctx context.Context, a Adoption) error {
 		return failure.New(failure.Conflict, "%s: it changed meanwhile: %s", a.Volume, reason)
 	}
 	o := Observed{Disk: a.disk(), Copy: c, Machine: machine}
-	if r, err := readReceipt(s.Layout, a.Domain, a.Image); err != nil || r != nil {
+	if r, err := ReadReceipt(s.Layout, a.Domain, a.Image); err != nil || r != nil {
 		if err != nil {
 			return err
 		}

@@ -121,11 +121,11 @@ func (d Disk) Validate() error {
 		return failure.New(failure.Usage, "disk %q: %s %q is not valid", d.Target, what, value)
 	}
 	switch {
-	case !isUUID(d.Domain):
+	case !host.IsUUID(d.Domain):
 		return bad("domain uuid", d.Domain)
 	case !validTarget(d.Target):
 		return bad("target", d.Target)
-	case d.Volume != "" && (!isUUID(d.Volume) || !isUUID(d.Image)):
+	case d.Volume != "" && (!host.IsUUID(d.Volume) || !host.IsUUID(d.Image)):
 		return bad("image or volume id", d.Image+"/"+d.Volume)
 	case d.Volume == "" && d.Image != "":
 		return bad("image id without a volume id", d.Image)
@@ -161,10 +161,8 @@ func validate(disks []Disk) error {
 	return nil
 }
 
-func isUUID(s string) bool { return host.IsUUID(s) }
-
 func validKey(domain, key string) error {
-	if !isUUID(domain) || !isUUID(key) && !validTarget(key) {
+	if !host.IsUUID(domain) || !host.IsUUID(key) && !validTarget(key) {
 		return failure.New(failure.Usage, "domain %q, disk %q: not valid", domain, key)
 	}
 	return nil

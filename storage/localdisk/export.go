@@ -48,7 +48,7 @@ func (s *Service) Export(ctx context.Context, domain, key string, o ExportOption
 
 // exported is the receipt of a copy that can be exported.
 func (s *Service) exported(domain, key string) (*Receipt, error) {
-	r, err := readReceipt(s.Layout, domain, key)
+	r, err := ReadReceipt(s.Layout, domain, key)
 	if err == nil && r == nil {
 		err = failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
 	}

@@ -275,7 +275,7 @@ func (s *Service) clean(d Disk) {
 	found, err := s.find(ctx, []Disk{d})
 	if err == nil && found[0].State == Updating {
 		var r *Receipt
-		if r, err = readReceipt(s.Layout, d.Domain, d.Key()); err == nil && (r == nil || !r.Used) {
+		if r, err = ReadReceipt(s.Layout, d.Domain, d.Key()); err == nil && (r == nil || !r.Used) {
 			err = s.clear(ctx, Observed{Disk: d, Copy: found[0], Receipt: r})
 		}
 	}

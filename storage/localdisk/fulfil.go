@@ -227,7 +227,7 @@ func (s *Service) checkNode(o Observed) (Placement, error) {
 }
 
 func (s *Service) markUsed(o Observed) error {
-	r, err := readReceipt(s.Layout, o.Disk.Domain, o.Disk.Key())
+	r, err := ReadReceipt(s.Layout, o.Disk.Domain, o.Disk.Key())
 	if err != nil {
 		return err
 	}

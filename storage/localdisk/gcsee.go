@@ -43,7 +43,7 @@ func (s *Service) see(ctx context.Context) (sight, error) {
 		return seen, err
 	}
 	for _, f := range files {
-		r, err := readReceipt(s.Layout, f.domain, f.key)
+		r, err := ReadReceipt(s.Layout, f.domain, f.key)
 		if err != nil {
 			seen.damaged[f.domain] = err
 		} else if r != nil {

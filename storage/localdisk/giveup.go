@@ -35,7 +35,7 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 		return err
 	}
 	defer l.Release()
-	r, err := readReceipt(s.Layout, domain, key)
+	r, err := ReadReceipt(s.Layout, domain, key)
 	if err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (s *Service) Release(ctx context.Context, domain string, disks []Disk, reas
 			errs = append(errs, err)
 		}
 	}
-	if isUUID(domain) {
+	if host.IsUUID(domain) {
 		_ = os.Remove(StablePath(s.Layout, domain, "")) // the directory, if it is empty
 	}
 	return errors.Join(errs...)
@@ -249,7 +249,7 @@ func (s *Service) release(ctx context.Context, d Disk, reason string) error {
 		return err
 	}
 	defer l.Release()
-	r, err := readReceipt(s.Layout, d.Domain, d.Key())
+	r, err := ReadReceipt(s.Layout, d.Domain, d.Key())
 	if err != nil || r == nil {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"diskhook/storage/host"
 )
 
 // A copy process has only its job file until it holds the disk's lock. Who
@@ -28,7 +30,7 @@ func (s *Service) jobs(domain, key string) ([]string, error) {
 	var paths []string
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".job")
-		if id, ofDisk := strings.CutPrefix(id, key+"."); ok && ofDisk && isUUID(id) {
+		if id, ofDisk := strings.CutPrefix(id, key+"."); ok && ofDisk && host.IsUUID(id) {
 			paths = append(paths, filepath.Join(dir, e.Name()))
 		}
 	}

@@ -86,6 +86,6 @@ func leadsTo(link string, d Disk) bool {
 // Linked says whether d was fulfilled in this boot and not released since, by
 // the receipt of its copy.
 func (s *Service) Linked(d Disk) (bool, error) {
-	r, err := readReceipt(s.Layout, d.Domain, d.Key())
+	r, err := ReadReceipt(s.Layout, d.Domain, d.Key())
 	return r != nil && leadsTo(link(s.Layout, d), r.Disk()), err
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/lock"
 	"diskhook/storage/progress"
 )
@@ -44,7 +45,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 		return nil, err
 	}
 	for _, f := range files {
-		r, err := readReceipt(s.Layout, f.domain, f.key)
+		r, err := ReadReceipt(s.Layout, f.domain, f.key)
 		switch {
 		case err != nil:
 			entries = append(entries, Entry{Domain: f.domain, Target: f.key, Key: f.key, Problem: failure.Line(err)})
@@ -222,7 +223,7 @@ func ownerOf(c Copy) string {
 		return domain
 	}
 	rest, ours := strings.CutPrefix(c.Name, copyPrefix)
-	if domain, _, ok := strings.Cut(rest, "_"); ours && ok && isUUID(domain) {
+	if domain, _, ok := strings.Cut(rest, "_"); ours && ok && host.IsUUID(domain) {
 		return domain
 	}
 	return ""
@@ -230,7 +231,7 @@ func ownerOf(c Copy) string {
 
 func tagged(c Copy, prefix string) string {
 	for _, t := range c.Tags {
-		if id, ok := strings.CutPrefix(t, prefix); ok && isUUID(id) {
+		if id, ok := strings.CutPrefix(t, prefix); ok && host.IsUUID(id) {
 			return id
 		}
 	}

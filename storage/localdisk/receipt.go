@@ -74,10 +74,6 @@ func receiptPath(l host.Layout, domain, key string) string {
 // understood, is a failure.Precondition: it may say used. The error has no kind
 // where the domain has no directory of receipts that anybody could see.
 func ReadReceipt(l host.Layout, domain, key string) (*Receipt, error) {
-	return readReceipt(l, domain, key)
-}
-
-func readReceipt(l host.Layout, domain, key string) (*Receipt, error) {
 	path := receiptPath(l, domain, key)
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -141,7 +137,7 @@ func removeReceipt(l host.Layout, domain, key string) error {
 // returns those that can be read, beside an error that joins the others: a
 // damaged one may be of a copy that a guest used.
 func Receipts(l host.Layout, domain string) ([]Receipt, error) {
-	if domain != "" && !isUUID(domain) {
+	if domain != "" && !host.IsUUID(domain) {
 		return nil, failure.New(failure.Usage, "domain %q: not a uuid", domain)
 	}
 	var all []Receipt
@@ -151,7 +147,7 @@ func Receipts(l host.Layout, domain string) ([]Receipt, error) {
 		return nil, err
 	}
 	for _, f := range files {
-		r, err := readReceipt(l, f.domain, f.key)
+		r, err := ReadReceipt(l, f.domain, f.key)
 		if err != nil {
 			damaged = append(damaged, err)
 		} else if r != nil {
@@ -237,7 +233,7 @@ func (s *Service) Note(ctx context.Context, d Disk) error {
 		return err
 	}
 	noted := func() (*Receipt, bool, error) {
-		r, err := readReceipt(s.Layout, d.Domain, d.Key())
+		r, err := ReadReceipt(s.Layout, d.Domain, d.Key())
 		return r, err != nil || r == nil || r.Discarding || r.Fill == d.Fill && r.Origin == d.Origin, err
 	}
 	if _, is, err := noted(); is {
@@ -268,7 +264,7 @@ func savedMark(l host.Layout, domain string) string {
 // receipts has no copy that could be kept, and gets no mark: who calls the
 // helper with whatever ids makes nothing. A receipt that cannot be read counts.
 func MarkSaved(l host.Layout, domain string) error {
-	if !isUUID(domain) {
+	if !host.IsUUID(domain) {
 		return failure.New(failure.Usage, "domain %q: not a uuid", domain)
 	}
 	if files, err := receiptFiles(l, domain); err != nil || len(files) == 0 {
@@ -279,7 +275,7 @@ func MarkSaved(l host.Layout, domain string) error {
 
 // ClearSaved takes the mark away.
 func ClearSaved(l host.Layout, domain string) error {
-	if !isUUID(domain) {
+	if !host.IsUUID(domain) {
 		return failure.New(failure.Usage, "domain %q: not a uuid", domain)
 	}
 	return atomicfile.Remove(savedMark(l, domain))

@@ -41,7 +41,7 @@ func TestNote(t *testing.T) {
 	d := Disk{Domain: id, Target: "vda", Backend: "dir", OnStop: Keep, Fill: "start", Origin: "<disk/>"}
 	read := func() Receipt {
 		t.Helper()
-		r, err := readReceipt(s.Layout, id, "vda")
+		r, err := ReadReceipt(s.Layout, id, "vda")
 		if err != nil || r == nil {
 			t.Fatalf("%v, %v", r, err)
 		}
@@ -54,7 +54,7 @@ func TestNote(t *testing.T) {
 		}
 	}
 	note()
-	if r, err := readReceipt(s.Layout, id, "vda"); r != nil || err != nil {
+	if r, err := ReadReceipt(s.Layout, id, "vda"); r != nil || err != nil {
 		t.Fatalf("a receipt came from nowhere: %+v, %v", r, err)
 	}
 	old := Receipt{Schema: receiptSchema, Domain: id, Target: "vda", Copy: "u", Used: true, Size: 7}

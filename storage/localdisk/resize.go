@@ -30,7 +30,7 @@ func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (P
 		return Placement{}, err
 	}
 	defer l.Release()
-	r, err := readReceipt(s.Layout, domain, key)
+	r, err := ReadReceipt(s.Layout, domain, key)
 	if err != nil {
 		return Placement{}, err
 	}

@@ -95,7 +95,7 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 	}
 	observed, named := make([]Observed, len(disks)), make([]Disk, len(disks))
 	for i, d := range disks {
-		r, err := readReceipt(s.Layout, d.Domain, d.Key())
+		r, err := ReadReceipt(s.Layout, d.Domain, d.Key())
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}

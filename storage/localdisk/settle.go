@@ -77,7 +77,7 @@ func (s *Service) takeUp(r Receipt) (*Settling, error) {
 
 // toSettle is the receipt of an overlay that is not settled.
 func (s *Service) toSettle(domain, key string) (*Receipt, error) {
-	r, err := readReceipt(s.Layout, domain, key)
+	r, err := ReadReceipt(s.Layout, domain, key)
 	switch {
 	case err != nil:
 		return nil, err

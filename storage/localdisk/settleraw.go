@@ -43,7 +43,7 @@ func (s *Service) Pivoting(domain, key string) (*Pivoting, error) {
 	if err := validKey(domain, key); err != nil {
 		return nil, err
 	}
-	r, err := readReceipt(s.Layout, domain, key)
+	r, err := ReadReceipt(s.Layout, domain, key)
 	switch {
 	case err != nil:
 		return nil, err
@@ -70,7 +70,7 @@ func (p *Pivoting) locked(ctx context.Context, act func(*Receipt) error) error {
 		return err
 	}
 	defer l.Release()
-	r, err := readReceipt(s.Layout, p.Disk.Domain, p.Disk.Key())
+	r, err := ReadReceipt(s.Layout, p.Disk.Domain, p.Disk.Key())
 	if err != nil {
 		return err
 	}

@@ -70,15 +70,21 @@ func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 		return err
 	}
 	name := s.workLock(domain, key)
-	if err := os.WriteFile(s.cancelPath(domain, key), nil, 0o600); err != nil {
-		return err
+	// Again and again: who has just begun takes a file that is there already
+	// for one that was left from before, and away.
+	for ; ; time.Sleep(pollEvery) {
+		held, err := lock.Held(s.Layout.Locks(), name)
+		if err != nil || !held {
+			_ = os.Remove(s.cancelPath(domain, key))
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := os.WriteFile(s.cancelPath(domain, key), nil, 0o600); err != nil {
+			return err
+		}
 	}
-	l, err := lock.Acquire(ctx, s.Layout.Locks(), name)
-	if err != nil {
-		return err
-	}
-	l.Release()
-	return nil
 }
 
 // awaitWork returns when somebody works on the disk, for which a process that

@@ -161,7 +161,8 @@ func TestCancelStopsTheCopyAndLeavesNothing(t *testing.T) {
 	})
 }
 
-// A copy process that was just started has only its job: it is waited for.
+// A copy process that was just started has only its job: it is waited for, and
+// asked until it has heard.
 func TestCancelStopsACopyThatBegins(t *testing.T) {
 	w := newWorld(t, "dir")
 	dir := w.path("run/diskhook/status/" + domain)
@@ -174,8 +175,12 @@ func TestCancelStopsACopyThatBegins(t *testing.T) {
 	held, err := lock.Acquire(t.Context(), w.path("run/diskhook/lock"), "local-"+domain+"-vda")
 	must(t, err)
 	must(t, os.Remove(job))
+	asked := 0
 	for range 400 {
-		if _, err := os.Stat(filepath.Join(dir, "vda.cancel")); err == nil {
+		if os.Remove(filepath.Join(dir, "vda.cancel")) == nil { // as one left from before
+			asked++
+		}
+		if asked == 2 {
 			held.Release()
 			must(t, <-cancelled)
 			return

@@ -149,6 +149,9 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		case mine && st.State == progress.Failed && job != "":
 			return failed(d, st)
 		case held:
+			if job == "" {
+				s.yield(d) // again: who has just begun takes the first word for an old one
+			}
 		case job == "":
 			// Not at once: a lock of a moment is no reason to look again and again.
 			if time.Since(began) >= pollEvery {

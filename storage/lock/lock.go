@@ -46,9 +46,25 @@ func (l *Lock) Release() {
 	}
 }
 
-// Try takes the exclusive lock called name in dir, or fails at once with
-// ErrHeld. A name is one path element.
-func Try(dir, name string) (*Lock, error) { return open(dir, name, unix.LOCK_EX) }
+// Try takes the exclusive lock called name in dir, or fails with ErrHeld after
+// some milliseconds, in which it outlasts those who only look; see Held. A name
+// is one path element.
+func Try(dir, name string) (*Lock, error) {
+	for look := 0; ; look++ {
+		l, err := open(dir, name, unix.LOCK_EX)
+		if look == looks || !errors.Is(err, ErrHeld) {
+			return l, err
+		}
+		time.Sleep(lookInterval)
+	}
+}
+
+// How often Try looks again at a lock that is held, and when. Held shares it
+// for a few microseconds.
+const (
+	looks        = 4
+	lookInterval = 2 * time.Millisecond
+)
 
 // TryShared is Try for a lock that others may share, but not hold exclusively.
 func TryShared(dir, name string) (*Lock, error) { return open(dir, name, unix.LOCK_SH) }

@@ -60,3 +60,39 @@ func TestNameIsOneElementAndNoLinkIsFollowed(t *testing.T) {
 		t.Error("a lock made a file elsewhere")
 	}
 }
+
+// Who only looks whether a lock is held does not keep anybody from it.
+func TestLookingKeepsNobodyOut(t *testing.T) {
+	dir := t.TempDir()
+	first, err := lock.Try(dir, "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Release()
+	stop := make(chan struct{})
+	looked := make(chan struct{})
+	go func() {
+		defer close(looked)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := lock.Held(dir, "disk"); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for range 2000 {
+		l, err := lock.Try(dir, "disk")
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		l.Release()
+	}
+	close(stop)
+	<-looked
+}

@@ -21,7 +21,7 @@ func TestTemplateHost(t *testing.T) {
 func templates(m machine) {
 	m.install()
 	m.mountShared("no_root_squash", shared)
-	m.scenario("twenty starts", twentyStarts)
+	m.scenario("starts at once", startsAtOnce)
 	m.filled()
 	m.scenario("pool above its watermark", aboveWatermark)
 	m.scenario("room is made", roomIsMade)

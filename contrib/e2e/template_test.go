@@ -19,7 +19,7 @@ import (
 // cached is the configuration in which templates are kept.
 func (m machine) cached(change map[string]string) {
 	m.Helper()
-	// Twenty at once wait long for each other's LVM commands under emulation.
+	// All at once wait long for each other's LVM commands under emulation.
 	values := map[string]string{"local.cache": `"auto"`, "local.deadline": `"30m"`, "lvm.timeout": `"5m"`}
 	for key, value := range change {
 		values[key] = value
@@ -63,11 +63,11 @@ func counted(ran []string, words ...string) (n int) {
 
 func numbered(i int) string { return fmt.Sprintf("vm%02d", i) }
 
-// twentyStarts of domains with one base copy the base once. Who copies it is
+// startsAtOnce of domains with one base copy the base once. Who copies it is
 // stopped until all the others wait for it.
-func twentyStarts(m machine) {
+func startsAtOnce(m machine) {
 	m.cached(map[string]string{"local.rate": `"128KiB"`})
-	const count = 20
+	const count = 6 // emulated; twenty are tried against a fake lvm
 	domains := make([]domain, count)
 	for i := range domains {
 		domains[i] = m.overlaid(numbered(i), "golden", byte(100+i))
@@ -81,7 +81,7 @@ func twentyStarts(m machine) {
 					m.Errorf("%s: %v: %s", d.name, err, out)
 				}
 			})
-			// One processor that is emulated does not start twenty units in time.
+			// One processor that is emulated does not start that many units in time.
 			m.within(patience, d.name+" waits for its template", func() bool { return waitsForTemplate(d.id) })
 			if i == 0 {
 				m.within(patience, "the template is being made", func() bool { return copied(d.id, "vda") > 0 })

@@ -157,6 +157,7 @@ func (c Checker) inspect(images []*image, declared []Layer, at func(string)) (In
 		}
 		info.Layers = append(info.Layers, img.Layer)
 		info.Headers = append(info.Headers, h)
+		info.Block = info.Block || img.block
 	}
 	var err error
 	if info.VirtualSize, err = c.virtualSize(images[0], info.Headers[0]); err != nil {

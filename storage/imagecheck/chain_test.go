@@ -242,6 +242,9 @@ func TestBlockLayer(t *testing.T) {
 	if err != nil || after.Fingerprint == before.Fingerprint {
 		t.Errorf("a new cluster left the fingerprint as it was, %v", err)
 	}
+	if files, err := Chain(t.Context(), layers[1:], allowed); err != nil || files.Block || !after.Block {
+		t.Errorf("on a device: %v, its backing files: %v, %v", after.Block, files.Block, err)
+	}
 }
 
 // What was inspected stays what is read, even if the name moves on.

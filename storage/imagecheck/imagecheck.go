@@ -75,6 +75,10 @@ type Info struct {
 	// Fingerprint (hex) changes when a layer was replaced or written to, as
 	// far as that can be told without reading everything; see fingerprint.go.
 	Fingerprint string
+
+	// Block says that a layer is a block device, so that it may have been
+	// written to though the fingerprint is the same.
+	Block bool
 }
 
 // Allowed resolves a path and refuses what may not be read, as

@@ -222,7 +222,7 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	result, err := engine.Copy(ctx, from(source, o.Copy), target, transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
-		Progress: status.Advance, Cursor: s.cursorPath(o.Copy), IOClass: transfer.IOBestEffort,
+		Progress: status.Advance, Cursor: s.cursorFor(source, o.Copy), IOClass: transfer.IOBestEffort,
 	})
 	if err == nil {
 		s.Log.Info("copied", "disk", o.Disk.String(), "method", result.Method,

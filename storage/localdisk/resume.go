@@ -22,10 +22,21 @@ import (
 // A copy that was interrupted is continued. What tells how far it is, the
 // cursor, lies beside the state of the host and bears the UUID of the copy, so
 // that no other copy is ever taken for it. The copy engine writes it after the
-// data, and trusts it only for the same source, target and way of copying.
+// data, and trusts it only for the same source, target and way of copying. A
+// copy from a block device has none and is made again: nothing tells whether the
+// device was written to meanwhile, as by a guest that ran on it.
 
 // cursorPath is cursors/UUID of the copy, below what survives a reboot.
 func (s *Service) cursorPath(c Copy) string { return filepath.Join(s.Layout.Cursors(), c.UUID) }
+
+// cursorFor is the cursor of a copy from that source; "" is that it can have
+// none.
+func (s *Service) cursorFor(source *imagecheck.Opened, c Copy) string {
+	if source.Block {
+		return ""
+	}
+	return s.cursorPath(c)
+}
 
 // begun says that there is a cursor for the copy.
 func (s *Service) begun(c Copy) bool {
@@ -70,9 +81,9 @@ func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status 
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Disk, err)
 	}
-	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source, o.Copy), target)
+	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), target)
 	if !ok {
-		s.Log.Info("start over: the unfinished copy is of what the source was, or was made in another way", "disk", o.Disk.String())
+		s.Log.Info("start over: the unfinished copy may be of what the source was, or was made in another way", "disk", o.Disk.String())
 		if err := s.clear(ctx, o); err != nil {
 			return err
 		}
@@ -106,7 +117,7 @@ func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error)
 	if err != nil {
 		return false
 	}
-	done, ok := transfer.Resumable(s.cursorPath(o.Copy), from(source, o.Copy), target)
+	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), target)
 	return ok && done > 0
 }
 

@@ -27,22 +27,40 @@ import (
 func interrupted(t *testing.T, backend string) *world {
 	t.Helper()
 	w := newWorld(t, backend)
+	w.flat = w.largeImage()
+	w.source = []imagecheck.Layer{{Path: w.flat, Format: imagecheck.Raw}}
+	w.interrupt(func() {
+		first := w.cursor() // it says that nothing is done
+		for bytes.Equal(w.cursor(), first) && !w.ready() {
+			time.Sleep(25 * time.Millisecond)
+		}
+	})
+	return w
+}
+
+// largeImage takes some seconds to copy at the rate of interrupt.
+func (w *world) largeImage() string {
+	w.t.Helper()
 	disk := make([]byte, 24<<20)
 	chacha := rand.NewChaCha8([32]byte{1})
 	_, err := chacha.Read(disk)
-	must(t, err)
-	base := w.path("large.raw")
-	must(t, os.WriteFile(base, disk, 0o644))
-	w.source, w.flat = []imagecheck.Layer{{Path: base, Format: imagecheck.Raw}}, base
+	must(w.t, err)
+	path := w.path("large.raw")
+	must(w.t, os.WriteFile(path, disk, 0o644))
+	return path
+}
+
+// interrupt kills the copy process of a start after await.
+func (w *world) interrupt(await func()) {
+	t := w.t
+	t.Helper()
 	t.Setenv("DISKHOOK_TEST_RATE", "6000000")
-	_, err = service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: 500 * time.Millisecond})
+	_, err := service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: 500 * time.Millisecond})
 	if !errors.Is(err, failure.Temporary) {
 		t.Fatalf("got %v", err)
 	}
-	for first := w.cursor(); bytes.Equal(w.cursor(), first) && !w.ready(); { // the first says that nothing is done
-		time.Sleep(25 * time.Millisecond)
-	}
-	st, err := progress.Read(w.path("run/diskhook/status/" + domain + "/vda.json"))
+	await()
+	st, err := progress.Read(w.statusFile())
 	must(t, err)
 	must(t, syscall.Kill(st.PID, syscall.SIGKILL))
 	w.awaitUnlocked()
@@ -50,7 +68,10 @@ func interrupted(t *testing.T, backend string) *world {
 		t.Fatal("the copy was faster")
 	}
 	t.Setenv("DISKHOOK_TEST_RATE", "")
-	return w
+}
+
+func (w *world) statusFile() string {
+	return w.path("run/diskhook/status/" + domain + "/vda.json")
 }
 
 // cursor is the content of the one cursor there is, if there is one.
@@ -169,6 +190,31 @@ func TestInterruptedCopyStartsOver(t *testing.T) {
 			w.onlyCopy()
 		})
 	}
+}
+
+// Nothing tells whether a device was written to, as by a guest that was started
+// on it without its binding, so a copy of one is made from its beginning.
+func TestInterruptedCopyOfADeviceStartsOver(t *testing.T) {
+	w := newWorld(t, "dir")
+	w.flat = w.loopDevice(w.largeImage())
+	w.source = []imagecheck.Layer{{Path: w.flat, Format: imagecheck.Raw}}
+	w.interrupt(func() {
+		for !w.ready() { // until more is done than one cursor tells
+			if st, err := progress.Read(w.statusFile()); err == nil && st.Done >= 14<<20 {
+				return
+			}
+			time.Sleep(25 * time.Millisecond)
+		}
+	})
+	w.noCursor()
+	f, err := os.OpenFile(w.flat, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("what the guest wrote meanwhile"), 1<<20)
+	must(t, errors.Join(err, f.Sync(), f.Close()))
+	_, err = w.hook()
+	must(t, err)
+	w.same(w.stable(), w.flat)
+	w.onlyCopy()
 }
 
 // A verb that removes the copy removes what tells how far it got.

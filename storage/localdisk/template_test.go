@@ -279,13 +279,9 @@ func TestWaitingForATemplateShows(t *testing.T) {
 // for each disk.
 func TestBaseOnADeviceHasNoTemplate(t *testing.T) {
 	w := newCache(t, "lvmthin")
-	out, err := exec.Command("losetup", "-f", "--show", w.path("base.raw")).Output()
-	must(t, err)
-	loop := strings.TrimSpace(string(out))
-	t.Cleanup(func() { w.tool("losetup", "-d", loop) })
+	loop := w.loopDevice(w.path("base.raw"))
 	w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", loop, w.source[1].Path)
 	w.source[2].Path = loop
-	t.Setenv("DISKHOOK_TEST_DEVICES", "1")
 	w.started(w.disk())
 	if all := w.templates(); len(all) != 0 {
 		t.Errorf("templates %+v", all)
@@ -318,4 +314,15 @@ func TestWaiterGoesOnWithATemplate(t *testing.T) {
 	if made != 1 {
 		t.Errorf("%d templates were made", made)
 	}
+}
+
+// loopDevice is a device with the content of a file, which may be a source.
+func (w *world) loopDevice(file string) string {
+	w.t.Helper()
+	out, err := exec.Command("losetup", "-f", "--show", file).Output()
+	must(w.t, err)
+	device := strings.TrimSpace(string(out))
+	w.t.Cleanup(func() { w.tool("losetup", "-d", device) })
+	w.t.Setenv("DISKHOOK_TEST_DEVICES", "1")
+	return device
 }

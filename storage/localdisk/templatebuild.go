@@ -180,7 +180,7 @@ func (s *Service) reopen(ctx context.Context, b backend, base *base, c Copy) (Co
 	if err != nil {
 		return c, err
 	}
-	done, ok := transfer.Resumable(s.cursorPath(c), from(base.Opened, c), target)
+	done, ok := transfer.Resumable(s.cursorFor(base.Opened, c), from(base.Opened, c), target)
 	if ok {
 		s.Log.Info("go on with the template", "template", c.String(), "done", done, "of", base.VirtualSize)
 		return c, b.reopenTemplate(ctx, c)
@@ -219,7 +219,7 @@ func (s *Service) fillTemplate(ctx context.Context, d Disk, base *base, c Copy, 
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	result, err := engine.Copy(ctx, from(base.Opened, c), target, transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: locks, User: s.reader(d),
-		Progress: tell, Cursor: s.cursorPath(c), IOClass: transfer.IOBestEffort,
+		Progress: tell, Cursor: s.cursorFor(base.Opened, c), IOClass: transfer.IOBestEffort,
 	})
 	if err != nil {
 		return err

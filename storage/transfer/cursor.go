@@ -140,7 +140,7 @@ func (c cursor) continues(fresh cursor) error {
 }
 
 // Resumable says whether Copy would go on where an earlier one was stopped,
-// and after how many bytes. Nothing is changed. Whoever gets false had better
+// and after how many bytes; "" is no cursor. Nothing is changed. Whoever gets false had better
 // make the target anew: see Options.Cursor.
 func Resumable(path string, source Source, target Target) (done int64, ok bool) {
 	c, err := readCursor(path)

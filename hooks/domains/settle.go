@@ -47,7 +47,11 @@ func (s *Service) Settle(ctx context.Context, domain, key string, rate int64, no
 	ctx, stop := t.Cancellable(ctx)
 	defer stop()
 	for range settleTurns {
-		if s.runs(ctx, domain) {
+		runs, unknown := s.runs(ctx, domain)
+		if unknown != nil { // who has its disk open is looked at all the same
+			s.Host.Log.Warn("libvirt was not asked", "domain", domain, "err", unknown)
+		}
+		if runs {
 			err = s.pull(ctx, t, rate, notify)
 		} else {
 			err = t.Offline(ctx, rate, notify)
@@ -76,17 +80,17 @@ func (s *Service) unsaved(ctx context.Context, t *localdisk.Settling) error {
 	return failure.Hint(err, "start the domain with `virsh start %s`, then run this again", t.Disk.Domain)
 }
 
-// runs asks libvirt whether the domain runs. Where nobody can be asked it does
-// not: who has its disk open is looked at all the same.
-func (s *Service) runs(ctx context.Context, domain string) bool {
+// runs asks libvirt whether the domain runs. Where there is no libvirt to ask it
+// does not; an error says that nobody knows.
+func (s *Service) runs(ctx context.Context, domain string) (bool, error) {
 	if s.Libvirt.URI == "" {
-		return false
+		return false, nil
 	}
 	facts, err := s.Libvirt.Facts(ctx, domain)
-	if err != nil && failure.KindOf(err) != failure.NotFound {
-		s.Host.Log.Warn("libvirt was not asked", "domain", domain, "err", err)
+	if failure.KindOf(err) == failure.NotFound {
+		return false, nil
 	}
-	return err == nil && facts.Active
+	return err == nil && facts.Active, err
 }
 
 // pull has QEMU read the source into the overlay. QEMU takes the source out of
@@ -187,9 +191,13 @@ func (s *Service) pullJob(ctx context.Context, t *localdisk.Settling, rate int64
 	return s.stopped(ctx, t, err)
 }
 
-// stopped tells an error that comes from the end of the domain from others.
+// stopped tells an error that comes from the end of the domain from others. In
+// doubt it does not.
 func (s *Service) stopped(ctx context.Context, t *localdisk.Settling, err error) error {
-	if ctx.Err() != nil || s.runs(ctx, t.Disk.Domain) {
+	if ctx.Err() != nil {
+		return err
+	}
+	if runs, unknown := s.runs(ctx, t.Disk.Domain); runs || unknown != nil {
 		return err
 	}
 	return fmt.Errorf("%s: %w", t.Disk, errStopped)

@@ -43,8 +43,10 @@ func (s *Service) SettleRaw(ctx context.Context, domain, key string, rate int64,
 }
 
 func (s *Service) settleRaw(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
-	runs := s.runs(ctx, p.Disk.Domain)
+	runs, err := s.runs(ctx, p.Disk.Domain)
 	switch {
+	case err != nil:
+		return fmt.Errorf("%s: whether its domain runs is not known: %w", p.Disk, err)
 	case p.Marked():
 	case runs:
 		if err := s.toRaw(ctx, p, rate, notify); err != nil {
@@ -65,8 +67,8 @@ func (s *Service) settleRaw(ctx context.Context, p *localdisk.Pivoting, rate int
 }
 
 // toRaw goes from an overlay to the mark in the receipt. When it fails after
-// the pivot the domain stays suspended: nothing may be written to a copy that
-// is not the disk.
+// the pivot, or when nobody can say whether there was one, the domain stays
+// suspended: nothing may be written to a copy that is not the disk.
 func (s *Service) toRaw(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
 	pivoted, err := s.onRaw(ctx, p)
 	if err != nil {
@@ -85,12 +87,8 @@ func (s *Service) toRaw(ctx context.Context, p *localdisk.Pivoting, rate int64, 
 		return err
 	}
 	if !pivoted {
-		err := s.Libvirt.Pivot(ctx, p.Disk.Domain, p.Disk.Target)
-		if pivoted, _ = s.onRaw(ctx, p); !pivoted {
-			if err == nil {
-				err = failure.New(failure.Temporary, "%s: QEMU did not go over to the raw copy", p.Disk)
-			}
-			return s.stopped(ctx, p.Settling, errors.Join(err, s.resume(ctx, p)))
+		if err := s.pivot(ctx, p); err != nil {
+			return err
 		}
 		if err := failpoint.Hit("pivot.pivoted"); err != nil {
 			return err
@@ -101,6 +99,25 @@ func (s *Service) toRaw(ctx context.Context, p *localdisk.Pivoting, rate int64, 
 		return failure.Hint(err, "run `diskhook local settle --raw %s %s` again; it resumes the domain", p.Disk.Domain, p.Disk.Target)
 	}
 	return nil
+}
+
+// pivot returns nil only for a domain that runs on the raw copy now, and
+// resumes only one that is sure to run on the overlay still.
+func (s *Service) pivot(ctx context.Context, p *localdisk.Pivoting) error {
+	err := s.Libvirt.Pivot(ctx, p.Disk.Domain, p.Disk.Target)
+	pivoted, unknown := s.onRaw(ctx, p)
+	switch {
+	case errors.Is(unknown, errStopped):
+		return unknown
+	case unknown != nil:
+		err = fmt.Errorf("%w; the domain stays suspended, since whether it went over to its raw copy is not known", errors.Join(err, unknown))
+		return failure.Hint(err, "run `diskhook local settle --raw %s %s` again; it resumes the domain", p.Disk.Domain, p.Disk.Target)
+	case pivoted:
+		return nil
+	case err == nil:
+		err = failure.New(failure.Temporary, "%s: QEMU did not go over to the raw copy", p.Disk)
+	}
+	return s.stopped(ctx, p.Settling, errors.Join(err, s.resume(ctx, p)))
 }
 
 // mayPivot refuses a domain whose definition could not follow.
@@ -206,8 +223,11 @@ func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64,
 // somebody else has paused stays so.
 func (s *Service) suspend(ctx context.Context, p *localdisk.Pivoting) error {
 	facts, err := s.Libvirt.Facts(ctx, p.Disk.Domain)
-	if err != nil || !facts.Active {
-		return s.stopped(ctx, p.Settling, err)
+	if err != nil {
+		return err
+	}
+	if !facts.Active {
+		return fmt.Errorf("%s: %w", p.Disk, errStopped)
 	}
 	if facts.State == "paused" {
 		return nil
@@ -221,14 +241,19 @@ func (s *Service) suspend(ctx context.Context, p *localdisk.Pivoting) error {
 	return failpoint.Hit("pivot.suspended")
 }
 
-// resume lets the guest go on if it was stopped for this.
+// resume lets the guest go on if it was stopped for this. While nobody can say
+// that it did, or that there is none any more, the note stays.
 func (s *Service) resume(ctx context.Context, p *localdisk.Pivoting) error {
 	if p.Receipt.Pivot == nil || !p.Receipt.Pivot.Suspended {
 		return nil
 	}
-	if err := s.Libvirt.Resume(ctx, p.Disk.Domain); err != nil && s.runs(ctx, p.Disk.Domain) {
-		err = fmt.Errorf("%s: %w", p.Disk, err)
-		return failure.Hint(err, "resume it with `virsh resume %s`", p.Disk.Domain)
+	if err := s.Libvirt.Resume(ctx, p.Disk.Domain); err != nil {
+		facts, unknown := s.Libvirt.Facts(ctx, p.Disk.Domain)
+		gone := failure.KindOf(unknown) == failure.NotFound || unknown == nil && (!facts.Active || facts.State == "running")
+		if !gone {
+			err = fmt.Errorf("%s: it is suspended: %w", p.Disk, errors.Join(err, unknown))
+			return failure.Hint(err, "run this again, or resume it with `virsh resume %s`", p.Disk.Domain)
+		}
 	}
 	return p.Suspending(ctx, false)
 }
@@ -239,7 +264,11 @@ func (s *Service) afterMark(ctx context.Context, p *localdisk.Pivoting) error {
 	if err := s.agree(ctx, p); err != nil {
 		return err
 	}
-	if s.runs(ctx, p.Disk.Domain) {
+	runs, err := s.runs(ctx, p.Disk.Domain)
+	if err != nil {
+		return fmt.Errorf("%s: it is raw, but whether its domain runs is not known: %w", p.Disk, err)
+	}
+	if runs {
 		if err := p.Swap(ctx); err != nil {
 			return err
 		}

@@ -5,9 +5,11 @@ package domains
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -246,6 +248,43 @@ func TestSettleRawWithoutPivot(t *testing.T) {
 	}
 	e.isRaw()
 	e.finds("raw", true)
+}
+
+// While libvirt does not say what the guest runs on, or whether it runs at all,
+// it stays suspended with a note, and the next call goes on.
+func TestSettleRawWhileLibvirtDoesNotAnswer(t *testing.T) {
+	silent := failure.New(failure.Temporary, "libvirt did not answer in time")
+	for name, c := range map[string]struct {
+		after  string // it does not answer any more once it was asked for that
+		format string // of the disk meanwhile
+	}{
+		"after the pivot":  {VerbBlockJobEnd, "qcow2"},
+		"after the resume": {VerbResume, "raw"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := defined(t)
+			e.on = func(verb string) error {
+				if slices.Contains(e.answered[:len(e.answered)-1], c.after) || verb == VerbResume {
+					return silent
+				}
+				return nil
+			}
+			err := e.toRaw()
+			if !errors.Is(err, failure.Temporary) || !strings.Contains(failure.Line(err), "suspended") {
+				t.Errorf("%v", err)
+			}
+			all, err := localdisk.Receipts(e.s.Host.Layout, testUUID)
+			if err != nil || all[0].Format() != c.format || all[0].Pivot == nil || !all[0].Pivot.Suspended || e.state != "paused" {
+				t.Fatalf("the domain is %s: %+v, %v", e.state, all, err)
+			}
+			e.on = nil
+			if err := e.toRaw(); err != nil {
+				t.Fatal(err)
+			}
+			e.isRaw()
+			e.finds("raw", true)
+		})
+	}
 }
 
 func TestSettleRawRefuses(t *testing.T) {

@@ -46,7 +46,24 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 			return s.keep(context.WithoutCancel(ctx), p, stored, p.Remove[i:], err)
 		}
 	}
+	s.removeUnfinished(ctx, p)
 	return nil
+}
+
+// removeUnfinished removes copies that were interrupted: the domain goes on
+// without them, so a disk that is bound again is not the one they are of. What
+// stays is for gc.
+func (s *Service) removeUnfinished(ctx context.Context, p *Plan) {
+	for _, target := range p.released {
+		e := p.Domain.entry(target)
+		if e == nil || e.Local == nil {
+			continue
+		}
+		disk := localdisk.Disk{Domain: p.Domain.UUID, DomainName: p.Domain.Name, Target: target, Backend: e.Local.Backend, OnStop: localdisk.Keep}
+		if err := s.Local.RemoveUnfinished(ctx, disk); err != nil {
+			s.Local.Log.Warn("remove an unfinished copy", "disk", disk.String(), "err", err)
+		}
+	}
 }
 
 // giveUp is what the operator said of one copy. What is in a file now is not

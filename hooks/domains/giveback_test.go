@@ -20,6 +20,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
 )
 
 const (
@@ -209,6 +210,50 @@ func TestRevertGivesUpOnlyWhatWasSaid(t *testing.T) {
 				t.Errorf("copies: %s", diff)
 			}
 		})
+	}
+}
+
+// A copy that was interrupted goes with the binding, and what tells how far it
+// got: the domain runs on the source from now on. Neither goes while somebody is
+// at work, nor do those of a disk that stays bound.
+func TestRevertRemovesUnfinishedCopies(t *testing.T) {
+	root := t.TempDir()
+	libvirt := &oneDomain{xml: boundTo(root, testMachine, "", "vda", "vdb", "vdc")}
+	s := testService(t, root, libvirt)
+	files := map[string][2]string{}
+	for _, target := range []string{"vda", "vdb", "vdc"} {
+		setCopy(t, s, target, false)
+		partial := copyPath(s, target) + ".partial"
+		if err := os.Rename(copyPath(s, target), partial); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(filepath.Join(s.Host.Layout.Receipts(), testUUID, target+".json")); err != nil {
+			t.Fatal(err)
+		}
+		cursor := filepath.Join(s.Host.Layout.Cursors(), "aaaaaaaa-0000-0000-0000-0000000000"+fmt.Sprintf("%02x", target[2]))
+		write(t, cursor, "{}")
+		files[target] = [2]string{partial, cursor}
+	}
+	p, err := s.PlanRevert(t.Context(), "vm", []string{"vda", "vdb"}, GivingUp{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	libvirt.defined = func() {
+		held, err := lock.Try(s.Host.Layout.Locks(), "local-"+testUUID+"-vdb")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { held.Release() })
+	}
+	if err := s.Revert(t.Context(), p, nil); err != nil {
+		t.Fatal(err)
+	}
+	for target, stays := range map[string]bool{"vda": false, "vdb": true, "vdc": true} {
+		for _, file := range files[target] {
+			if exists(file) != stays {
+				t.Errorf("disk %s: %s is there: %v, want %v", target, file, !stays, stays)
+			}
+		}
 	}
 }
 

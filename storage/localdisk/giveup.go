@@ -197,6 +197,43 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 	return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
 }
 
+// RemoveUnfinished removes the copy of a disk if it was interrupted and no
+// receipt names it, with what tells how far it got. Nothing else is touched, nor
+// is a copy that somebody works on.
+func (s *Service) RemoveUnfinished(ctx context.Context, d Disk) error {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	if err := s.runDirs(); err != nil {
+		return err
+	}
+	l, err := lock.Try(s.Layout.Locks(), lockName(d.Domain, d.Key()))
+	if errors.Is(err, lock.ErrHeld) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, err := ReadReceipt(s.Layout, d.Domain, d.Key())
+	if err != nil || r != nil {
+		return err
+	}
+	found, err := s.find(ctx, []Disk{d})
+	if err != nil {
+		return err
+	}
+	c := found[0]
+	if owner := tagged(c, tagVM); c.State != Updating || owner != "" && owner != d.Domain {
+		return nil
+	}
+	if err := s.remove(ctx, d, c); err != nil {
+		return fmt.Errorf("%s: remove its unfinished copy: %w", d, err)
+	}
+	s.removeStatus(d.Domain, d.Key())
+	return nil
+}
+
 // patience is how long a verb waits for a lock: a start holds it for a moment,
 // and a copy process that has said how it ended gives it back in the next.
 const patience = 2 * time.Second

@@ -200,7 +200,7 @@ func TestInterruptedCopyOfADeviceStartsOver(t *testing.T) {
 	w.source = []imagecheck.Layer{{Path: w.flat, Format: imagecheck.Raw}}
 	w.interrupt(func() {
 		for !w.ready() { // until more is done than one cursor tells
-			if st, err := progress.Read(w.statusFile()); err == nil && st.Done >= 14<<20 {
+			if st, err := progress.Read(w.statusFile()); err == nil && st.Done >= 20<<20 {
 				return
 			}
 			time.Sleep(25 * time.Millisecond)

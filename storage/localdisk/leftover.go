@@ -89,3 +89,6 @@ func (s *Service) Linked(d Disk) (bool, error) {
 	r, err := ReadReceipt(s.Layout, d.Domain, d.Key())
 	return r != nil && leadsTo(link(s.Layout, d), r.Disk()), err
 }
+
+// linked is Linked for who has the receipt.
+func (s *Service) linked(r Receipt) bool { return leadsTo(link(s.Layout, r.Disk()), r.Disk()) }

@@ -133,6 +133,7 @@ func takes(d Disk, info imagecheck.Info) int64 {
 // lookBelow looks whether the sources of overlays that are not settled are
 // what they were. One that no guest has used yet is stale if they are not. A
 // running domain, which has its copy and all below it open, is left alone.
+// That a copy is open does not say so: somebody may read it for a backup.
 func (s *Service) lookBelow(ctx context.Context, observed []Observed) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -142,7 +143,7 @@ func (s *Service) lookBelow(ctx context.Context, observed []Observed) {
 		if o.Copy.State != Ready || !r.Unsettled() || o.Copy.UUID != r.Copy {
 			continue
 		}
-		if c := s.asFileOpen(o.Copy); c.Open != nil && *c.Open {
+		if c := s.asFileOpen(o.Copy); c.Open != nil && *c.Open && s.linked(*r) {
 			continue
 		}
 		info, err := s.Inspect(ctx, r.Disk())
@@ -220,7 +221,11 @@ func (s *Service) fit(ctx context.Context, o Observed) error {
 		return failure.Hint(err, "find out who changed that; `qemu-img rebase -u -f qcow2 -F FORMAT -b FILE %s` puts another image below it", o.Copy.Path)
 	}
 	if !s.asFileOpen(o.Copy).closed() {
-		return nil // who has it open knows better than its header
+		if s.linked(*r) {
+			return nil // the domain that runs on it knows better than its header
+		}
+		err := failure.New(failure.Temporary, "%s has to be put on its source again, but somebody reads it", o.Copy)
+		return failure.Hint(err, "see who does with `lsof %s`, and start again once it is closed", o.Copy.Path)
 	}
 	return s.putBelow(ctx, o.Copy, r.Source[0])
 }

@@ -305,6 +305,48 @@ func TestStartRefusesAnotherSource(t *testing.T) {
 	})
 }
 
+// Who reads the overlay, for a backup say, does not keep a start from looking at
+// it and below it.
+func TestStartLooksAtAnOverlayThatSomebodyReads(t *testing.T) {
+	reads := func(w *world) *os.File {
+		f, err := os.Open(w.path("var/lib/diskhook/local/dh_" + domain + "_vda.qcow2"))
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	t.Run("and is as it was", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		after := w.writes()
+		w.reboot()
+		reads(w)
+		w.shows(after)
+	})
+	t.Run("on a source that changed", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		w.reboot()
+		w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x99 0 4k", w.path("base.raw"))
+		reads(w)
+		w.vetoed("is not settled", "changed since")
+	})
+	t.Run("and that lost its source", func(t *testing.T) {
+		w := instantWorld(t, "dir")
+		w.starts()
+		after := w.writes()
+		w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", w.stable())
+		file := reads(w)
+		w.starts() // of a running domain, whose header it is not ours to write
+		if to := w.below(); to != "" {
+			t.Errorf("it was put on %q below a running domain", to)
+		}
+		w.reboot()
+		w.vetoed("somebody reads it", "lsof ")
+		must(t, file.Close())
+		w.shows(after)
+	})
+}
+
 // A start does not wait for who settles its disk.
 func TestStartStopsTheSettling(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -132,7 +133,7 @@ func Load(l Layout) (Config, error) {
 	for _, key := range md.Undecoded() {
 		problems = append(problems, fmt.Errorf("unknown key %s", key))
 	}
-	if err := errors.Join(append(problems, c.validate())...); err != nil {
+	if err := errors.Join(append(problems, c.correct(Defaults(l)))...); err != nil {
 		return c, invalid(l, err)
 	}
 	return c, nil
@@ -143,32 +144,58 @@ func invalid(l Layout, err error) error {
 	return failure.Hint(err, "correct the file; `diskhook config show --origin` explains each key")
 }
 
-func (c Config) validate() error {
+// correct gives back to the default each value that is wrong, and says which.
+func (c *Config) correct(defaults Config) error {
 	var problems []error
-	check := func(ok bool, format string, args ...any) {
-		if !ok {
-			problems = append(problems, fmt.Errorf(format, args...))
+	wrong := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+	if len(c.Paths.Roots) == 0 {
+		wrong("paths.roots: it is empty, so that no disk may lie anywhere")
+		c.Paths.Roots = defaults.Paths.Roots
+	}
+	c.Paths.Roots = slices.DeleteFunc(slices.Clone(c.Paths.Roots), func(root string) bool {
+		if filepath.IsAbs(root) {
+			return false
+		}
+		wrong("paths.roots: %q is not absolute", root)
+		return true
+	})
+	for _, key := range []struct {
+		value   *string
+		ok      bool
+		defined string
+		format  string
+	}{
+		{&c.Local.Backend, oneOf(c.Local.Backend, "lvm", "lvmthin", "dir"), defaults.Local.Backend, "local.backend: %q is not lvm, lvmthin or dir"},
+		{&c.Local.VG, LVMName(c.Local.VG), defaults.Local.VG, "local.vg: %q is not a volume group name"},
+		{&c.Local.Pool, LVMName(c.Local.Pool), defaults.Local.Pool, "local.pool: %q is not a logical volume name"},
+		{&c.Local.Dir, filepath.IsAbs(c.Local.Dir), defaults.Local.Dir, "local.dir: %q is not absolute"},
+		{&c.Local.Cache, oneOf(c.Local.Cache, "auto", "off"), defaults.Local.Cache, "local.cache: %q is not auto or off"},
+	} {
+		if !key.ok {
+			wrong(key.format, *key.value)
+			*key.value = key.defined
 		}
 	}
-	check(len(c.Paths.Roots) > 0, "paths.roots: it is empty, so that no disk may lie anywhere")
-	for _, root := range c.Paths.Roots {
-		check(filepath.IsAbs(root), "paths.roots: %q is not absolute", root)
+	if c.Local.PoolReserve < 0 || c.Local.PoolReserve >= 100 {
+		wrong("local.pool_reserve: %d is not a percentage", c.Local.PoolReserve)
+		c.Local.PoolReserve = defaults.Local.PoolReserve
 	}
-	check(oneOf(c.Local.Backend, "lvm", "lvmthin", "dir"), "local.backend: %q is not lvm, lvmthin or dir", c.Local.Backend)
-	check(LVMName(c.Local.VG), "local.vg: %q is not a volume group name", c.Local.VG)
-	check(LVMName(c.Local.Pool), "local.pool: %q is not a logical volume name", c.Local.Pool)
-	check(filepath.IsAbs(c.Local.Dir), "local.dir: %q is not absolute", c.Local.Dir)
-	check(c.Local.PoolReserve >= 0 && c.Local.PoolReserve < 100, "local.pool_reserve: %d is not a percentage", c.Local.PoolReserve)
-	check(oneOf(c.Local.Cache, "auto", "off"), "local.cache: %q is not auto or off", c.Local.Cache)
-	for _, dev := range c.LVM.Devices {
-		check(strings.HasPrefix(dev, "/dev/") && !strings.ContainsAny(dev, "|\"' \n"), "lvm.devices: %q is not a device path", dev)
-	}
+	c.LVM.Devices = slices.DeleteFunc(slices.Clone(c.LVM.Devices), func(dev string) bool {
+		if strings.HasPrefix(dev, "/dev/") && !strings.ContainsAny(dev, "|\"' \n") {
+			return false
+		}
+		wrong("lvm.devices: %q is not a device path", dev)
+		return true
+	})
 	for i, r := range c.Rules {
 		for what, glob := range map[string]string{"name": r.Name, "target": r.Target, "path": r.Path} {
-			_, err := filepath.Match(glob, "")
-			check(err == nil, "rule %d: %s: %q is not a glob", i+1, what, glob)
+			if _, err := filepath.Match(glob, ""); err != nil {
+				wrong("rule %d: %s: %q is not a glob", i+1, what, glob)
+			}
 		}
-		check(r.Binding != "", "rule %d: binding is missing", i+1)
+		if r.Binding == "" {
+			wrong("rule %d: binding is missing", i+1)
+		}
 	}
 	return errors.Join(problems...)
 }

@@ -5,6 +5,7 @@ package localdisk
 import (
 	"context"
 	"maps"
+	"path/filepath"
 	"slices"
 )
 
@@ -86,4 +87,15 @@ func backends() map[string]func(*Service) backend {
 // Backends returns the names of all backends, sorted.
 func Backends() []string { return slices.Sorted(maps.Keys(backends())) }
 
-func (s *Service) backend(d Disk) backend { return backends()[d.Backend](s) }
+func (s *Service) backend(d Disk) backend {
+	if d.Home == "" {
+		return backends()[d.Backend](s)
+	}
+	there := *s
+	if filepath.IsAbs(d.Home) {
+		there.Config.Local.Dir = d.Home
+	} else {
+		there.Config.Local.VG = d.Home
+	}
+	return backends()[d.Backend](&there)
+}

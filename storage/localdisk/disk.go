@@ -48,6 +48,9 @@ type Disk struct {
 	// Name is the copy's name as its receipt has it, where that is not the one
 	// that the ids give: see Pivoting. It is filled in here.
 	Name string `json:"-"`
+	// Home is where its receipt says that the copy is, volume group or directory;
+	// "" is where copies are configured to go. It is filled in here.
+	Home string `json:"-"`
 	// InPlace makes a copy under the path that it has when it is complete, for
 	// who has it open then.
 	InPlace bool `json:"-"`

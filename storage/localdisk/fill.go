@@ -145,6 +145,7 @@ func (s *Service) clear(ctx context.Context, o Observed) error {
 
 // copy makes and fills a copy where there is none.
 func (s *Service) copy(ctx context.Context, o Observed, held *lock.Lock, status *progress.Writer) error {
+	o.Disk.Home = "" // a new copy goes where it is configured to go
 	d := o.Disk
 	// What was looked at is what is read: the files stay open from here on.
 	source, err := s.open(ctx, d)

@@ -54,6 +54,7 @@ func (r Receipt) layers(c Copy) []imagecheck.Layer {
 // overlay makes the copy of a disk as a qcow2 image that has nothing yet and
 // lies on the source. It goes through the states of any copy.
 func (s *Service) overlay(ctx context.Context, o Observed, status *progress.Writer) (err error) {
+	o.Disk.Home = "" // a new copy goes where it is configured to go
 	d, b := o.Disk, s.backend(o.Disk)
 	info, err := s.Inspect(ctx, d)
 	if err != nil {

@@ -78,6 +78,9 @@ func service() *localdisk.Service {
 	if rate, err := strconv.Atoi(os.Getenv("DISKHOOK_TEST_RATE")); err == nil {
 		config.Local.Rate = host.Size(rate)
 	}
+	if dir := os.Getenv("DISKHOOK_TEST_DIR"); dir != "" {
+		config.Local.Dir = dir
+	}
 	if os.Getenv("DISKHOOK_TEST_RESERVE") != "" {
 		config.Local.Reserve = 1 << 40
 	}

@@ -217,8 +217,13 @@ func (r Receipt) Disk() Disk {
 	return d.named(&r)
 }
 
-// named is d with the name that its copy has by the receipt.
+// named is d with the name and the home that its copy has by the receipt: it
+// stays there when another place is configured.
 func (d Disk) named(r *Receipt) Disk {
+	d.Home = ""
+	if r != nil && r.Backend == d.Backend {
+		d.Home = r.Home
+	}
 	if r != nil && !d.OVirt() {
 		d.Name = r.Name
 	}

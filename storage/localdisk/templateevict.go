@@ -61,7 +61,8 @@ func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones 
 			return err
 		}
 	}
-	// A crash must not leave one that is wiped in part, and ready.
+	// A crash must not leave one that is wiped in part, and ready, or of which a
+	// cursor says how much is there.
 	var err error
 	if f.Copy, err = b.spoilTemplate(ctx, c); err != nil {
 		return err
@@ -69,10 +70,16 @@ func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones 
 	if err := failpoint.Hit("template.spoiled"); err != nil {
 		return err
 	}
+	if err := s.forget(c); err != nil {
+		return err
+	}
 	if err := b.reopenTemplate(ctx, f.Copy); err != nil {
 		return err
 	}
-	return s.wipe(ctx, f, w)
+	if err := s.wipe(ctx, f, w); err != nil {
+		return err
+	}
+	return failpoint.Hit("template.wiped")
 }
 
 // makeRoom is the room of a backend. Where there is too little, templates that

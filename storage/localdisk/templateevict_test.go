@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
@@ -62,15 +63,6 @@ func TestEvictTemplate(t *testing.T) {
 	if all := w.templates(); len(all) != 1 || all[0].State != localdisk.Ready {
 		t.Errorf("templates %+v", all)
 	}
-	// A crash in the middle of wiping leaves nothing that anybody clones.
-	t.Setenv("DISKHOOK_FAILPOINT", "template.spoiled=error")
-	if err := s.EvictTemplate(t.Context(), name, localdisk.WipeDiscard); err == nil {
-		t.Error("the failpoint did not fire")
-	}
-	t.Setenv("DISKHOOK_FAILPOINT", "")
-	w.started(w.disk())
-	w.onlyTemplateAnd(1)
-	must(t, s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
 	must(t, s.EvictTemplate(t.Context(), name, localdisk.WipeDiscard))
 	if all := w.templates(); len(all) != 0 {
 		t.Errorf("templates %+v", all)
@@ -78,6 +70,40 @@ func TestEvictTemplate(t *testing.T) {
 	for name, want := range map[string]error{name: failure.NotFound, "pool0": failure.Usage, "dhbase_../x": failure.Usage} {
 		if err := s.EvictTemplate(t.Context(), name, localdisk.WipeNone); !errors.Is(err, want) {
 			t.Errorf("%s: %v, want %v", name, err, want)
+		}
+	}
+}
+
+// A crash at any point of wiping leaves nothing that anybody clones or goes on
+// with, not even when the template was one whose making had been interrupted.
+func TestInterruptedWipeOfATemplate(t *testing.T) {
+	for name, begin := range map[string]func(t *testing.T, w *world){
+		"ready": func(t *testing.T, w *world) {
+			w.started(w.disk())
+			must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+		},
+		"unfinished, with a cursor": func(t *testing.T, w *world) {
+			if _, err := w.hook("DISKHOOK_FAILPOINT=template.filled=kill"); err == nil {
+				t.Fatal("the failpoint did not fire")
+			}
+			w.awaitUnlocked()
+			if w.cursor() == nil {
+				t.Fatal("no cursor")
+			}
+		},
+	} {
+		for _, point := range []string{"template.spoiled", "template.wiped", "template.evicted"} {
+			t.Run(name+"/"+point, func(t *testing.T) {
+				w := newCache(t, "lvmthin")
+				begin(t, w)
+				t.Setenv("DISKHOOK_FAILPOINT", point+"=error")
+				if err := service().EvictTemplate(t.Context(), w.templates()[0].Name, localdisk.WipeDiscard); !errors.Is(err, failpoint.ErrInjected) {
+					t.Fatalf("got %v", err)
+				}
+				t.Setenv("DISKHOOK_FAILPOINT", "")
+				w.started(w.disk())
+				w.onlyTemplateAnd(1)
+			})
 		}
 	}
 }

@@ -30,6 +30,10 @@ const HostURI = "qemu:///system"
 // is longer than a hook takes.
 const callTimeout = 90 * time.Second
 
+// suspendTimeout bounds a call at which QEMU writes out all that it has not yet
+// written: to be killed in the middle of that would leave the guest suspended.
+const suspendTimeout = 10 * time.Minute
+
 // Version asks whom we talk to.
 func (c *Client) Version(ctx context.Context) (Version, error) {
 	return call[Version](ctx, c, VerbVersion, struct{}{})

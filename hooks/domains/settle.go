@@ -100,6 +100,9 @@ func (s *Service) pull(ctx context.Context, t *localdisk.Settling, rate int64, n
 	if err := s.alone(ctx, t); err != nil {
 		return err
 	}
+	if err := s.resume(ctx, t); err != nil { // an earlier call's
+		return err
+	}
 	whole, err := t.Whole(ctx)
 	if err != nil {
 		return err
@@ -112,18 +115,64 @@ func (s *Service) pull(ctx context.Context, t *localdisk.Settling, rate int64, n
 			return err
 		}
 	}
-	flushed, err := s.Libvirt.Flush(ctx, t.Disk.Domain)
-	switch {
-	case err != nil:
-		return s.stopped(ctx, t, err)
-	case !flushed.Flushed:
-		err := failure.New(failure.Temporary, "%s: all of it is here, but the domain is %s, and QEMU does not flush it", t.Disk, flushed.State)
-		return failure.Hint(err, "once the domain runs again (`virsh resume %s`), run `diskhook local settle %s %s`", t.Disk.Domain, t.Disk.Domain, t.Disk.Target)
+	if err := s.flush(context.WithoutCancel(ctx), t); err != nil {
+		return err
 	}
 	if err := failpoint.Hit("settle.written"); err != nil {
 		return err
 	}
 	return t.Finish(ctx)
+}
+
+// flush has QEMU write out what it knows of the image, for which the domain is
+// suspended for a moment: with a note of that, and nobody may stop it. One that
+// somebody else has paused stays so.
+func (s *Service) flush(ctx context.Context, t *localdisk.Settling) error {
+	facts, err := s.Libvirt.Facts(ctx, t.Disk.Domain)
+	if err != nil {
+		return err
+	}
+	paused := func(state string) error {
+		err := failure.New(failure.Temporary, "%s: all of it is here, but the domain is %s, and QEMU does not flush it", t.Disk, state)
+		return failure.Hint(err, "once the domain runs again (`virsh resume %s`), run `diskhook local settle %s %s`", t.Disk.Domain, t.Disk.Domain, t.Disk.Target)
+	}
+	switch {
+	case !facts.Active:
+		return fmt.Errorf("%s: %w", t.Disk, errStopped)
+	case facts.State == "paused":
+		return paused(facts.State)
+	}
+	if err := t.Suspending(ctx, true); err != nil {
+		return err
+	}
+	flushed, err := s.Libvirt.Flush(ctx, t.Disk.Domain)
+	if err != nil {
+		return s.stopped(ctx, t, errors.Join(err, s.resume(ctx, t)))
+	}
+	if err := t.Suspending(ctx, false); err != nil {
+		return err
+	}
+	if !flushed.Flushed {
+		return paused(flushed.State)
+	}
+	return nil
+}
+
+// resume lets the guest go on if it was stopped for this. While nobody can say
+// that it did, or that there is none any more, the note stays.
+func (s *Service) resume(ctx context.Context, t *localdisk.Settling) error {
+	if !t.Receipt.Suspended {
+		return nil
+	}
+	if err := s.Libvirt.Resume(ctx, t.Disk.Domain); err != nil {
+		facts, unknown := s.Libvirt.Facts(ctx, t.Disk.Domain)
+		gone := failure.KindOf(unknown) == failure.NotFound || unknown == nil && (!facts.Active || facts.State == "running")
+		if !gone {
+			err = fmt.Errorf("%s: it is suspended: %w", t.Disk, errors.Join(err, unknown))
+			return failure.Hint(err, "run this again, or resume it with `virsh resume %s`", t.Disk.Domain)
+		}
+	}
+	return t.Suspending(ctx, false)
 }
 
 // alone refuses a domain that runs on something else than its overlay, such as
@@ -142,6 +191,9 @@ func (s *Service) alone(ctx context.Context, t *localdisk.Settling) error {
 	switch {
 	case !there:
 		return failure.New(failure.Conflict, "%s: the running domain does not have it", t.Disk)
+	case disk.Source.Path() != stable && t.Receipt.Pivot != nil:
+		err := failure.New(failure.Conflict, "%s: the domain runs on %s, and not on the overlay itself", t.Disk, failure.OneLine(disk.Source.String()))
+		return failure.Hint(err, "if that is its raw copy, run `diskhook local settle --raw %s %s`, which was interrupted", t.Disk.Domain, t.Disk.Target)
 	case disk.Source.Path() != stable:
 		err := failure.New(failure.Conflict, "%s: the domain runs on %s, and not on the overlay itself", t.Disk, failure.OneLine(disk.Source.String()))
 		return failure.Hint(err, "if that is a snapshot, merge it with `virsh blockcommit %s %s --active --pivot`, then run this again", t.Disk.Domain, t.Disk.Target)

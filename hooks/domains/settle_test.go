@@ -40,6 +40,8 @@ type emulator struct {
 	gives    bool   // it ends without an end
 	on       func(verb string) error
 	answered []string
+	in       context.Context // of the last call
+	timeout  time.Duration
 }
 
 func (e *emulator) Run(ctx context.Context, cmd command.Cmd) (command.Result, error) {
@@ -51,7 +53,7 @@ func (e *emulator) Run(ctx context.Context, cmd command.Cmd) (command.Result, er
 		return command.Result{}, err
 	}
 	verb := cmd.Args[len(cmd.Args)-1]
-	e.answered = append(e.answered, verb)
+	e.answered, e.in, e.timeout = append(e.answered, verb), ctx, cmd.Timeout
 	if e.on != nil {
 		if err := e.on(verb); err != nil {
 			return command.Result{}, err
@@ -203,7 +205,7 @@ func TestSettleRunning(t *testing.T) {
 	if err := e.settle(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{VerbFacts, VerbFacts, VerbLive, VerbBlockJob, VerbBlockPull, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFlush}
+	want := []string{VerbFacts, VerbFacts, VerbLive, VerbBlockJob, VerbBlockPull, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFacts, VerbFlush}
 	if diff := cmp.Diff(want, e.answered); diff != "" {
 		t.Error(diff)
 	}
@@ -219,8 +221,8 @@ func TestSettleGoesOn(t *testing.T) {
 		was  func(*emulator)
 		want []string
 	}{
-		"in the middle": {func(e *emulator) { e.job = BlockJob{Type: PullJob, Total: 100} }, []string{VerbFacts, VerbFacts, VerbLive, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFlush}},
-		"at its end":    {func(e *emulator) { e.read() }, []string{VerbFacts, VerbFacts, VerbLive, VerbFlush}},
+		"in the middle": {func(e *emulator) { e.job = BlockJob{Type: PullJob, Total: 100} }, []string{VerbFacts, VerbFacts, VerbLive, VerbBlockJob, VerbBlockJob, VerbBlockJob, VerbFacts, VerbFlush}},
+		"at its end":    {func(e *emulator) { e.read() }, []string{VerbFacts, VerbFacts, VerbLive, VerbFacts, VerbFlush}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := running(t)
@@ -311,4 +313,42 @@ func TestSettleIsStopped(t *testing.T) {
 		t.Errorf("the last call is %s, the job %+v", last, e.job)
 	}
 	e.settled(false)
+}
+
+// A flush that is cut off while the domain is suspended is nobody's who could
+// resume it but the next call's; that somebody stops it does not cut it off.
+func TestSettleResumesWhatAFlushSuspended(t *testing.T) {
+	e := running(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	silent := failure.New(failure.Temporary, "libvirt did not answer in time")
+	e.on = func(verb string) error {
+		switch {
+		case verb == VerbFlush:
+			if cancel(); e.in.Err() != nil {
+				t.Error("who stops the settling kills the flush")
+			}
+			if left := e.timeout; left < 5*time.Minute {
+				t.Errorf("the flush is killed after %v", left)
+			}
+			e.state = "paused"
+			return silent
+		case slices.Contains(e.answered, VerbFlush):
+			return silent
+		}
+		return nil
+	}
+	if err := e.settle(ctx); err == nil {
+		t.Fatal("it came to an end")
+	}
+	e.on = nil
+	if err := e.settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if e.state != "running" {
+		t.Errorf("the domain is %s", e.state)
+	}
+	e.settled(true)
+	if all, err := localdisk.Receipts(e.s.Host.Layout, testUUID); err != nil || all[0].Suspended {
+		t.Errorf("receipts %+v, %v", all, err)
+	}
 }

@@ -120,7 +120,7 @@ func (c *Client) Pivot(ctx context.Context, domain, target string) error {
 
 // Suspend stops a running guest, Resume lets it go on.
 func (c *Client) Suspend(ctx context.Context, domain string) error {
-	_, err := call[struct{}](ctx, c, VerbSuspend, DomainRequest{domain})
+	_, err := callFor[struct{}](ctx, c, suspendTimeout, VerbSuspend, DomainRequest{domain})
 	return err
 }
 
@@ -132,5 +132,5 @@ func (c *Client) Resume(ctx context.Context, domain string) error {
 
 // Flush makes QEMU write out all that it knows of a running domain's images.
 func (c *Client) Flush(ctx context.Context, domain string) (Flushed, error) {
-	return call[Flushed](ctx, c, VerbFlush, DomainRequest{domain})
+	return callFor[Flushed](ctx, c, suspendTimeout, VerbFlush, DomainRequest{domain})
 }

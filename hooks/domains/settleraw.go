@@ -117,7 +117,7 @@ func (s *Service) pivot(ctx context.Context, p *localdisk.Pivoting) error {
 	case err == nil:
 		err = failure.New(failure.Temporary, "%s: QEMU did not go over to the raw copy", p.Disk)
 	}
-	return s.stopped(ctx, p.Settling, errors.Join(err, s.resume(ctx, p)))
+	return s.stopped(ctx, p.Settling, errors.Join(err, s.resume(ctx, p.Settling)))
 }
 
 // mayPivot refuses a domain whose definition could not follow.
@@ -241,23 +241,6 @@ func (s *Service) suspend(ctx context.Context, p *localdisk.Pivoting) error {
 	return failpoint.Hit("pivot.suspended")
 }
 
-// resume lets the guest go on if it was stopped for this. While nobody can say
-// that it did, or that there is none any more, the note stays.
-func (s *Service) resume(ctx context.Context, p *localdisk.Pivoting) error {
-	if p.Receipt.Pivot == nil || !p.Receipt.Pivot.Suspended {
-		return nil
-	}
-	if err := s.Libvirt.Resume(ctx, p.Disk.Domain); err != nil {
-		facts, unknown := s.Libvirt.Facts(ctx, p.Disk.Domain)
-		gone := failure.KindOf(unknown) == failure.NotFound || unknown == nil && (!facts.Active || facts.State == "running")
-		if !gone {
-			err = fmt.Errorf("%s: it is suspended: %w", p.Disk, errors.Join(err, unknown))
-			return failure.Hint(err, "run this again, or resume it with `virsh resume %s`", p.Disk.Domain)
-		}
-	}
-	return p.Suspending(ctx, false)
-}
-
 // afterMark does what is left once the raw copy is the disk: the definition
 // says so, the path leads there, the guest goes on, the overlay goes.
 func (s *Service) afterMark(ctx context.Context, p *localdisk.Pivoting) error {
@@ -275,7 +258,7 @@ func (s *Service) afterMark(ctx context.Context, p *localdisk.Pivoting) error {
 		if err := failpoint.Hit("pivot.swapped"); err != nil {
 			return err
 		}
-		if err := s.resume(ctx, p); err != nil {
+		if err := s.resume(ctx, p.Settling); err != nil {
 			return err
 		}
 	}

@@ -274,7 +274,7 @@ func TestSettleRawWhileLibvirtDoesNotAnswer(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			all, err := localdisk.Receipts(e.s.Host.Layout, testUUID)
-			if err != nil || all[0].Format() != c.format || all[0].Pivot == nil || !all[0].Pivot.Suspended || e.state != "paused" {
+			if err != nil || all[0].Format() != c.format || all[0].Pivot == nil || !all[0].Suspended || e.state != "paused" {
 				t.Fatalf("the domain is %s: %+v, %v", e.state, all, err)
 			}
 			e.on = nil

@@ -233,6 +233,41 @@ func (t *Settling) flatten(ctx context.Context, c Copy, rate int64, notify progr
 	return failpoint.Hit("settle.whole")
 }
 
+// locked calls act under the disk's lock, with the receipt as it is now. A disk
+// that somebody gave up meanwhile, or made anew, is a failure.Conflict.
+func (t *Settling) locked(ctx context.Context, act func(*Receipt) error) error {
+	s := t.service
+	l, err := s.lockOne(ctx, t.Disk.Domain, t.Disk.Key())
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, err := ReadReceipt(s.Layout, t.Disk.Domain, t.Disk.Key())
+	if err != nil {
+		return err
+	}
+	if r == nil || r.Discarding || r.Copy != t.Receipt.Copy {
+		return failure.New(failure.Conflict, "%s: its copy was given up or made anew meanwhile", t.Disk)
+	}
+	if err := act(r); err != nil {
+		return fmt.Errorf("%s: %w", t.Disk, err)
+	}
+	t.Receipt = *r
+	return nil
+}
+
+// Suspending notes durably, before it is done, that the domain is suspended
+// for this, or after that it is not any more.
+func (t *Settling) Suspending(ctx context.Context, is bool) error {
+	return t.locked(ctx, func(r *Receipt) error {
+		r.Suspended = is
+		if err := r.write(t.service.Layout, r.Key()); err != nil {
+			return err
+		}
+		return failpoint.Hit("settle.noted")
+	})
+}
+
 // Finish marks the overlay as settled, durably, once QEMU has read the source
 // into it and has flushed what it knows of it. That its header says so, too,
 // is looked at again here.
@@ -267,7 +302,7 @@ func (t *Settling) mark(_ context.Context, c Copy) error {
 	r := t.Receipt
 	overlay := *r.Overlay
 	overlay.Settled = time.Now().UTC()
-	r.Overlay = &overlay
+	r.Overlay, r.Suspended = &overlay, false
 	if err := r.write(t.service.Layout, r.Key()); err != nil {
 		return fmt.Errorf("%s: %w", t.Disk, err)
 	}

@@ -18,9 +18,6 @@ import (
 // has, it may be thrown away.
 type Pivot struct {
 	Name string `json:"name"` // of volume or file
-	// Suspended: the domain was suspended for this, and is to be resumed by who
-	// goes on.
-	Suspended bool `json:"suspended,omitempty"`
 }
 
 // rawSuffixOfName ends the name of a raw copy that takes an overlay's place.
@@ -60,29 +57,6 @@ func (s *Service) Pivoting(domain, key string) (*Pivoting, error) {
 
 // Marked says that the raw copy is the disk.
 func (p *Pivoting) Marked() bool { return p.Receipt.Overlay == nil }
-
-// locked calls act under the disk's lock, with the receipt as it is now. A disk
-// that somebody gave up meanwhile, or made anew, is a failure.Conflict.
-func (p *Pivoting) locked(ctx context.Context, act func(*Receipt) error) error {
-	s := p.service
-	l, err := s.lockOne(ctx, p.Disk.Domain, p.Disk.Key())
-	if err != nil {
-		return err
-	}
-	defer l.Release()
-	r, err := ReadReceipt(s.Layout, p.Disk.Domain, p.Disk.Key())
-	if err != nil {
-		return err
-	}
-	if r == nil || r.Discarding || r.Copy != p.Receipt.Copy {
-		return failure.New(failure.Conflict, "%s: its copy was given up or made anew meanwhile", p.Disk)
-	}
-	if err := act(r); err != nil {
-		return fmt.Errorf("%s: %w", p.Disk, err)
-	}
-	p.Receipt = *r
-	return nil
-}
 
 // other is the disk as if the copy that its receipt calls the other one were its own.
 func (p *Pivoting) other(r *Receipt) Disk {
@@ -154,21 +128,6 @@ func (p *Pivoting) removeOther(ctx context.Context, r *Receipt) error {
 	return s.backend(r.Disk()).remove(ctx, found[0])
 }
 
-// Suspending notes durably, before it is done, that the domain is suspended
-// for this, or after that it is not any more.
-func (p *Pivoting) Suspending(ctx context.Context, is bool) error {
-	return p.locked(ctx, func(r *Receipt) error {
-		if r.Pivot == nil {
-			return nil
-		}
-		r.Pivot.Suspended = is
-		if err := r.write(p.service.Layout, r.Key()); err != nil {
-			return err
-		}
-		return failpoint.Hit("pivot.noted")
-	})
-}
-
 // Mark makes the raw copy the disk, durably, once the domain runs on nothing
 // else and is suspended: what was written has reached the disk, the mark
 // UPDATING goes, and then the receipt says so.
@@ -204,7 +163,7 @@ func (p *Pivoting) Mark(ctx context.Context) error {
 		}
 		marked := *r
 		marked.Name, marked.Copy, marked.Overlay = r.Pivot.Name, raw.UUID, nil
-		marked.Pivot = &Pivot{Name: r.Name, Suspended: r.Pivot.Suspended}
+		marked.Pivot = &Pivot{Name: r.Name}
 		if err := marked.write(s.Layout, r.Key()); err != nil {
 			return err
 		}
@@ -240,7 +199,7 @@ func (p *Pivoting) Clean(ctx context.Context) error {
 		if err := failpoint.Hit("pivot.cleaned"); err != nil {
 			return err
 		}
-		r.Pivot = nil
+		r.Pivot, r.Suspended = nil, false
 		return r.write(p.service.Layout, r.Key())
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -119,6 +120,44 @@ func TestGivingUpConvergesAtEveryPoint(t *testing.T) {
 				_, err = w.hook()
 				must(t, err)
 				w.same(w.stable(), w.flat)
+			})
+		}
+	})
+}
+
+// A copy that no guest used, of a source that changed since, is replaced: a
+// crash in between never leaves a complete copy of which nobody knows that it
+// is old.
+func TestReplacingAStaleCopyConvergesAtEveryPoint(t *testing.T) {
+	stale := func(t *testing.T, backend string) *world {
+		w := newWorld(t, backend)
+		must(t, service().Prestage(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{}))
+		w.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x44 2M 64k", w.source[0].Path)
+		w.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", w.source[0].Path, w.flat)
+		return w
+	}
+	eachBackend(t, func(t *testing.T, backend string) {
+		probe := stale(t, backend)
+		points := passed(t, probe, func() {
+			must(t, service().Prestage(t.Context(), []localdisk.Disk{probe.disk()}, localdisk.Waiting{}))
+		})
+		created := slices.Index(points, "fill.created=kill@1") // from there on it is a first start
+		if created < 2 {
+			t.Fatalf("passed %v", points)
+		}
+		for _, point := range points[:created] {
+			t.Run(point, func(t *testing.T) {
+				w := stale(t, backend)
+				disks := []localdisk.Disk{w.disk()}
+				t.Setenv("DISKHOOK_FAILPOINT", point)
+				if err := service().Prestage(t.Context(), disks, localdisk.Waiting{}); err == nil {
+					t.Fatal("the failpoint did not fire")
+				}
+				t.Setenv("DISKHOOK_FAILPOINT", "")
+				w.awaitUnlocked()
+				must(t, service().Prestage(t.Context(), disks, localdisk.Waiting{}))
+				w.same(w.content(), w.flat)
+				w.onlyCopy()
 			})
 		}
 	})

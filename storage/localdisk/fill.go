@@ -121,11 +121,15 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 }
 
 // clear removes what an earlier attempt left: first the receipt, durably, so
-// that no receipt ever names a copy that is on its way out; then the copy.
+// that no receipt ever names a copy that is on its way out; then the copy. A
+// complete one is given up instead: without a receipt it would be nobody's.
 func (s *Service) clear(ctx context.Context, o Observed) error {
 	if o.Receipt != nil {
 		if o.Receipt.Discarding {
 			return s.finishGivingUp(ctx, *o.Receipt)
+		}
+		if o.Copy.State == Ready {
+			return s.giveUp(ctx, *o.Receipt)
 		}
 		if err := removeReceipt(s.Layout, o.Disk.Domain, o.Disk.Key()); err != nil {
 			return fmt.Errorf("%s: %w", o.Disk, err)

@@ -5,6 +5,7 @@
 package domains
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -98,6 +99,79 @@ func TestSettleRawDiesWithTheEmulatorAtEveryPoint(t *testing.T) {
 			}
 			e.isRaw()
 			e.finds("raw", true)
+		})
+	}
+}
+
+// Interrupted between pivot and mark, and resumed by somebody, the guest writes
+// to the raw copy alone. It is not thrown away, whatever became of the domain.
+func TestSettleRawKeepsARawCopyThatTheGuestWroteTo(t *testing.T) {
+	wrote := func(t *testing.T) *emulator {
+		e := defined(t)
+		t.Setenv("DISKHOOK_FAILPOINT", "pivot.pivoted=error")
+		if err := e.toRaw(); err == nil {
+			t.Fatal("the failpoint did not fire")
+		}
+		t.Setenv("DISKHOOK_FAILPOINT", "")
+		tool(t, "qemu-io", "-f", "raw", "-c", "write -q -P 0x79 0 64k", "-c", "flush", e.raw)
+		return e
+	}
+	has := func(e *emulator, file string) {
+		e.t.Helper()
+		b, err := os.ReadFile(file)
+		if err != nil || len(b) < 2<<20 || b[0] != 0x79 || b[1<<20] != 0x77 || b[3<<19] != 0x78 {
+			e.t.Errorf("%s is not what the guest wrote last (%v)", file, err)
+		}
+	}
+	t.Run("shut off", func(t *testing.T) {
+		e := wrote(t)
+		e.dies()
+		to := filepath.Join(t.TempDir(), "export")
+		err := e.s.Local.Export(t.Context(), testUUID, "vda", localdisk.ExportOptions{To: to, Format: "raw"})
+		if !errors.Is(err, failure.Conflict) || !strings.Contains(failure.HintOf(err), "settle --raw vm vda") {
+			t.Errorf("exported the older one: %v", err)
+		}
+		if err := e.toRaw(); err != nil {
+			t.Fatal(err)
+		}
+		e.isRaw()
+		if format, err := e.starts(); err != nil || format != "raw" {
+			t.Fatalf("%s, %v", format, err)
+		}
+		has(e, localdisk.StablePath(e.s.Host.Layout, testUUID, "vda"))
+	})
+	t.Run("on its overlay again", func(t *testing.T) {
+		e := wrote(t)
+		e.source, e.state = "", "running"
+		err := e.toRaw()
+		if !errors.Is(err, failure.Conflict) || !strings.Contains(failure.Line(err), "virsh edit") {
+			t.Errorf("%v", err)
+		}
+		has(e, e.raw)
+	})
+	for name, answer := range map[string]error{
+		"undefined":    failure.New(failure.NotFound, "no such domain"),
+		"no answer":    failure.New(failure.Temporary, "no answer"),
+		"not readable": errors.New("not readable"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := wrote(t)
+			e.dies()
+			e.on = func(verb string) error {
+				if verb == VerbXML || verb == VerbFacts && failure.KindOf(answer) == failure.NotFound {
+					return answer
+				}
+				return nil
+			}
+			if err := e.toRaw(); err == nil {
+				t.Error("no error")
+			}
+			has(e, e.raw)
+			e.on = nil
+			if err := e.toRaw(); err != nil {
+				t.Fatal(err)
+			}
+			e.isRaw()
 		})
 	}
 }

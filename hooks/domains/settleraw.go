@@ -53,13 +53,23 @@ func (s *Service) settleRaw(ctx context.Context, p *localdisk.Pivoting, rate int
 			return err
 		}
 	default:
+		named, err := s.namesRaw(ctx, p)
+		if err != nil {
+			return err
+		}
+		if named { // it went over, and may have written there since
+			if err := p.Mark(ctx); err != nil {
+				return err
+			}
+			break
+		}
 		if err := s.agree(ctx, p); err != nil {
 			return err
 		}
 		if err := p.Clean(ctx); err != nil {
 			return err
 		}
-		err := failure.New(failure.Precondition, "%s: its domain does not run, so nobody can make a raw copy of it", p.Disk)
+		err = failure.New(failure.Precondition, "%s: its domain does not run, so nobody can make a raw copy of it", p.Disk)
 		return failure.Hint(err, "start it (`virsh start %s`) and run this again, or settle the overlay with `diskhook local settle %s %s`", p.Disk.Domain, p.Disk.Domain, p.Disk.Target)
 	}
 	// Nobody may stop it in the middle of what is left, which takes no time.
@@ -163,6 +173,34 @@ func (s *Service) onRaw(ctx context.Context, p *localdisk.Pivoting) (bool, error
 	return false, s.alone(ctx, p.Settling)
 }
 
+// namesRaw says whether the definition names the raw copy that an earlier call
+// has left. libvirt writes that at a pivot and not before. So it has all that
+// the disk has, and what the guest wrote since.
+func (s *Service) namesRaw(ctx context.Context, p *localdisk.Pivoting) (bool, error) {
+	raw, err := p.RawPath(ctx)
+	if err != nil || raw == "" {
+		return false, err
+	}
+	if s.Libvirt.URI == "" {
+		return false, noLibvirt(p)
+	}
+	d, err := s.Look(ctx, p.Disk.Domain)
+	if failure.KindOf(err) == failure.NotFound {
+		err := failure.New(failure.Precondition, "%s: its domain is not defined any more, so whether its raw copy %s had become the disk is not known", p.Disk, raw)
+		return false, failure.Hint(err, "define it again as it was with `virsh define`, then run this again; or give both up with `diskhook local remove --discard-guest-data %s %s`", p.Disk.Domain, p.Disk.Target)
+	}
+	if err != nil {
+		return false, err
+	}
+	disk, there := d.Doc.Disk(p.Disk.Target)
+	return there && disk.Source.Path() == raw, nil
+}
+
+func noLibvirt(p *localdisk.Pivoting) error {
+	err := failure.New(failure.Precondition, "%s: libvirt is not asked under a moved root", p.Disk)
+	return failure.Hint(err, "name a connection with --connect URI")
+}
+
 // mirror makes the raw copy until both are the same and stay so.
 func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
 	d := p.Disk
@@ -179,6 +217,14 @@ func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64,
 		err := failure.New(failure.Conflict, "%s: a block job (%s) is under way", d, job.Type)
 		return failure.Hint(err, "let it end (`virsh blockjob %s %s`), then run this again", d.Domain, d.Target)
 	default:
+		named, err := s.namesRaw(ctx, p)
+		if err != nil {
+			return err
+		}
+		if named {
+			err := failure.New(failure.Conflict, "%s: the domain runs on the overlay, but its definition names the raw copy %s, in which it may have written, too", d, raw)
+			return failure.Hint(err, "shut it off and run this again, which makes the raw copy the disk; or, to keep the overlay, name %s in the definition again with `virsh edit %s`", localdisk.StablePath(s.Host.Layout, d.Domain, d.Target), d.Domain)
+		}
 		made, err := p.Make(ctx)
 		if err != nil {
 			return err
@@ -272,8 +318,7 @@ func (s *Service) afterMark(ctx context.Context, p *localdisk.Pivoting) error {
 // stable path. libvirt itself writes the raw copy's own path there at a pivot.
 func (s *Service) agree(ctx context.Context, p *localdisk.Pivoting) error {
 	if s.Libvirt.URI == "" {
-		err := failure.New(failure.Precondition, "%s: libvirt is not asked under a moved root", p.Disk)
-		return failure.Hint(err, "name a connection with --connect URI")
+		return noLibvirt(p)
 	}
 	d, err := s.Look(ctx, p.Disk.Domain)
 	if failure.KindOf(err) == failure.NotFound {

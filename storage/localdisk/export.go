@@ -189,6 +189,9 @@ func (s *Service) readable(ctx context.Context, r Receipt) (Copy, error) {
 	case c.State != Ready:
 		err := failure.New(failure.Conflict, "%s: %s is %s", d, c, c.State)
 		return c, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
+	case r.Pivot != nil && r.Overlay != nil:
+		err := failure.New(failure.Conflict, "%s: a change to a raw copy was interrupted, which may have newer data than %s", d, c)
+		return c, failure.Hint(err, "run `diskhook local settle --raw %s`, then try again", d.args())
 	case c.Active && !s.asFileOpen(c).closed():
 		err := failure.New(failure.Conflict, "%s: %s is open: the domain runs", d, c)
 		return c, failure.Hint(err, "shut the domain down, then try again")

@@ -31,7 +31,8 @@ const rawSuffixOfName = "_raw"
 //
 // Until Mark the overlay is the disk: the guest wrote to both, and nothing
 // since it was suspended. From Mark on the raw copy is. A crash before it
-// costs the raw copy, one after it only leaves to be done what follows.
+// costs the raw copy, one after it only leaves to be done what follows. Between
+// the pivot and Mark libvirt's definition says which of them is the disk.
 type Pivoting struct{ *Settling }
 
 // Pivoting takes up the making of a raw copy, or the rest of one that was
@@ -142,6 +143,15 @@ func (p *Pivoting) Mark(ctx context.Context) error {
 		d, b := p.other(r), s.backend(r.Disk())
 		if raw.State == Absent || raw.Size < r.Size {
 			return failure.New(failure.Conflict, "%s is not the disk's raw copy", raw)
+		}
+		if !raw.Active { // the domain has stopped since
+			if err := b.activate(ctx, []Copy{raw}); err != nil {
+				return err
+			}
+			defer s.deactivateIdle(&group{backend: b, copies: []Copy{raw}})
+			if err := raw.awaitNode(ctx); err != nil {
+				return err
+			}
 		}
 		if err := raw.flush(); err != nil {
 			return err

@@ -63,9 +63,9 @@ func clocksApart(m machine) {
 
 	// What was copied before is still known when it was copied in the future.
 	halved := m.bind(named("halved", disk{"vda", "lvm", "slow"}))
-	m.configured(map[string]string{"local.rate": `"4MiB"`})
+	m.configured(map[string]string{"local.rate": rate})
 	ended := m.starting(halved)
-	m.within(time.Minute, "some of the copy is known to be there", func() bool { return m.cursor(halved, "vda") > 0 })
+	m.within(3*time.Minute, "some of the copy is known to be there", func() bool { return m.cursor(halved, "vda") > 0 })
 	m.run("systemctl", "kill", "--signal=KILL", "diskhook-copy-*")
 	m.refused(<-ended, 1, "disk vda", "its copy process died")
 	m.notReady(halved, "vda")

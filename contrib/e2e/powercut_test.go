@@ -32,7 +32,7 @@ var cuts = []struct {
 func cutInEachState(m machine) {
 	const unit = "/run/systemd/system/diskhook-copy-.service.d/failpoint.conf"
 	m.run("cp", "diskhook.failpoints", "/usr/bin/diskhook")
-	m.configure(map[string]string{"local.rate": `"4MiB"`}) // a cursor comes before the end
+	m.configure(map[string]string{"local.rate": rate}) // a cursor comes before the end
 	for _, c := range cuts {
 		m.write(unit, "[Service]\nEnvironment=DISKHOOK_FAILPOINT="+c.at+"=sleep:1h DISKHOOK_FAILPOINT_LOG=/run/"+c.name+"\n", 0o644)
 		m.run("systemctl", "daemon-reload")

@@ -10,6 +10,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
+	"diskhook/storage/progress"
 )
 
 // errCancelled is why a copy ended that `local cancel` stopped.
@@ -20,11 +21,14 @@ func (s *Service) cancelPath(domain, key string) string {
 }
 
 // cancellable ends the context when somebody asks for it by a file, which
-// reaches the process whoever started it and can hit no other.
-func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, func()) {
+// reaches the process whoever started it and can hit no other; or at once.
+func (s *Service) cancellable(ctx context.Context, d Disk, already bool) (context.Context, func()) {
 	path := s.cancelPath(d.Domain, d.Key())
 	_ = os.Remove(path)
 	ctx, cancel := context.WithCancelCause(ctx)
+	if already {
+		cancel(errCancelled)
+	}
 	go func() {
 		tick := time.NewTicker(pollEvery)
 		defer tick.Stop()
@@ -41,6 +45,17 @@ func (s *Service) cancellable(ctx context.Context, d Disk) (context.Context, fun
 		}
 	}()
 	return ctx, func() { cancel(nil); _ = os.Remove(path) }
+}
+
+// cancelledSince says that the copy was cancelled while the process of a job
+// waited for the one that was stopped. It was meant, too.
+func (s *Service) cancelledSince(jobFile string, d Disk) bool {
+	st, err := progress.Read(s.statusPath(d.Domain, d.Key()))
+	if err != nil || !st.Cancelled {
+		return false
+	}
+	job, err := os.Stat(jobFile)
+	return err == nil && st.Updated.After(job.ModTime())
 }
 
 // Working says whether there is anybody whom Cancel would stop.

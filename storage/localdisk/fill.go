@@ -37,17 +37,21 @@ func (s *Service) Fill(ctx context.Context, jobFile string) error {
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	defer held.Release()
+	cancelled := s.cancelledSince(jobFile, d)
 	// From here on the lock says that somebody is at work; see wait.
 	if err := os.Remove(jobFile); err != nil {
 		return fmt.Errorf("job %w", err)
 	}
 	status := progress.NewWriter(s.statusPath(d.Domain, d.Key()), job.ID, d.DomainName, d.String())
 	status.Set(progress.Locked)
-	ctx, stop := s.cancellable(ctx, d)
+	ctx, stop := s.cancellable(ctx, d, cancelled)
 	defer stop()
 	if err := s.fill(ctx, d, held, status); err != nil {
 		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 			err = fmt.Errorf("%s: %w", d, cause)
+		}
+		if errors.Is(err, errCancelled) {
+			status.Cancelled()
 		}
 		s.Log.Error("fill", "disk", d.String(), "err", err)
 		code := ""

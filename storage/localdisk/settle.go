@@ -115,7 +115,7 @@ func (t *Settling) Advance(done, total int64) {
 // Cancellable ends the context when `local cancel` asks for it, or a start of
 // the domain that does not want to wait.
 func (t *Settling) Cancellable(ctx context.Context) (context.Context, func()) {
-	return t.service.cancellable(ctx, t.Disk)
+	return t.service.cancellable(ctx, t.Disk, false)
 }
 
 // Copy finds the overlay as it is now, and refuses another one.

@@ -137,8 +137,8 @@ func TestCancelStopsTheCopyAndLeavesNothing(t *testing.T) {
 		w := newWorld(t, backend)
 		s := service()
 		s.Config.Local.Rate = 1 // not passed on: the copy process has its own
-		t.Setenv("DISKHOOK_FAILPOINT", "fill.created=sleep:1s")
-		_, err := s.Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: 300 * time.Millisecond})
+		t.Setenv("DISKHOOK_FAILPOINT", "fill.created=sleep:3s")
+		_, err := s.Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: 2 * time.Second})
 		if !errors.Is(err, failure.Temporary) {
 			t.Fatalf("got %v", err)
 		}
@@ -188,6 +188,34 @@ func TestCancelStopsACopyThatBegins(t *testing.T) {
 		time.Sleep(25 * time.Millisecond)
 	}
 	t.Fatalf("it was not asked to stop: %v", <-cancelled)
+}
+
+// A copy that is cancelled is so for all who wait for it: none begins it anew.
+func TestCancelStopsAllWhoWait(t *testing.T) {
+	w := newWorld(t, "dir")
+	t.Setenv("DISKHOOK_FAILPOINT", "fill.created=sleep:2s")
+	ended := make(chan error, 3)
+	for range 3 {
+		go func() {
+			_, err := service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: time.Minute})
+			ended <- err
+		}()
+	}
+	for range 400 {
+		if files, _ := filepath.Glob(w.path("var/lib/diskhook/local/*.partial")); len(files) > 0 {
+			break
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	must(t, service().Cancel(t.Context(), domain, "vda"))
+	for range 3 {
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), "its copy was cancelled") {
+			t.Errorf("a start ended with %v", err)
+		}
+	}
+	if w.ready() {
+		t.Error("it was copied nevertheless")
+	}
 }
 
 func TestSourceThatChangesMeanwhileIsNoCopy(t *testing.T) {

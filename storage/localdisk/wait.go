@@ -146,8 +146,8 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 			last = st
 		}
 		switch {
-		case mine && st.State == progress.Failed && job != "":
-			return failed(d, st)
+		case mine && st.State == progress.Failed && job != "", st.Cancelled && st.Updated.After(began):
+			return failed(d, st) // a copy is cancelled for all who wait for it
 		case held:
 			if job == "" {
 				s.yield(d) // again: who has just begun takes the first word for an old one
@@ -161,7 +161,7 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 			if time.Since(began) > startTimeout {
 				return s.silent(d, job, "did not start")
 			}
-		case mine && !st.State.Final():
+		case mine && !st.State.Final() && !s.usable(ctx, d):
 			return s.silent(d, job, "died")
 		default:
 			return nil // it is done, or somebody after it has been there: look again
@@ -170,6 +170,13 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 			return stillCopying(d, st)
 		}
 	}
+}
+
+// usable says that the copy is ready, of which its process could not tell
+// where there was no room for a status file.
+func (s *Service) usable(ctx context.Context, d Disk) bool {
+	observed, err := s.Observe(ctx, []Disk{d})
+	return err == nil && Decide(observed[0]).Action == Use
 }
 
 // status reads the disk's status file; mine says that it is about the job, or

@@ -41,22 +41,24 @@ func (s State) Final() bool { return s == Ready || s == Failed }
 
 // Status is the content of a status file. Sizes are bytes, times RFC 3339.
 type Status struct {
-	Schema  string    `json:"schema"` // "diskhook.status/v1"
-	Job     string    `json:"job"`    // id of this run, so that a waiter knows its own
-	Owner   string    `json:"owner"`  // whose object it is: a domain's name
-	Object  string    `json:"object"` // what is worked on: "domain vm1: disk vda"
-	State   State     `json:"state"`
-	Done    int64     `json:"done"`
-	Total   int64     `json:"total"`
-	Rate    int64     `json:"rate"`           // bytes per second, over the last seconds
-	ETA     int64     `json:"eta"`            // seconds; -1 is unknown
-	Error   string    `json:"error"`          // why it failed, one line
-	Code    string    `json:"code"`           // kind of failure, failure.Kind.Code
-	Hint    string    `json:"hint"`           // the way out
-	Note    string    `json:"note,omitempty"` // what Done and Total are of, if not the object itself
-	PID     int       `json:"pid"`            // of the worker
-	Started time.Time `json:"started"`
-	Updated time.Time `json:"updated"`
+	Schema string `json:"schema"` // "diskhook.status/v1"
+	Job    string `json:"job"`    // id of this run, so that a waiter knows its own
+	Owner  string `json:"owner"`  // whose object it is: a domain's name
+	Object string `json:"object"` // what is worked on: "domain vm1: disk vda"
+	State  State  `json:"state"`
+	Done   int64  `json:"done"`
+	Total  int64  `json:"total"`
+	Rate   int64  `json:"rate"`  // bytes per second, over the last seconds
+	ETA    int64  `json:"eta"`   // seconds; -1 is unknown
+	Error  string `json:"error"` // why it failed, one line
+	Code   string `json:"code"`  // kind of failure, failure.Kind.Code
+	Hint   string `json:"hint"`  // the way out
+	// Cancelled: it failed since somebody asked for that.
+	Cancelled bool      `json:"cancelled,omitempty"`
+	Note      string    `json:"note,omitempty"` // what Done and Total are of, if not the object itself
+	PID       int       `json:"pid"`            // of the worker
+	Started   time.Time `json:"started"`
+	Updated   time.Time `json:"updated"`
 }
 
 // Percent is done of total, 0 to 100, rounded down.
@@ -150,6 +152,13 @@ func (w *Writer) Fail(line, code, hint string) {
 	defer w.mu.Unlock()
 	w.status.State, w.status.Error, w.status.Code, w.status.Hint = Failed, line, code, hint
 	w.write(time.Now().UTC())
+}
+
+// Cancelled says that the failure which comes was asked for.
+func (w *Writer) Cancelled() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.status.Cancelled = true
 }
 
 // measure takes rate and ETA over the last ten seconds: long enough to be

@@ -47,6 +47,9 @@ func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveU
 		if e.Copy.State != localdisk.Absent {
 			steps = append(steps, fmt.Sprintf("remove %s", e.Copy))
 		}
+		if e.Failed() {
+			steps = append(steps, fmt.Sprintf("forget that the copy of disk %s failed", e.Target))
+		}
 		if e.Receipt != nil {
 			steps = append(steps, fmt.Sprintf("remove the receipt of disk %s", e.Target))
 		}

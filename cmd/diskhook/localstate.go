@@ -76,6 +76,8 @@ func placeOf(c localdisk.Copy) string {
 // stateOf is a copy's state, with how far it is while somebody works on it.
 func stateOf(e localdisk.Entry) string {
 	switch {
+	case e.Failed():
+		return string(e.Status.State)
 	case e.Settling && e.Status != nil && !e.Status.State.Final():
 		return fmt.Sprintf("settling %d%%", e.Status.Percent())
 	case e.Copy.State == localdisk.Ready && e.Receipt.Unsettled():

@@ -150,7 +150,8 @@ func (w *watcher) watch() error {
 			return err
 		}
 		atWork := slices.ContainsFunc(w.entries, func(e localdisk.Entry) bool { return e.Busy || e.Settling })
-		waits := w.missing() != nil && time.Now().Before(grace)
+		failed := slices.ContainsFunc(w.entries, localdisk.Entry.Failed) // somebody may be about to try again
+		waits := (failed || w.missing() != nil) && time.Now().Before(grace)
 		if !w.follow && !atWork && !waits {
 			return nil
 		}

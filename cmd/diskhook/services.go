@@ -86,7 +86,7 @@ func (p *program) uri(c *cli.Context) string {
 
 // domainID turns a domain's name or UUID into its UUID: by libvirt, else by
 // the receipts of this host, which is all there is of a VM of oVirt that does
-// not run. It is for verbs on copies, which need no definition.
+// not run, else by what local list shows: a copy that is unfinished has none. It is for verbs on copies, which need no definition.
 func (s *services) domainID(ctx context.Context, name string) (string, error) {
 	if id, err := uuid.Parse(name); err == nil {
 		return id.String(), nil
@@ -104,6 +104,17 @@ func (s *services) domainID(ctx context.Context, name string) (string, error) {
 	for _, r := range receipts {
 		if r.DomainName == name {
 			ids[r.Domain] = true
+		}
+	}
+	if len(ids) == 0 {
+		entries, err := s.local.List(ctx)
+		if err != nil {
+			return "", err
+		}
+		for _, e := range entries {
+			if e.DomainName == name && name != "" {
+				ids[e.Domain] = true
+			}
 		}
 	}
 	for id := range ids {

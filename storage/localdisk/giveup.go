@@ -27,8 +27,8 @@ type GiveUp struct {
 
 // Remove gives a copy up: the intent, the copy, the receipt, in that order.
 // It refuses while the domain has saved memory, while the copy is open, and
-// when g does not say what becomes of the guest's writes. Nothing there to
-// remove is a failure.NotFound.
+// when g does not say what becomes of the guest's writes. Of a copy that failed
+// it forgets the failure. Nothing there to remove is a failure.NotFound.
 func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) error {
 	l, err := s.lockOne(ctx, domain, key)
 	if err != nil {
@@ -41,8 +41,11 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 	}
 	if r == nil {
 		err := s.removeUnclaimed(ctx, domain, key)
-		if err == nil || errors.Is(err, failure.NotFound) {
+		switch {
+		case err == nil:
 			s.removeStatus(domain, key)
+		case errors.Is(err, failure.NotFound) && s.forgetFailure(domain, key):
+			return nil // that it failed was all there was
 		}
 		return err
 	}
@@ -224,6 +227,10 @@ func (s *Service) RemoveUnfinished(ctx context.Context, d Disk) error {
 		return err
 	}
 	c := found[0]
+	if c.State == Absent {
+		s.forgetFailure(d.Domain, d.Key())
+		return nil
+	}
 	if owner := tagged(c, tagVM); c.State != Updating || owner != "" && owner != d.Domain {
 		return nil
 	}

@@ -76,7 +76,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 			}
 		}
 	}
-	for _, with := range []func([]Entry) ([]Entry, error){s.withStarting, s.withWaiting} {
+	for _, with := range []func([]Entry) ([]Entry, error){s.withStarting, s.withWaiting, s.withFailed} {
 		if entries, err = with(entries); err != nil {
 			return nil, err
 		}
@@ -192,12 +192,16 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	if st, err := progress.Read(s.statusPath(domain, e.Key)); err == nil {
 		e.Status, e.DomainName = &st, st.Owner
 	}
+	unfinished := "unfinished, nobody works on it"
+	if why := failureOf(e.Status); why != "" {
+		unfinished += ": " + why
+	}
 	switch {
 	case e.Busy:
 	case s.begun(c):
-		e.Problem = "unfinished, nobody works on it; " + goesOn(e)
+		e.Problem = unfinished + "; " + goesOn(e)
 	case c.State == Updating:
-		e.Problem = fmt.Sprintf("unfinished, nobody works on it; the next start removes it, as does `diskhook local remove %s %s`", domain, e.Key)
+		e.Problem = unfinished + fmt.Sprintf("; the next start removes it, as does `diskhook local remove %s %s`", domain, e.Key)
 	default:
 		e.Problem = fmt.Sprintf("complete, but without a receipt; if it is this disk's, take it with `diskhook local adopt %s %s`", domain, cmp.Or(e.Target, e.Key))
 	}

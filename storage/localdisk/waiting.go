@@ -30,10 +30,8 @@ func (s *Service) withWaiting(entries []Entry) ([]Entry, error) {
 		if held, err := s.held(d); err != nil || !held {
 			continue
 		}
-		// For oVirt the key is the id of the image; the target is in the name.
-		target := st.Object[strings.LastIndex(st.Object, " ")+1:]
 		entries = append(entries, Entry{
-			Domain: f.domain, DomainName: st.Owner, Target: target, Key: f.key, Copy: Copy{State: Absent}, Busy: true, Status: &st,
+			Domain: f.domain, DomainName: st.Owner, Target: targetOf(st), Key: f.key, Copy: Copy{State: Absent}, Busy: true, Status: &st,
 		})
 	}
 	return entries, nil

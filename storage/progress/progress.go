@@ -162,7 +162,8 @@ func (w *Writer) Cancelled() {
 }
 
 // measure takes rate and ETA over the last ten seconds: long enough to be
-// calm, short enough to notice a stalled source.
+// calm, short enough to notice a stalled source. In the first one it says
+// nothing: holes, and what an earlier copy did, go by in no time there.
 func (w *Writer) measure(now time.Time) {
 	w.marks = append(w.marks, mark{now, w.status.Done})
 	for len(w.marks) > 2 && now.Sub(w.marks[0].at) > 10*time.Second {
@@ -171,7 +172,7 @@ func (w *Writer) measure(now time.Time) {
 	first := w.marks[0]
 	span := now.Sub(first.at).Seconds()
 	w.status.Rate, w.status.ETA = 0, -1
-	if moved := w.status.Done - first.done; span > 0 && moved > 0 {
+	if moved := w.status.Done - first.done; span >= 1 && moved > 0 {
 		w.status.Rate = int64(float64(moved) / span)
 		w.status.ETA = (w.status.Total - w.status.Done) / max(1, w.status.Rate)
 	}

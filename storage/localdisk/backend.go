@@ -58,6 +58,9 @@ type templates interface {
 	cloneless(ctx context.Context) string
 	// clonesHold says that a template with clones is not to go.
 	clonesHold() bool
+	// roomWithout is room if these templates, which have no clones, were gone. It
+	// may be too hopeful where it cannot be told what they hold.
+	roomWithout(ctx context.Context, gone []Copy, sizes []int64) error
 	// createTemplate makes an empty template with at least size bytes, marked
 	// updating and tagged in the same step, and returns it with its node present.
 	createTemplate(ctx context.Context, name string, size int64, tags []string) (Copy, error)

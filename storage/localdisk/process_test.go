@@ -81,8 +81,8 @@ func service() *localdisk.Service {
 	if dir := os.Getenv("DISKHOOK_TEST_DIR"); dir != "" {
 		config.Local.Dir = dir
 	}
-	if os.Getenv("DISKHOOK_TEST_RESERVE") != "" {
-		config.Local.Reserve = 1 << 40
+	if reserve, err := strconv.Atoi(os.Getenv("DISKHOOK_TEST_RESERVE")); err == nil {
+		config.Local.Reserve = host.Size(reserve)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	return &localdisk.Service{Layout: layout, Config: config, Run: command.System{Log: log}, Log: log, Program: os.Getenv("DISKHOOK_TEST_BINARY")}

@@ -52,7 +52,7 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 			continue
 		}
 		err := group.backend.room(ctx, sizes)
-		if errors.Is(err, failure.NoSpace) && s.mayMakeRoom(ctx, group.disks[0].Backend) {
+		if errors.Is(err, failure.NoSpace) && len(s.wins(ctx, group.disks[0].Backend, sizes)) > 0 {
 			continue // the copy process does, and says if it was not enough
 		}
 		if err != nil {

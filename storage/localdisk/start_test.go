@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -243,7 +244,9 @@ func TestRefusalsCreateNothing(t *testing.T) {
 		"group full": {func(w *world, _ *localdisk.Service, d *localdisk.Disk) {
 			must(w.t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Size = 130 << 20 }))
 		}, failure.NoSpace, "vgextend ovirt-local"},
-		"reserve":                   {func(w *world, _ *localdisk.Service, _ *localdisk.Disk) { w.t.Setenv("DISKHOOK_TEST_RESERVE", "1") }, failure.NoSpace, "reserve"},
+		"reserve": {func(w *world, _ *localdisk.Service, _ *localdisk.Disk) {
+			w.t.Setenv("DISKHOOK_TEST_RESERVE", strconv.Itoa(1<<40))
+		}, failure.NoSpace, "reserve"},
 		"no group":                  {func(w *world, s *localdisk.Service, d *localdisk.Disk) { s.Config.Local.VG = "gone" }, failure.Precondition, "vgcreate gone"},
 		"source missing":            {func(w *world, _ *localdisk.Service, d *localdisk.Disk) { must(w.t, os.Remove(w.source[2].Path)) }, failure.NotFound, "base.raw"},
 		"backing file not declared": {func(w *world, _ *localdisk.Service, d *localdisk.Disk) { d.Source = d.Source[:1] }, failure.Precondition, "none is declared"},

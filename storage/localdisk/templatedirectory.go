@@ -24,6 +24,18 @@ func (b *directory) templateHome() string { return b.dir }
 
 func (b *directory) clonesHold() bool { return false }
 
+// roomWithout counts the blocks that the templates hold, which nobody shares.
+func (b *directory) roomWithout(ctx context.Context, gone []Copy, sizes []int64) error {
+	sizes = slices.Clone(sizes)
+	for _, c := range gone {
+		var st unix.Stat_t
+		if unix.Lstat(c.Path, &st) == nil {
+			sizes = append(sizes, -st.Blocks*512)
+		}
+	}
+	return b.room(ctx, sizes)
+}
+
 // cloneless tries it, with files without a name: neither the type of a file
 // system nor its size tell.
 func (b *directory) cloneless(context.Context) string {

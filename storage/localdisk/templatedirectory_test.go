@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -109,6 +110,42 @@ func TestSharedTemplateSurvivesACrashAtEveryPoint(t *testing.T) {
 			}
 			if files, _ := filepath.Glob(w.path("var/lib/diskhook/local/*")); len(files) != 6 {
 				t.Errorf("left behind: %v", files)
+			}
+		})
+	}
+}
+
+// A template goes where that makes enough room, and only there.
+func TestTemplatesAreNotRemovedForNothing(t *testing.T) {
+	const base, disk = 2 << 20, 3 << 20 // bytes
+	for name, tc := range map[string]struct {
+		cloned bool
+		free   int64 // beyond the reserve
+		left   int   // templates
+		want   *failure.Kind
+	}{
+		"its blocks are shared":      {cloned: true, free: disk - base/2, left: 1, want: failure.NoSpace},
+		"it holds too little":        {free: base / 4, left: 1, want: failure.NoSpace},
+		"it holds what is missing":   {free: disk - base/2, left: 0},
+		"there is enough without it": {free: 2 * disk, left: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newShared(t)
+			w.started(w.disk())
+			if !tc.cloned {
+				must(t, service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true}))
+			}
+			t.Setenv("DISKHOOK_TEST_CACHE", "") // what is made from here on is no clone
+			unix.Sync()
+			var st unix.Statfs_t
+			must(t, unix.Statfs(w.path("var/lib/diskhook/local"), &st))
+			t.Setenv("DISKHOOK_TEST_RESERVE", strconv.FormatInt(int64(st.Bavail)*st.Bsize-tc.free, 10))
+			_, err := service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(1)}, localdisk.Waiting{})
+			if failure.KindOf(err) != tc.want {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if all := w.templates(); len(all) != tc.left {
+				t.Errorf("templates %+v", all)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"time"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -84,27 +85,20 @@ func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones 
 
 // makeRoom is the room of a backend. Where there is too little, templates that
 // nothing needs go, one after the other, until there is enough: a start counts
-// for more than a cache, however young an entry is.
+// for more than a cache, however young an entry is. None goes for nothing.
 func (s *Service) makeRoom(ctx context.Context, kind string, sizes []int64) error {
 	b := backends()[kind](s)
 	err := b.room(ctx, sizes)
 	if !errors.Is(err, failure.NoSpace) {
 		return err
 	}
-	templates, unseen := s.templatesOf(ctx, kind, b)
-	if unseen != nil {
-		s.Log.Warn("make room: templates", "err", unseen)
-	}
-	for _, t := range templates {
-		if t.inUse(b) != "" {
-			continue
-		}
+	for _, t := range s.wins(ctx, kind, sizes) {
 		switch evicted, failed := s.evict(ctx, b, t.Name, nil); {
 		case failed != nil:
 			s.Log.Warn("make room", "template", t.copy.String(), "err", failed)
 		case evicted:
 			s.Log.Info("make room: removed", "template", t.copy.String(), "base", t.From, "last use", t.LastUse)
-			if err = b.room(ctx, sizes); !errors.Is(err, failure.NoSpace) {
+			if err = roomAfter(ctx, b, t.copy, sizes); !errors.Is(err, failure.NoSpace) {
 				return err
 			}
 		}
@@ -112,16 +106,41 @@ func (s *Service) makeRoom(ctx context.Context, kind string, sizes []int64) erro
 	return err
 }
 
-// mayMakeRoom says that makeRoom has something to take.
-func (s *Service) mayMakeRoom(ctx context.Context, kind string) bool {
-	b := backends()[kind](s)
-	templates, err := s.templatesOf(ctx, kind, b)
-	for _, t := range templates {
-		if t.inUse(b) == "" {
-			return err == nil
+// roomAfter is the room when a copy was removed. XFS gives the blocks of a file
+// back a moment after the file is gone.
+func roomAfter(ctx context.Context, b backend, gone Copy, sizes []int64) error {
+	for deadline := time.Now().Add(time.Second); ; {
+		err := b.room(ctx, sizes)
+		if !errors.Is(err, failure.NoSpace) || !gone.file() || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollEvery):
 		}
 	}
-	return false
+}
+
+// wins are the templates whose end may make room for copies of these sizes, in
+// the order in which they go; none if all of them hold too little. What clones
+// share with a template is not won by its end.
+func (s *Service) wins(ctx context.Context, kind string, sizes []int64) []Template {
+	b := backends()[kind](s)
+	templates, err := s.templatesOf(ctx, kind, b)
+	if err != nil {
+		s.Log.Warn("make room: templates", "err", err)
+		return nil
+	}
+	templates = slices.DeleteFunc(templates, func(t Template) bool { return t.Clones > 0 || t.inUse(b) != "" })
+	gone := make([]Copy, len(templates))
+	for i, t := range templates {
+		gone[i] = t.copy
+	}
+	if b.roomWithout(ctx, gone, sizes) != nil {
+		return nil
+	}
+	return templates
 }
 
 // evict removes a template, if it still may go when its lock is held; nobody

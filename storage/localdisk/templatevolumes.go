@@ -31,6 +31,27 @@ func (b *volumes) cloneless(context.Context) string {
 
 func (b *volumes) clonesHold() bool { return true }
 
+// roomWithout takes each template for full: what a volume without a node has of
+// the pool is not reported, nor what it has of its metadata.
+func (b *volumes) roomWithout(ctx context.Context, gone []Copy, sizes []int64) error {
+	if b.pool == "" || len(gone) == 0 {
+		return b.room(ctx, sizes)
+	}
+	report, err := b.report(ctx)
+	if err != nil {
+		return err
+	}
+	pool, err := b.findPool(report)
+	if err != nil {
+		return err
+	}
+	pool.MetadataPercent = 0
+	for _, c := range gone {
+		pool.DataPercent -= 100 * float64(c.Size) / float64(max(1, pool.Size))
+	}
+	return b.poolRoom(pool)
+}
+
 func (b *volumes) createTemplate(ctx context.Context, name string, size int64, tags []string) (Copy, error) {
 	if err := b.lvm.Create(ctx, b.templateOptions(name, size, tags)); err != nil {
 		return Copy{}, err

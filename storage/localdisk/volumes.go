@@ -106,6 +106,12 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 	if err != nil {
 		return err
 	}
+	return b.poolRoom(pool)
+}
+
+// poolRoom is the room of the thin pool: it is lent more than once, so what
+// counts is how full it is.
+func (b *volumes) poolRoom(pool lvm.LV) error {
 	if full := max(pool.DataPercent, pool.MetadataPercent); full > float64(100-b.poolReserve) {
 		err := failure.New(failure.NoSpace, "lv %s/%s: thin pool: data is %.1f %% full, metadata %.1f %%; %d %% are kept free",
 			b.vg, b.pool, pool.DataPercent, pool.MetadataPercent, b.poolReserve)

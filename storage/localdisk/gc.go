@@ -109,6 +109,11 @@ type evidence struct {
 	// claims are the receipts of the disk, and those that name the copy.
 	claims []Receipt
 	gone   bool // the domain
+	// other: a receipt names it as the one of two copies that is not the disk;
+	// raw: it is unfinished, and was made to become the disk of a running
+	// domain. Which of the two has the guest's last writes libvirt's definition
+	// says: see Pivoting.
+	other, raw bool
 }
 
 // judgeCopy says whether a copy may be taken, and why. It is pure, and every
@@ -121,6 +126,10 @@ func judgeCopy(e evidence) (take bool, reason string) {
 		return false, "somebody works on it"
 	case e.unknown != nil:
 		return false, failure.OneLine(e.unknown.Error())
+	case e.other:
+		return false, "left by a change to a raw copy that was interrupted"
+	case e.raw:
+		return false, "a raw copy to which a domain may have gone over, and no receipt says so"
 	case e.copy.State == Ready && used:
 		return false, "complete, and the guest's writes live in it"
 	case e.copy.State == Ready && len(e.claims) > 0:
@@ -156,6 +165,10 @@ func (s *Service) judgeFound(f foundCopy, seen sight, gone func(string) bool) Ju
 	case e.gone && !e.busy:
 		j.Reason += "; its domain is not there any more"
 		j.Hint = giveUpCommand(f.Domain, e)
+	case e.other && !e.busy:
+		j.Hint = "diskhook local settle --raw " + f.Domain + " " + e.key
+	case e.raw && !e.busy:
+		j.Hint = removeCommand(e.copy)
 	case f.Copy.State == Ready && len(e.claims) == 0 && e.key != "":
 		j.Hint = "diskhook local adopt " + f.Domain + " " + e.key
 		if host.IsUUID(e.key) {
@@ -168,13 +181,17 @@ func (s *Service) judgeFound(f foundCopy, seen sight, gone func(string) bool) Ju
 // giveUpCommand is how an operator removes a copy that gc keeps. One without a
 // receipt is adopted first: only with a receipt there is a verb for it.
 func giveUpCommand(domain string, e evidence) string {
-	if e.key == "" || len(e.claims) == 0 && e.copy.State == Ready {
-		if e.copy.file() {
-			return "rm " + e.copy.Path
-		}
-		return "lvremove " + e.copy.Home + "/" + e.copy.Name
+	if e.key == "" || len(e.claims) == 0 && e.copy.State == Ready || e.raw && !e.other {
+		return removeCommand(e.copy)
 	}
 	return "diskhook local remove --discard-guest-data " + domain + " " + e.key
+}
+
+func removeCommand(c Copy) string {
+	if c.file() {
+		return "rm " + c.Path
+	}
+	return "lvremove " + c.Home + "/" + c.Name
 }
 
 // takeCopy removes one copy, if it still is what was judged: its receipt, which

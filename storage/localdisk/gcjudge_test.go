@@ -27,6 +27,8 @@ func TestGCTakesOnlyWhatNoGuestWrote(t *testing.T) {
 			saved:   rapid.Bool().Draw(t, "saved"),
 			unknown: rapid.SampledFrom([]error{nil, nil, errors.New("damaged")}).Draw(t, "unknown"),
 			gone:    rapid.Bool().Draw(t, "gone"),
+			other:   rapid.Bool().Draw(t, "other"),
+			raw:     rapid.Bool().Draw(t, "raw"),
 		}
 		used := false
 		for range rapid.IntRange(0, 2).Draw(t, "receipts") {
@@ -35,7 +37,7 @@ func TestGCTakesOnlyWhatNoGuestWrote(t *testing.T) {
 			e.claims = append(e.claims, r)
 		}
 		may := e.copy.State == Updating && e.copy.UUID != "" && e.copy.Sick == "" && e.copy.Open != nil && !*e.copy.Open &&
-			e.key != "" && !e.busy && !e.saved && e.unknown == nil && !used
+			e.key != "" && !e.busy && !e.saved && e.unknown == nil && !used && !e.other && !e.raw
 		take, reason := judgeCopy(e)
 		if take != may || reason == "" || strings.Contains(reason, "\n") {
 			t.Fatalf("take %v, want %v: %q", take, may, reason)
@@ -52,6 +54,7 @@ func TestWhoseCopyAVolumeIs(t *testing.T) {
 		is          bool
 	}{
 		"ours":                       {Copy{State: Ready, Name: "dh_" + domain + "_vda", Tags: []string{"VM_" + domain}}, domain, "vda", true},
+		"a raw copy of an overlay":   {Copy{State: Updating, Name: "dh_" + domain + "_vda_raw", Tags: []string{"VM_" + domain}}, domain, "vda", true},
 		"ours without its sidecar":   {Copy{State: Updating, Name: "dh_" + domain + "_vda"}, domain, "vda", true},
 		"name and tag disagree":      {Copy{State: Updating, Name: "dh_" + domain + "_vda", Tags: []string{"VM_" + other}}, "", "", true},
 		"oVirt's":                    {Copy{State: Ready, Name: volume, Tags: []string{"VM_" + domain, "IU_" + image}}, domain, image, true},

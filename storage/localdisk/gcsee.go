@@ -81,6 +81,7 @@ func asCopy(kind string, c Copy) (f foundCopy, is bool) {
 	f = foundCopy{Backend: kind, Copy: c}
 	rest, named := strings.CutPrefix(c.Name, copyPrefix)
 	domain, target, _ := strings.Cut(rest, "_")
+	target = strings.TrimSuffix(target, rawSuffixOfName)
 	owner := tagged(c, tagVM)
 	switch {
 	case named && host.IsUUID(domain) && validTarget(target) && (owner == domain || owner == ""):
@@ -96,7 +97,9 @@ func asCopy(kind string, c Copy) (f foundCopy, is bool) {
 // evidenceOf gathers what there is about a copy.
 func (s *Service) evidenceOf(f foundCopy, seen sight) evidence {
 	e := evidence{copy: s.asFileOpen(f.Copy), key: f.Key, unknown: seen.damaged[f.Domain]}
+	e.raw = f.Copy.State == Updating && strings.HasSuffix(f.Copy.Name, rawSuffixOfName)
 	for _, r := range seen.receipts {
+		e.other = e.other || r.Pivot != nil && r.Home == f.Copy.Home && r.Pivot.Name == f.Copy.Name
 		names := r.Copy == f.Copy.UUID && r.Copy != "" || r.Home == f.Copy.Home && r.Name == f.Copy.Name
 		if names || r.Domain == f.Domain && r.Key() == f.Key {
 			e.claims = append(e.claims, r)
@@ -108,7 +111,7 @@ func (s *Service) evidenceOf(f foundCopy, seen sight) evidence {
 	e.saved = Saved(s.Layout, f.Domain)
 	if f.Key != "" {
 		held, err := lock.Held(s.Layout.Locks(), lockName(f.Domain, f.Key))
-		e.busy = held
+		e.busy = held || e.other && s.settling(f.Domain, f.Key)
 		e.unknown = errors.Join(e.unknown, err)
 	}
 	return e

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -422,4 +423,42 @@ func TestAdoptOverlay(t *testing.T) {
 			w.shows(after)
 		})
 	}
+}
+
+// What a change to a raw copy left is its disk's, and the verb that ends the
+// change, which asks libvirt which of the two is the disk, is named.
+func TestGCNamesWhatEndsAnInterruptedChangeToRaw(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		w := instantWorld(t, backend)
+		w.starts()
+		after := w.writes()
+		p, err := service().Pivoting(domain, "vda")
+		must(t, err)
+		_, err = p.Make(t.Context())
+		must(t, err)
+		raw := func() localdisk.Judged {
+			all, err := service().Judge(t.Context(), nil)
+			must(t, err)
+			i := slices.IndexFunc(all, func(j localdisk.Judged) bool { return j.Kind == "copy" && strings.Contains(j.Object, "vda_raw") })
+			if i < 0 || all[i].Domain != domain || all[i].Disk != "vda" || all[i].Take {
+				t.Fatalf("judged %+v", all)
+			}
+			return all[i]
+		}
+		if j := raw(); !strings.Contains(j.Reason, "somebody works on it") {
+			t.Errorf("while it is made: %+v", j)
+		}
+		p.Release(errors.New("killed"))
+		if j := raw(); j.Hint != "diskhook local settle --raw "+domain+" vda" {
+			t.Errorf("judged %+v", j)
+		}
+		must(t, w.process("gc"))
+		w.reboot()
+		w.shows(after)
+		receipt := w.path("var/lib/diskhook/receipts/" + domain + "/vda.json")
+		must(t, os.Rename(receipt, receipt+".lost"))
+		if j := raw(); !strings.Contains(j.Reason, "no receipt says so") || !strings.HasPrefix(j.Hint, "rm ") && !strings.HasPrefix(j.Hint, "lvremove ") {
+			t.Errorf("without a receipt: %+v", j)
+		}
+	})
 }

@@ -106,6 +106,7 @@ func (s *Service) export(ctx context.Context, held *lock.Lock, r Receipt, o Expo
 	if err != nil {
 		return err
 	}
+	defer s.deactivateIdle(&group{backend: s.backend(d), copies: []Copy{c}})
 	if err := isNew(to); err != nil {
 		return err
 	}

@@ -462,3 +462,39 @@ func TestGCNamesWhatEndsAnInterruptedChangeToRaw(t *testing.T) {
 		}
 	})
 }
+
+// What was not active is not left active by who only reads it or settles it,
+// whatever came of that.
+func TestSettleAndExportLeaveNoVolumeActive(t *testing.T) {
+	for _, backend := range []string{"lvm", "lvmthin"} {
+		for name, c := range map[string]struct {
+			does func(*world) error
+			ends bool
+		}{
+			"settled":     {func(w *world) error { return w.settles() }, true},
+			"not settled": {func(w *world) error { return w.settles("DISKHOOK_FAILPOINT=settle.begun=error") }, false},
+			"exported":    {func(w *world) error { return w.process("export", "DISKHOOK_TEST_EXPORT="+w.path("to.raw")) }, true},
+			"not exported": {func(w *world) error {
+				return w.process("export", "DISKHOOK_TEST_EXPORT="+w.path("to.raw"), "DISKHOOK_FAILPOINT=export.written=error")
+			}, false},
+			"exported to nobody": {func(w *world) error { return w.process("export", "DISKHOOK_TEST_EXPORT="+w.path("no/to.raw")) }, false},
+		} {
+			t.Run(backend+" "+name, func(t *testing.T) {
+				w := instantWorld(t, backend)
+				w.starts()
+				after := w.writes()
+				w.reboot()
+				if err := c.does(w); (err == nil) != c.ends {
+					t.Fatalf("%v", err)
+				}
+				if w.volume("dh_" + domain + "_vda").Active {
+					t.Error("it is active")
+				}
+				w.shows(after)
+				if !w.volume("dh_" + domain + "_vda").Active {
+					t.Error("a start did not activate it")
+				}
+			})
+		}
+	}
+}

@@ -174,20 +174,15 @@ func (t *Settling) Offline(ctx context.Context, rate int64, notify progress.Func
 	if c.Active && !s.asFileOpen(c).closed() {
 		return fmt.Errorf("%s: %s: %w", t.Disk, c, ErrOpen)
 	}
-	active := c.Active
-	if err := s.backend(t.Disk).activate(ctx, []Copy{c}); err != nil {
+	b := s.backend(t.Disk)
+	if err := b.activate(ctx, []Copy{c}); err != nil {
 		return fmt.Errorf("%s: %w", t.Disk, err)
 	}
+	defer s.deactivateIdle(&group{backend: b, copies: []Copy{c}})
 	if err := t.flatten(ctx, c, rate, notify, held); err != nil {
 		return fmt.Errorf("%s: settle: %w", t.Disk, err)
 	}
-	if err := t.mark(ctx, c); err != nil {
-		return err
-	}
-	if !active {
-		return s.backend(t.Disk).deactivate(ctx, []Copy{c})
-	}
-	return nil
+	return t.mark(ctx, c)
 }
 
 func (t *Settling) flatten(ctx context.Context, c Copy, rate int64, notify progress.Func, held *lock.Lock) error {

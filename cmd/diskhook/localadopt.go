@@ -30,8 +30,15 @@ func localAdopt(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	step := fmt.Sprintf("take over the copy %s of disk %s", disks[0].CopyName(), words[1])
-	return p.steps(f, c.Bool("dry-run"), words[0], []string{step}, func() error {
+	taken, err := s.local.Adopted(c.Context, disks[0])
+	if err != nil {
+		return err
+	}
+	var steps []string
+	if !taken {
+		steps = append(steps, fmt.Sprintf("take over the copy %s of disk %s", disks[0].CopyName(), words[1]))
+	}
+	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
 		return s.local.Adopt(c.Context, disks[0])
 	})
 }

@@ -29,6 +29,9 @@ func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveU
 	if err := s.domains.MayChange(c.Context, domain, key); err != nil {
 		return g, nil, err
 	}
+	if err := s.local.Idle(c.Context, domain, key); err != nil {
+		return g, nil, err
+	}
 	entries, err := s.local.List(c.Context)
 	if err != nil {
 		return g, nil, err
@@ -40,6 +43,9 @@ func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveU
 		if r := e.Receipt; r != nil && r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData {
 			err := failure.New(failure.Conflict, "domain %s: disk %s: what the guest wrote is in its local copy, and nowhere else", domain, e.Target)
 			return g, nil, failure.Hint(err, "add --export FILE to keep it, or --discard-guest-data to give it up")
+		}
+		if err := s.local.Removable(e, g); err != nil {
+			return g, nil, err
 		}
 		if g.Export != "" {
 			steps = append(steps, fmt.Sprintf("export disk %s to %s", e.Target, g.Export))

@@ -185,6 +185,21 @@ func (a Adoption) disk() Disk {
 	}
 }
 
+// Adopted says that the disk has its copy and its receipt, and that nothing of
+// taking it over is left to do.
+func (s *Service) Adopted(ctx context.Context, d Disk) (bool, error) {
+	if err := d.Validate(); err != nil {
+		return false, err
+	}
+	observed, err := s.observe(ctx, []Disk{d}, func(Disk) (bool, error) { return false, nil })
+	if err != nil {
+		return false, err
+	}
+	o := observed[0]
+	named := o.Receipt != nil && !o.Receipt.Discarding && o.Receipt.Copy == o.Copy.UUID
+	return named && o.Copy.State == Ready && o.Copy.Sick == "" && o.Copy.ours(), nil
+}
+
 // finishClaim gives a copy that has its receipt the tags that say that it is
 // ours: whoever took it over was stopped in between.
 func (s *Service) finishClaim(ctx context.Context, o Observed) error {

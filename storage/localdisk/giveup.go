@@ -193,11 +193,25 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 			case c.State == Updating:
 				return s.remove(ctx, d, c)
 			default:
-				return adopt(Observed{Disk: d, Copy: c}).Err
+				return unclaimedReady(d, c)
 			}
 		}
 	}
 	return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+}
+
+func unclaimedReady(d Disk, c Copy) error { return adopt(Observed{Disk: d, Copy: c}).Err }
+
+// Removable refuses what Remove would refuse, as far as can be told from what
+// List says of the copy.
+func (s *Service) Removable(e Entry, g GiveUp) error {
+	switch {
+	case e.Receipt != nil:
+		return s.MayGiveUp(*e.Receipt, g)
+	case e.Copy.State == Ready:
+		return unclaimedReady(Disk{Domain: e.Domain, DomainName: e.DomainName, Target: e.Key}, e.Copy)
+	}
+	return nil
 }
 
 // RemoveUnfinished removes the copy of a disk if it was interrupted and no
@@ -257,10 +271,33 @@ func (s *Service) lockOne(ctx context.Context, domain, key string) (*lock.Lock, 
 	defer cancel()
 	l, err := lock.Acquire(ctx, s.Layout.Locks(), lockName(domain, key))
 	if errors.Is(err, lock.ErrHeld) {
-		err = failure.Hint(fmt.Errorf("domain %s: disk %s: somebody works on its copy: %w", domain, key, err),
-			"wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s %s`", domain, domain, key)
+		return nil, worked(domain, key)
 	}
 	return l, err
+}
+
+func worked(domain, key string) error {
+	err := failure.New(failure.Temporary, "domain %s: disk %s: somebody works on its copy", domain, key)
+	return failure.Hint(err, "wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s %s`", domain, domain, key)
+}
+
+// Idle refuses, as a verb that needs the copy for itself would, while somebody
+// works on it. It touches nothing.
+func (s *Service) Idle(ctx context.Context, domain, key string) error {
+	if err := validKey(domain, key); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for ; ; time.Sleep(pollEvery) {
+		held, err := lock.Held(s.Layout.Locks(), lockName(domain, key))
+		switch {
+		case err != nil || !held:
+			return err
+		case ctx.Err() != nil:
+			return worked(domain, key)
+		}
+	}
 }
 
 // Release undoes a fulfil after a domain has stopped: the links go, volumes

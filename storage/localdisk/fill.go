@@ -220,7 +220,7 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	if err := s.own(o); err != nil {
 		return err
 	}
-	target, err := s.target(ctx, o)
+	target, err := s.targetOf(ctx, s.backend(o.Disk), o.Copy)
 	if err != nil {
 		return err
 	}

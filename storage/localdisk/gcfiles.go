@@ -42,7 +42,7 @@ func (s *Service) aboutCopies() ([]aboutFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	cursors, err := filesIn(s.cursors(), func(name string) (aboutFile, bool) {
+	cursors, err := filesIn(s.Layout.Cursors(), func(name string) (aboutFile, bool) {
 		return aboutFile{kind: kindCursor, uuid: name}, validCopyUUID(name)
 	})
 	if err != nil {
@@ -96,9 +96,6 @@ func filesIn(dir string, known func(name string) (aboutFile, bool)) ([]aboutFile
 	}
 	return all, nil
 }
-
-// cursors is the folder of the marks that tell how far interrupted copies are.
-func (s *Service) cursors() string { return filepath.Join(s.Layout.State(), "cursors") }
 
 // statusFile reads the name of a file in the status folder of a domain.
 func statusFile(domain, name string) (aboutFile, bool) {

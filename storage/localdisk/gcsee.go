@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
@@ -130,7 +128,7 @@ func (f foundCopy) disk() Disk {
 // somebody go on with the copy or use it, so that one that is wiped in part is
 // only ever made again.
 func (s *Service) removeUnused(ctx context.Context, f foundCopy, e evidence, w Wipe) error {
-	if err := atomicfile.Remove(filepath.Join(s.cursors(), f.Copy.UUID)); err != nil {
+	if err := s.forget(f.Copy); err != nil {
 		return fmt.Errorf("cursor %w", err)
 	}
 	for _, r := range e.claims {

@@ -77,7 +77,7 @@ func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status 
 		return unreadable(o.Disk, err)
 	}
 	defer source.Close()
-	target, err := s.target(ctx, o)
+	target, err := s.targetOf(ctx, s.backend(o.Disk), o.Copy)
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Disk, err)
 	}
@@ -113,7 +113,7 @@ func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error)
 	if errors.Is(err, failure.Conflict) {
 		return false
 	}
-	target, err := s.target(context.Background(), o)
+	target, err := s.targetOf(context.Background(), s.backend(o.Disk), o.Copy)
 	if err != nil {
 		return false
 	}
@@ -128,11 +128,11 @@ func from(source *imagecheck.Opened, c Copy) transfer.Source {
 	}
 }
 
-// target is the copy as the engine has to know it. Whether it read zeros when
-// it was made does not change while it is filled.
-func (s *Service) target(ctx context.Context, o Observed) (transfer.Target, error) {
-	zeroed, err := s.backend(o.Disk).readsZero(ctx)
+// targetOf is a copy or template as the engine has to know it. Whether it read
+// zeros when it was made does not change while it is filled.
+func (s *Service) targetOf(ctx context.Context, b backend, c Copy) (transfer.Target, error) {
+	zeroed, err := b.readsZero(ctx)
 	return transfer.Target{
-		Path: o.Copy.Path, Block: !o.Copy.file(), Zeroed: zeroed, Size: o.Copy.Size, ID: o.Copy.HomeID + "/" + o.Copy.UUID,
+		Path: c.Path, Block: !c.file(), Zeroed: zeroed, Size: c.Size, ID: c.HomeID + "/" + c.UUID,
 	}, err
 }

@@ -226,3 +226,23 @@ func TestRemovedCopyIsNotGoneOnWith(t *testing.T) {
 	must(t, err)
 	w.same(w.stable(), w.flat)
 }
+
+// So does gc, with one that was being written when its process was killed.
+func TestGarbageGoesWithItsCursor(t *testing.T) {
+	w := interrupted(t, "dir")
+	cursors, err := filepath.Glob(w.path("var/lib/diskhook/cursors/[^.]*"))
+	must(t, err)
+	dir, uuid := filepath.Split(cursors[0])
+	must(t, os.WriteFile(dir+"."+uuid+".123", nil, 0o600))
+	all, err := service().Judge(t.Context(), nil)
+	must(t, err)
+	for _, j := range all {
+		if j.Take && j.Kind == "copy" {
+			must(t, service().Take(t.Context(), j, localdisk.WipeNone))
+		}
+	}
+	w.noCursor()
+	if partial, _ := filepath.Glob(w.path("var/lib/diskhook/local/*")); len(partial) != 0 {
+		t.Errorf("left: %v", partial)
+	}
+}

@@ -194,14 +194,6 @@ func (s *Service) reopen(ctx context.Context, b backend, base *base, c Copy) (Co
 	return Copy{State: Absent}, failpoint.Hit("template.removed")
 }
 
-// targetOf is a copy or template as the copy engine has to know it.
-func (s *Service) targetOf(ctx context.Context, b backend, c Copy) (transfer.Target, error) {
-	zeroed, err := b.readsZero(ctx)
-	return transfer.Target{
-		Path: c.Path, Block: !c.file(), Zeroed: zeroed, Size: c.Size, ID: c.HomeID + "/" + c.UUID,
-	}, err
-}
-
 // fillTemplate copies the base and ends updating. The same holds as for a copy:
 // the data has reached the disk, and the base is still what was read.
 func (s *Service) fillTemplate(ctx context.Context, d Disk, base *base, c Copy, locks []*os.File, tell progress.Func) error {

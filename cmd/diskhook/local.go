@@ -221,7 +221,7 @@ func (s *services) afterCancel(ctx context.Context, domain, key string) (string,
 			return fmt.Sprintf("nothing was cancelled: the copy of disk %s had completed", e.Target), nil
 		}
 		if e.Copy.State == localdisk.Updating && !e.Busy && e.Problem != "" {
-			return fmt.Sprintf("done; disk %s: %s", e.Target, e.Problem), nil
+			return fmt.Sprintf("done; disk %s: %s", e.Target, e.Matter()), nil
 		}
 	}
 	return "done", nil
@@ -231,6 +231,9 @@ func (s *services) afterCancel(ctx context.Context, domain, key string) (string,
 func absolute(file string) (string, error) {
 	if file == "" {
 		return "", failure.New(failure.Usage, "the name of the file is empty")
+	}
+	if file == "-" {
+		return "", failure.Hint(failure.New(failure.Usage, `"-" is no file: a disk is not written to standard output`), "name a new file, such as disk.qcow2")
 	}
 	path, err := filepath.Abs(file)
 	if err != nil {

@@ -40,6 +40,10 @@ func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveU
 		if e.Domain != domain || e.Key != key {
 			continue
 		}
+		if r := e.Receipt; r != nil && r.Used && !r.Discarding && e.Copy.State == localdisk.Absent && !g.DiscardGuestData {
+			err := failure.New(failure.Conflict, "domain %s: disk %s: its local copy is gone, and with it what the guest wrote", domain, e.Target)
+			return g, nil, failure.Hint(err, "bring it back, or add --discard-guest-data to give it up")
+		}
 		if r := e.Receipt; r != nil && r.Used && !r.Discarding && g.Export == "" && !g.DiscardGuestData {
 			err := failure.New(failure.Conflict, "domain %s: disk %s: what the guest wrote is in its local copy, and nowhere else", domain, e.Target)
 			return g, nil, failure.Hint(err, "add --export FILE to keep it, or --discard-guest-data to give it up")
@@ -72,8 +76,13 @@ func localRemove(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
-		return s.domains.Remove(c.Context, domain, key, g)
+	ended := "done"
+	if g.Export != "" {
+		older := fmt.Sprintf("the next start copies the source again, whose data is older than %s; for a domain that goes on with its file there is `diskhook domain revert --export`", g.Export)
+		steps, ended = append(steps, "# "+older), "done; "+older
+	}
+	return p.stepsTo(f, c.Bool("dry-run"), words[0], steps, func() (string, error) {
+		return ended, s.domains.Remove(c.Context, domain, key, g)
 	})
 }
 

@@ -18,11 +18,11 @@ import (
 func shorten(entries []localdisk.Entry) (cut bool) {
 	const most = 72
 	for i, e := range entries {
-		what, _, _ := strings.Cut(e.Problem, "; ")
+		what, _, _ := strings.Cut(e.Matter(), "; ")
 		if runes := []rune(what); len(runes) > most {
 			what = string(runes[:most-1]) + "…"
 		}
-		cut = cut || what != e.Problem
+		cut = cut || what != e.Matter()
 		entries[i].Problem = what
 	}
 	return cut

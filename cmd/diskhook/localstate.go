@@ -56,7 +56,7 @@ func (p *program) printCopies(f format, entries []localdisk.Entry) error {
 				used = "yes"
 			}
 		}
-		l.rows = append(l.rows, []string{name, e.Target, e.Backend, stateOf(e), used, size(bytes), placeOf(e.Copy), e.Problem})
+		l.rows = append(l.rows, []string{name, e.Target, e.Backend, stateOf(e), used, size(bytes), placeOf(e.Copy), e.Matter()})
 		l.names = append(l.names, name+"/"+e.Key)
 	}
 	return p.print(f, l)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -99,6 +100,10 @@ func rewrite(p *program, c *cli.Context) error {
 	r := bindings.Rewritten{Before: doc, After: doc}
 	// What nothing binds need not even be a domain.
 	if written = append(written, rules...); len(written) > 0 || d.Metadata != nil {
+		if root := doc.Root(); root != "domain" {
+			err := failure.New(failure.Usage, "%s: not a domain: its root element is %q", cmp.Or(words[0], "standard input"), root)
+			return failure.Hint(err, "give it the XML of one domain, as `virsh dumpxml --inactive` prints it")
+		}
 		if r, err = s.host.Rewrite(doc, written); err != nil {
 			return err
 		}

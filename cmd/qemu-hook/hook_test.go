@@ -321,6 +321,9 @@ func TestDiskhookMissing(t *testing.T) {
 }
 
 func TestVersion(t *testing.T) {
+	if r := run(t, built.installed, "qemu-hook", nil, "", "--help"); !strings.HasSuffix(r.Stdout, "; see man qemu-hook\n") || r.Code != 0 {
+		t.Errorf("--help: %+v", r)
+	}
 	if r := run(t, built.installed, "qemu-hook", nil, "", "--version"); r.Stdout != "qemu-hook 1.2.3\n" || r.Code != 0 {
 		t.Errorf("%+v", r)
 	}

@@ -34,6 +34,8 @@ func main() {
 		os.Exit(fromLibvirt(os.Args[1:libvirtArgs]))
 	case len(os.Args) == 2 && os.Args[1] == "--version":
 		_, _ = os.Stdout.WriteString("qemu-hook " + version + "\n")
+	case len(os.Args) == 2 && (os.Args[1] == "--help" || os.Args[1] == "-h"):
+		_, _ = os.Stdout.WriteString("qemu-hook is what libvirt and VDSM execute to make a domain's disks ready; see man qemu-hook\n")
 	default:
 		os.Exit(fromVDSM(os.Args))
 	}

@@ -78,7 +78,11 @@ func (s *Service) Recreate(ctx context.Context, disk localdisk.Disk, g localdisk
 func (s *Service) Rediscover(ctx context.Context, disk localdisk.Disk) (localdisk.Disk, error) {
 	source, err := s.Host.Discover(ctx, disk, disk.Source[0])
 	if err != nil {
-		return disk, fmt.Errorf("%s: its source: %w", disk, err)
+		err = fmt.Errorf("%s: its source: %w", disk, err)
+		if failure.HintOf(err) == "" {
+			err = failure.Hint(err, "bring its storage back, then try again; the copy was not touched")
+		}
+		return disk, err
 	}
 	disk.Source = source
 	return disk, nil

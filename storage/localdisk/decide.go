@@ -173,7 +173,7 @@ func adopt(o Observed) Decision {
 		}
 	}
 	note(!o.Disk.OVirt(), "it has no receipt")
-	note(o.Copy.ours(), "it is diskhook's own but has no receipt")
+	note(o.Disk.OVirt() && o.Copy.ours(), "it is diskhook's own but has no receipt")
 	note(!o.Copy.has(tagVM+o.Disk.Domain), "it has no tag %s%s", tagVM, o.Disk.Domain)
 	note(o.Disk.OVirt() && !o.Copy.has(tagImage+o.Disk.Image), "it has no tag %s%s", tagImage, o.Disk.Image)
 	note(o.Disk.OVirt() && !o.Copy.closed(), "it is open, or may be")

@@ -51,7 +51,7 @@ func failureOf(st *progress.Status) string {
 	if st == nil || st.State != progress.Failed || strings.HasSuffix(st.Error, errCancelled.Error()) {
 		return ""
 	}
-	return st.Error
+	return strings.TrimPrefix(st.Error, st.Object+": ")
 }
 
 // targetOf is the last word of the object. For oVirt the key is the id of the

@@ -33,6 +33,17 @@ type Entry struct {
 	Problem string `json:"problem,omitempty"`
 }
 
+// Matter is the problem without the words that say of which disk it is, for who
+// has said that already.
+func (e Entry) Matter() string {
+	for _, name := range []string{e.DomainName, e.Domain} {
+		if rest, cut := strings.CutPrefix(e.Problem, (Disk{Domain: e.Domain, DomainName: name, Target: e.Target}).String()+": "); cut {
+			return rest
+		}
+	}
+	return e.Problem
+}
+
 // List returns everything this host knows of local copies, sorted by domain
 // and target: receipts, and copies without one. A volume group that is not
 // there matters only where a receipt needs it.

@@ -12,6 +12,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -157,7 +158,7 @@ func copies(ctx context.Context, h *Host) []Finding {
 	var found []Finding
 	for _, e := range entries {
 		if e.Problem != "" {
-			found = append(found, warn("diskhook local list", "domain %s: disk %s: %s", e.Domain, e.Target, e.Problem))
+			found = append(found, warn("diskhook local list", "domain %s: disk %s: %s", cmp.Or(e.DomainName, e.Domain), e.Target, e.Matter()))
 		}
 	}
 	if len(found) == 0 {

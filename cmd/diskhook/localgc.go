@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,6 +16,7 @@ func gcFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it; without this, only show it"},
 		&cli.StringFlag{Name: "wipe", Value: string(localdisk.WipeNone), Usage: "what to do with the data of copies first, `HOW`: none, zero or discard"},
+		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "list also files about copies that are kept"},
 		connectFlag(), dryRunFlag(),
 	}
 }
@@ -64,7 +66,11 @@ func localGC(p *program, c *cli.Context) error {
 		}
 		all[i].Done = true
 	}
-	if err := p.print(f, collection(all, yes)); err != nil {
+	shown := all
+	if f == table && !c.Bool("all") {
+		shown = withoutKeptFiles(all)
+	}
+	if err := p.print(f, collection(shown, yes)); err != nil {
 		return err
 	}
 	if err := worst(failed, taken); err != nil {
@@ -77,6 +83,12 @@ func localGC(p *program, c *cli.Context) error {
 		return wouldChange()
 	}
 	return nil
+}
+
+// withoutKeptFiles leaves out the files about copies that stay, of which each
+// copy has some: nobody has to do anything about them.
+func withoutKeptFiles(all []collected) []collected {
+	return slices.DeleteFunc(slices.Clone(all), func(o collected) bool { return !o.Take && o.AboutCopy() })
 }
 
 // gone asks libvirt which domains there are. Where there is none to ask, or it

@@ -40,6 +40,11 @@ const (
 	kindCursor   = "cursor"
 )
 
+// AboutCopy says that the object is a file that tells of a copy, and holds no data.
+func (j Judged) AboutCopy() bool {
+	return slices.Contains([]string{kindSidecar, kindStatus, kindJob, kindCursor}, j.Kind)
+}
+
 func (j *Judged) keep(format string, args ...any) {
 	j.Take, j.Reason = false, fmt.Sprintf(format, args...)
 }

@@ -34,7 +34,7 @@ func TestDemo(t *testing.T) {
 		"Images are identical.",
 		"the data of the guest",
 		"its copy process died",
-		"unfinished, nobody works on it",
+		"unfinished, nobody works on it", "the next start goes on with it",
 		"% of 512 MiB",
 		"Images are identical.",
 		"virsh -q start vm3", "running",

@@ -95,14 +95,21 @@ func configShow(p *program, c *cli.Context) error {
 	if _, err := operands(c); err != nil {
 		return err
 	}
-	config, err := p.config()
-	if err != nil {
-		return err
-	}
+	config, wrong := p.config()
 	all, err := withOrigin(p.layout, settings(config))
+	if wrong != nil {
+		wrong = failure.Hint(wrong, "correct the file; what is wrong in it is shown with its default; diskhook.toml(5) explains each key")
+		if err != nil { // nothing of it can be read
+			return failure.Hint(wrong, "correct the file; diskhook.toml(5) explains it")
+		}
+	}
 	if err != nil {
 		return err
 	}
+	return errors.Join(p.printConfig(c, f, config, all), wrong)
+}
+
+func (p *program) printConfig(c *cli.Context, f format, config host.Config, all []setting) error {
 	switch f {
 	case inJSON:
 		return p.printJSON(map[string]any{"schema": "diskhook.config/v1", "settings": all, "rules": rulesJSON(config.Rules)})

@@ -53,12 +53,7 @@ func TestFirstStartSurvivesACrashAtEveryPoint(t *testing.T) {
 		for _, point := range points {
 			t.Run(point, func(t *testing.T) {
 				w := newWorld(t, backend)
-				// A copy process that dies when all is done is not missed.
-				done := strings.HasPrefix(point, "fill.finished")
-				if _, err := w.hook("DISKHOOK_FAILPOINT=" + point); (err == nil) != done {
-					t.Fatalf("it ended with %v", err)
-				}
-				w.awaitUnlocked()
+				w.crash(point)
 				if w.ready() {
 					w.same(w.content(), w.flat)
 				}
@@ -69,6 +64,17 @@ func TestFirstStartSurvivesACrashAtEveryPoint(t *testing.T) {
 			})
 		}
 	})
+}
+
+// crash runs a start that is killed at a failpoint. A copy process that dies
+// when all is done is not missed.
+func (w *world) crash(point string) {
+	w.t.Helper()
+	done := strings.HasPrefix(point, "fill.finished")
+	if _, err := w.hook("DISKHOOK_FAILPOINT=" + point); (err == nil) != done {
+		w.t.Fatalf("it ended with %v", err)
+	}
+	w.awaitUnlocked()
 }
 
 // What the guest wrote is there after a crash at any point of a later start,

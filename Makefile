@@ -99,7 +99,7 @@ unit:
 
 .PHONY: scripts
 scripts: ## tier 2: the programs against fake tools, kills at every step; no root
-	$(GO) test -tags $(TAGS),testroot ./...
+	$(GO) test -tags $(TAGS),testroot -timeout 30m ./...
 
 .PHONY: integration
 integration: build ## tier 3: real qemu-img, LVM metadata, a private libvirtd; root

@@ -131,7 +131,27 @@ func newWorld(t *testing.T, backend string) *world {
 		t.Cleanup(func() { must(t, lvmtest.Reboot(w.path("lvm"))) })
 	}
 	w.makeSource()
+	t.Cleanup(w.awaitProcesses)
 	return w
+}
+
+// awaitProcesses waits for copy processes for which no start waits any more:
+// one that finds its copy made still looks at it.
+func (w *world) awaitProcesses() {
+	for range 400 {
+		working := false
+		names, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		must(w.t, err)
+		for _, name := range names {
+			argv, err := os.ReadFile(name)
+			working = working || err == nil && bytes.Contains(argv, []byte("\x00fill\x00"+w.root+"/"))
+		}
+		if !working {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	w.t.Error("a copy process does not end")
 }
 
 func (w *world) makeSource() {

@@ -43,7 +43,7 @@ func noRoom(m machine) {
 	m.must(os.WriteFile("/sys/module/dm_thin_pool/parameters/no_space_timeout", []byte("3"), 0))
 	overflow := m.bind(named("overflow", disk{"vda", "lvmthin", "slow"}))
 	m.configure(map[string]string{"local.pool": `"narrow"`})
-	m.vetoed(overflow, "disk vda", "No space left on device")
+	m.vetoed(overflow, "disk vda", "no space left on device")
 	m.nothingLeft(overflow, "vda")
 	m.run("lvremove", "-y", "ovirt-local/narrow")
 	// pool0 did not feel it.

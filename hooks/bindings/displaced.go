@@ -34,7 +34,7 @@ func (h *Host) Vanished(d Domain) error {
 		}
 		origin, _ := Bound{Recorded: &entry}.source()
 		for _, disk := range d.Disks {
-			if disk.Path != "" && disk.Path == entry.Source {
+			if disk.At() != "" && disk.At() == entry.Source {
 				return drifted(d, entry.Target, entry.Source, "the disk "+disk.Target+" has it now")
 			}
 			if err := h.standsIn(d, entry, disk, origin); err != nil {

@@ -3,6 +3,7 @@
 package bindings
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -34,7 +35,9 @@ type Disk struct {
 	Image  string // oVirt's id of the disk; "" elsewhere
 	Volume string // oVirt's id of its leaf volume
 
+	Type   string // of its source: file, block, network, …
 	Path   string // of its file or block source, "" for others
+	Socket string // of a source behind a unix socket
 	Format string
 	// Chain are the layers below Path as far as they were told. Complete says
 	// that there is nothing below the last one; else only image headers know.
@@ -44,6 +47,9 @@ type Disk struct {
 	// Unfit is why the disk cannot be bound by a binding for all disks; "" if it can.
 	Unfit string
 }
+
+// At is where the disk's source is on this host: its path or its socket.
+func (d Disk) At() string { return cmp.Or(d.Path, d.Socket) }
 
 // Layers is the disk's chain, top first.
 func (d Disk) Layers() []imagecheck.Layer {
@@ -106,10 +112,13 @@ func ReadDomain(doc *xmlrewrite.Document) (Domain, error) {
 func ReadDisk(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) Disk {
 	d := Disk{
 		Target: x.Target, Serial: x.Serial, Image: told.ImageID, Volume: told.VolumeID,
-		Format: x.Driver.Type, Complete: x.Terminated,
+		Type: x.Type, Format: x.Driver.Type, Complete: x.Terminated,
 	}
 	if x.Source.Type == "file" || x.Source.Type == "block" {
 		d.Path = x.Source.Path()
+	}
+	if d.Socket = x.Source.Socket; x.Source.Type == "network" && len(x.Source.Hosts) == 1 {
+		d.Socket = x.Source.Hosts[0].Socket
 	}
 	if d.Format == "" {
 		d.Format = "raw" // what libvirt takes an image without format for

@@ -109,18 +109,11 @@ func Migratable(d Domain, bound []Bound) error {
 		if err == nil && k.Migrate() == Allow {
 			continue
 		}
-		return unmovable(d, b)
+		if err != nil {
+			return err
+		}
+		err = failure.New(failure.Precondition, "%s: disk %s is bound to %s and cannot be migrated: its data is on the host it runs on", d, b.Disk.Target, b.Binding.Kind)
+		return failure.Hint(err, "%s", k.Offline(d, b))
 	}
 	return nil
-}
-
-func unmovable(d Domain, b Bound) error {
-	err := failure.New(failure.Precondition, "%s: disk %s is bound to %s and cannot be migrated: its data is on the host it runs on", d, b.Disk.Target, b.Binding.Kind)
-	way := "then copy FILE to the other host and make the disk from it there"
-	if d.OVirt {
-		way = "then upload FILE as a disk and give the machine that one"
-	} else {
-		way = fmt.Sprintf("%s; or run `diskhook domain revert --export FILE %s %s` with FILE on shared storage, on which the domain goes on and can be migrated", way, d.NameArg(), b.Disk.Target)
-	}
-	return failure.Hint(err, "shut the domain down and run `diskhook local export %s %s FILE`, %s", d.NameArg(), b.Disk.Target, way)
 }

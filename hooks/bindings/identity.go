@@ -48,11 +48,16 @@ func (h *Host) Undrifted(ctx context.Context, d Domain, bound []Bound) error {
 
 func (h *Host) undrifted(ctx context.Context, d Domain, b Bound) error {
 	target, source := b.Disk.Target, b.Recorded.Source
-	stable := localdisk.StablePath(h.Layout, d.UUID, target)
-	if source != stable {
-		return drifted(d, target, stable, "the metadata say "+failure.OneLine(clip(source)))
+	if kind, _, known := recordedKind(*b.Recorded); known {
+		own, err := kind.Source(h, d, *b.Recorded)
+		switch {
+		case err != nil:
+			return err
+		case source != own:
+			return drifted(d, target, own, "the metadata say "+failure.OneLine(clip(source)))
+		}
 	}
-	if b.Disk.Path == source || slices.ContainsFunc(b.Disk.Chain, func(l imagecheck.Layer) bool { return l.Path == source }) {
+	if b.Disk.At() == source || slices.ContainsFunc(b.Disk.Chain, func(l imagecheck.Layer) bool { return l.Path == source }) {
 		return nil
 	}
 	if b.Disk.Path == "" || b.Disk.Complete {
@@ -99,10 +104,10 @@ func (h *Host) reaches(ctx context.Context, d Disk, path string) (bool, error) {
 }
 
 func describe(d Disk) string {
-	if d.Path == "" {
+	if d.At() == "" {
 		return "something else"
 	}
-	return failure.OneLine(d.Path)
+	return failure.OneLine(d.At())
 }
 
 func drifted(d Domain, target, want, is string) error {

@@ -19,8 +19,13 @@ type Kind interface {
 	Name() string
 	// Migrate says whether a domain with such a disk may be migrated live.
 	Migrate() Migration
+	// Offline is how a disk gets to another host, or its guest to the same disk
+	// there, where Migrate refuses: a hint.
+	Offline(Domain, Bound) string
 	// Check refuses a value or option that the kind does not know.
 	Check(Binding) error
+	// Unfit is why the disk cannot be bound to the kind; "" if it can.
+	Unfit(Disk) string
 
 	// Plan looks at the storage once and returns what a fulfil would do. It
 	// changes nothing.
@@ -40,6 +45,21 @@ type Kind interface {
 	// Rewrite is how a domain is made to use the disk: the change of the disk
 	// itself, and the entry for the metadata.
 	Rewrite(*Host, Domain, Bound) (xmlrewrite.Rewriter, xmlrewrite.BoundDisk, error)
+	// Place is the change of the disk alone, for a hook that rewrites the domain
+	// at every start and leaves no metadata (VDSM).
+	Place(*Host, Domain, Bound) (xmlrewrite.Rewriter, error)
+
+	// Recorded reads an entry of the metadata as a binding, but for where it was
+	// found; false if the entry is of another kind.
+	Recorded(xmlrewrite.BoundDisk) (Binding, bool)
+	// Source is what the XML must name for a disk of the domain with that entry:
+	// the path of a file, device or socket.
+	Source(*Host, Domain, xmlrewrite.BoundDisk) (string, error)
+	// Point points a disk at its Source again, whatever it is now.
+	Point(*Host, Domain, xmlrewrite.BoundDisk) (xmlrewrite.Rewriter, error)
+	// Reassign makes an entry that was copied with the definition of another
+	// domain the domain's own, or says why it cannot be.
+	Reassign(*Host, Domain, *xmlrewrite.BoundDisk) error
 }
 
 // Migration says what a kind means for live migration.
@@ -72,6 +92,21 @@ func Kinds() []Kind { return []Kind{local{}} }
 
 // announced are kinds that the grammar and the metadata know already.
 var announced = []string{"volume", "quorum", "image", "thin"}
+
+// recordedKind is the kind of an entry of the metadata, and the entry as a
+// binding. An entry that only a newer diskhook understands has none.
+func recordedKind(r xmlrewrite.BoundDisk) (Kind, Binding, bool) {
+	if len(r.Unknown) > 0 {
+		return nil, Binding{}, false
+	}
+	for _, k := range Kinds() {
+		if b, is := k.Recorded(r); is {
+			b.Select, b.Kind, b.From = r.Target, k.Name(), Metadata
+			return k, b, true
+		}
+	}
+	return nil, Binding{}, false
+}
 
 func kindNames() []string {
 	var names []string

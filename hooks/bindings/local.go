@@ -28,6 +28,19 @@ func (local) Name() string { return "local" }
 // pass, and the guest would go on over whatever lies there on the other host.
 func (local) Migrate() Migration { return Refuse }
 
+// Offline is to copy the copy: nothing but the guest's own host has it.
+func (local) Offline(d Domain, b Bound) string {
+	way := "then copy FILE to the other host and make the disk from it there"
+	if d.OVirt {
+		way = "then upload FILE as a disk and give the machine that one"
+	} else {
+		way = fmt.Sprintf("%s; or run `diskhook domain revert --export FILE %s %s` with FILE on shared storage, on which the domain goes on and can be migrated", way, d.NameArg(), b.Disk.Target)
+	}
+	return fmt.Sprintf("shut the domain down and run `diskhook local export %s %s FILE`, %s", d.NameArg(), b.Disk.Target, way)
+}
+
+func (local) Unfit(d Disk) string { return d.Unfit }
+
 // localOptions are the options and their values; nil takes any that is well
 // formed. The option copy is beside them: only apply writes it, to metadata.
 var localOptions = map[string][]string{
@@ -172,6 +185,45 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 				Host: b.Binding.Option("host", machine),
 			},
 		}, nil
+}
+
+// Place points a disk of oVirt's at the place of its copy.
+func (k local) Place(h *Host, _ Domain, b Bound) (xmlrewrite.Rewriter, error) {
+	p := h.home(b)
+	return xmlrewrite.LocalDisk{Target: p.Target, Path: p.Path, Block: p.Block}, nil
+}
+
+// Recorded reads the entry of a disk with a local copy.
+func (local) Recorded(r xmlrewrite.BoundDisk) (Binding, bool) {
+	if r.Local == nil {
+		return Binding{}, false
+	}
+	b := Binding{Value: r.Local.Backend, Options: map[string]string{}}
+	for name, value := range map[string]string{"fill": r.Local.Fill, "on-stop": r.Local.OnStop, "host": r.Local.Host, "copy": r.Local.Copy} {
+		if value != "" {
+			b.Options[name] = value
+		}
+	}
+	return b, true
+}
+
+// Source is the stable path, which only a fulfil makes.
+func (local) Source(h *Host, d Domain, r xmlrewrite.BoundDisk) (string, error) {
+	return localdisk.StablePath(h.Layout, d.UUID, r.Target), nil
+}
+
+func (k local) Point(h *Host, d Domain, r xmlrewrite.BoundDisk) (xmlrewrite.Rewriter, error) {
+	path, err := k.Source(h, d, r)
+	return asCopy(r.Target, path, r.Local.Backend, r.Local.Fill == fillInstant), err
+}
+
+// Reassign gives a clone's disk to this machine, with no copy yet.
+func (local) Reassign(h *Host, _ Domain, r *xmlrewrite.BoundDisk) error {
+	machine, err := h.Layout.MachineID()
+	l := *r.Local
+	l.Copy, l.Host = "", machine
+	r.Local = &l
+	return err
 }
 
 // asCopy points a disk at its copy.

@@ -9,7 +9,6 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
-	"diskhook/xmlrewrite"
 )
 
 // IsLocal says whether path lies where copies are kept.
@@ -63,16 +62,6 @@ func (h *Host) Placed(d Domain, b Bound) (Placement, bool, error) {
 	}
 	err := failure.New(failure.Conflict, "%s: disk %s: %s lies where local copies are kept, but is not the disk's own (%s)", d, b.Disk.Target, failure.OneLine(b.Disk.Path), p.Path)
 	return p, false, failure.Hint(err, "give the disk its shared volume again, or see which hook changed it")
-}
-
-// expected are the rewrites that a VDSM hook would do once the disks are ready.
-func (h *Host) expected(bound []Bound) []xmlrewrite.Rewriter {
-	var all []xmlrewrite.Rewriter
-	for _, b := range bound {
-		p := h.home(b)
-		all = append(all, xmlrewrite.LocalDisk{Target: p.Target, Path: p.Path, Block: p.Block})
-	}
-	return all
 }
 
 // home is where the copy of an oVirt disk lies.

@@ -150,7 +150,11 @@ func (p *Plan) work(ctx context.Context, h *Host, doc *xmlrewrite.Document, writ
 // steps.
 func (p *Plan) observe(ctx context.Context, h *Host, doc *xmlrewrite.Document, d Domain, bound []Bound) error {
 	if d.OVirt {
-		after, err := xmlrewrite.Apply(doc, h.expected(bound)...)
+		changes, err := h.Place(d, bound)
+		if err != nil {
+			return err
+		}
+		after, err := xmlrewrite.Apply(doc, changes...)
 		if err != nil {
 			return fmt.Errorf("%s: %w", d, err)
 		}

@@ -49,13 +49,20 @@ func Resolve(d Domain, written []Binding) ([]Bound, []Skipped, error) {
 		case err != nil:
 			return nil, nil, err
 		case !found:
-		case disk.Unfit == "" || recorded != nil:
+			continue
+		}
+		kind, err := kindOf(b.Kind)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch unfit := kind.Unfit(disk); {
+		case unfit == "" || recorded != nil:
 			bound = append(bound, Bound{disk, b, recorded})
 		case b.Named():
-			err := failure.New(failure.Usage, "%s: disk %s: the %s binds it to %s, but %s", d, disk.Target, b.From, b.Kind, disk.Unfit)
+			err := failure.New(failure.Usage, "%s: disk %s: the %s binds it to %s, but %s", d, disk.Target, b.From, b.Kind, unfit)
 			return nil, nil, failure.Hint(err, "take %s out of the %s", b.Select, b.From)
 		default:
-			skipped = append(skipped, Skipped{disk.Target, disk.Unfit})
+			skipped = append(skipped, Skipped{disk.Target, unfit})
 		}
 	}
 	return bound, skipped, nil
@@ -149,14 +156,9 @@ func fromMetadata(d Domain, r *xmlrewrite.BoundDisk) (Binding, error) {
 	if len(r.Unknown) > 0 {
 		return Binding{}, fail("has " + failure.OneLine(clip(r.Unknown[0])) + ", which a newer diskhook wrote")
 	}
-	if r.Local == nil || r.OriginImage != nil || r.OriginThin != nil {
+	_, b, known := recordedKind(*r)
+	if !known || r.OriginImage != nil || r.OriginThin != nil {
 		return Binding{}, fail("bind it to a kind of storage that this diskhook does not have")
-	}
-	b := Binding{Select: r.Target, Kind: "local", Value: r.Local.Backend, From: Metadata, Options: map[string]string{}}
-	for name, value := range map[string]string{"fill": r.Local.Fill, "on-stop": r.Local.OnStop, "host": r.Local.Host, "copy": r.Local.Copy} {
-		if value != "" {
-			b.Options[name] = value
-		}
 	}
 	if err := b.check(); err != nil {
 		return b, fmt.Errorf("%s: disk %s: metadata: %w", d, failure.OneLine(clip(r.Target)), err)

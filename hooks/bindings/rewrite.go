@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"diskhook/storage/failure"
-	"diskhook/storage/localdisk"
 	"diskhook/xmlrewrite"
 )
 
@@ -106,6 +105,24 @@ func (h *Host) bind(doc *xmlrewrite.Document, d Domain, b Bound) (xmlrewrite.Rew
 	return change, entry, err
 }
 
+// Place are the changes by which a VDSM hook makes a domain use its disks,
+// once they are ready.
+func (h *Host) Place(d Domain, bound []Bound) ([]xmlrewrite.Rewriter, error) {
+	var all []xmlrewrite.Rewriter
+	for _, b := range bound {
+		kind, err := kindOf(b.Binding.Kind)
+		if err != nil {
+			return nil, err
+		}
+		change, err := kind.Place(h, d, b)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, change)
+	}
+	return all, nil
+}
+
 // stays refuses to bind a bound disk to something else: its data is there.
 func stays(d Domain, b Bound) error {
 	recorded, err := fromMetadata(d, b.Recorded)
@@ -132,39 +149,32 @@ func (d Domain) entries() []xmlrewrite.BoundDisk {
 // the disk goes back to when it is reverted; the guest goes on with its copy.
 // copies gives the UUID of each disk's copy by target, as the receipts say.
 func (h *Host) Refresh(doc *xmlrewrite.Document, copies map[string]string) (*xmlrewrite.Document, error) {
-	return h.reRecord(doc, func(d Domain, disk Disk, entry *xmlrewrite.BoundDisk) error {
-		if disk.Path == localdisk.StablePath(h.Layout, d.UUID, entry.Target) {
-			entry.Local.Copy = copies[entry.Target]
-			return nil
+	return h.reRecord(doc, func(kind Kind, d Domain, disk Disk, entry *xmlrewrite.BoundDisk) error {
+		if entry.Local != nil {
+			l := *entry.Local
+			l.Copy = copies[entry.Target]
+			entry.Local = &l
 		}
-		origin, err := doc.Origin(entry.Target)
-		if err != nil {
+		own, err := kind.Source(h, d, *entry)
+		if err != nil || disk.At() == own || h.IsLocal(disk.Path) {
 			return err
 		}
-		if !h.IsLocal(disk.Path) {
-			entry.Origin = origin
-		}
-		entry.Local.Copy = copies[entry.Target]
-		return nil
+		entry.Origin, err = doc.Origin(entry.Target)
+		return err
 	})
 }
 
 // Rebind makes the bindings of a cloned definition its own: paths of its own,
 // and no copy yet.
 func (h *Host) Rebind(doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
-	machine, err := h.Layout.MachineID()
-	if err != nil {
-		return nil, err
-	}
-	return h.reRecord(doc, func(_ Domain, _ Disk, entry *xmlrewrite.BoundDisk) error {
-		entry.Local.Copy, entry.Local.Host = "", machine
-		return nil
+	return h.reRecord(doc, func(kind Kind, d Domain, _ Disk, entry *xmlrewrite.BoundDisk) error {
+		return kind.Reassign(h, d, entry)
 	})
 }
 
 // reRecord lets change edit each entry of the metadata, and points the disks
 // at the paths that belong to this domain.
-func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Domain, Disk, *xmlrewrite.BoundDisk) error) (*xmlrewrite.Document, error) {
+func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Kind, Domain, Disk, *xmlrewrite.BoundDisk) error) (*xmlrewrite.Document, error) {
 	d, err := ReadDomain(doc)
 	if err != nil {
 		return nil, err
@@ -179,15 +189,20 @@ func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Domain, Disk, *xml
 		if !there {
 			continue // the disk was taken out of the domain
 		}
-		copied := *entry.Local
-		entry.Local = &copied
-		if err := change(d, disk, &entry); err != nil {
+		kind, _, _ := recordedKind(entry)
+		if err := change(kind, d, disk, &entry); err != nil {
 			return nil, fmt.Errorf("%s: disk %s: %w", d, entry.Target, err)
 		}
-		entry.Source = localdisk.StablePath(h.Layout, d.UUID, entry.Target)
+		if entry.Source, err = kind.Source(h, d, entry); err != nil {
+			return nil, err
+		}
 		entry.Serial = disk.Serial
-		if disk.Path != entry.Source {
-			changes = append(changes, asCopy(entry.Target, entry.Source, entry.Local.Backend, entry.Local.Fill == fillInstant))
+		if disk.At() != entry.Source {
+			point, err := kind.Point(h, d, entry)
+			if err != nil {
+				return nil, err
+			}
+			changes = append(changes, point)
 		}
 		entries = append(entries, entry)
 	}

@@ -127,7 +127,7 @@ func (s *Service) refresh(ctx context.Context, p *Plan) error {
 
 // noOverlay refuses a disk that is an image on top of its own copy.
 func (s *Service) noOverlay(ctx context.Context, d Domain, b bindings.Bound) error {
-	if b.Recorded == nil || b.Disk.Path == b.Recorded.Source || s.Host.Undrifted(ctx, d.Domain, []bindings.Bound{b}) != nil {
+	if b.Recorded == nil || b.Disk.At() == b.Recorded.Source || s.Host.Undrifted(ctx, d.Domain, []bindings.Bound{b}) != nil {
 		return nil
 	}
 	return snapshotAbove(d, b.Disk.Target, b.Disk.Path)

@@ -73,7 +73,7 @@ func (p *Plan) unbound(target, to string) (change xmlrewrite.Rewriter, note stri
 }
 
 func stays(disk bindings.Disk) string {
-	return fmt.Sprintf("disk %s: it is %s now, not what was bound, and stays so", disk.Target, disk.Path)
+	return fmt.Sprintf("disk %s: it is %s now, not what was bound, and stays so", disk.Target, disk.At())
 }
 
 // Outcome says of each exported disk where it is after the plan was done.

@@ -138,6 +138,7 @@ func same(want *xmlrewrite.Document, got Domain) error {
 type binding struct {
 	domain, source, origin string
 	local                  xmlrewrite.Local
+	quorum                 xmlrewrite.Quorum
 }
 
 func describe(m *xmlrewrite.Metadata) map[string]binding {
@@ -149,6 +150,9 @@ func describe(m *xmlrewrite.Metadata) map[string]binding {
 		b := binding{domain: m.Domain, source: e.Source}
 		if e.Local != nil {
 			b.local = *e.Local
+		}
+		if e.Quorum != nil {
+			b.quorum = *e.Quorum
 		}
 		if origin, err := e.OriginDisk(); err == nil {
 			b.origin = origin.Driver.Type + " " + origin.Source.String()

@@ -242,7 +242,7 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 				notes = append(notes, note)
 			}
 		case e == nil:
-		case disk.Path != e.Source:
+		case disk.At() != e.Source:
 			notes = append(notes, stays(disk))
 		default:
 			changes = append(changes, xmlrewrite.RestoreOrigin{Target: target})

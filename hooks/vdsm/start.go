@@ -90,11 +90,19 @@ func beforeVMStart(ctx context.Context, v *vm) error {
 			return err
 		}
 	}
-	placements, err := v.Fulfil(ctx, d, bound, noDeadline)
+	return v.ready(ctx, f, doc, d, bound)
+}
+
+// ready makes the disks ready and points the domain at them.
+func (v *vm) ready(ctx context.Context, f file, doc *xmlrewrite.Document, d bindings.Domain, bound []bindings.Bound) error {
+	changes, err := v.Place(d, bound)
 	if err != nil {
 		return err
 	}
-	return v.rewrite(f, doc, placements)
+	if _, err := v.Fulfil(ctx, d, bound, noDeadline); err != nil {
+		return err
+	}
+	return v.rewrite(f, doc, changes)
 }
 
 // received passes a disk that lies among the copies and has a receipt. Without
@@ -141,20 +149,15 @@ func beforeDiskHotplug(ctx context.Context, v *vm) error {
 	for _, x := range doc.Disks() {
 		d.Disks = append(d.Disks, v.readDisk(x, xmlrewrite.VDSMDevice{}))
 	}
-	placements, err := v.fulfil(ctx, d)
-	if err != nil {
+	bound, err := v.settle(ctx, d)
+	if err != nil || len(bound) == 0 {
 		return err
 	}
-	return v.rewrite(f, doc, placements)
+	return v.ready(ctx, f, doc, d, bound)
 }
 
-// rewrite points the disks at their copies and writes the file, if that
-// changes anything.
-func (v *vm) rewrite(f file, doc *xmlrewrite.Document, placements []bindings.Placement) error {
-	var changes []xmlrewrite.Rewriter
-	for _, p := range placements {
-		changes = append(changes, xmlrewrite.LocalDisk{Target: p.Target, Path: p.Path, Block: p.Block})
-	}
+// rewrite changes the domain and writes the file, if that changes anything.
+func (v *vm) rewrite(f file, doc *xmlrewrite.Document, changes []xmlrewrite.Rewriter) error {
 	after, err := xmlrewrite.Apply(doc, changes...)
 	if err != nil {
 		err = failure.New(failure.Precondition, "vm %s: %w", v.id, err)

@@ -21,12 +21,16 @@ func readChain(e *etree.Element) (layers []Layer, terminated bool) {
 		if kind == "" {
 			return layers, true
 		}
-		layers = append(layers, Layer{
-			Type:   kind,
-			Format: attr(child(store, "format"), "type"),
-			Index:  attr(store, "index"),
-			Source: readSource(child(store, "source"), kind),
-		})
+		layers = append(layers, readLayer(store, kind))
 	}
 	return layers, false
+}
+
+func readLayer(store *etree.Element, kind string) Layer {
+	return Layer{
+		Type:   kind,
+		Format: attr(child(store, "format"), "type"),
+		Index:  attr(store, "index"),
+		Source: readSource(child(store, "source"), kind),
+	}
 }

@@ -29,6 +29,7 @@ var (
 	ErrNotFound           = errors.New("not in the domain XML")
 	ErrUnsupported        = errors.New("cannot be rewritten")
 	ErrMetadata           = errors.New("metadata of diskhook is damaged")
+	ErrQuorum             = errors.New("impossible quorum")
 )
 
 // Document is an XML text, cut at the elements that can be rewritten: the

@@ -53,8 +53,10 @@ type Local struct{ Backend, Fill, OnStop, Copy, Host string }
 // Volume binds a disk to a managed volume.
 type Volume struct{ ID string }
 
-// Quorum binds a disk to a set of replicas.
-type Quorum struct{ Set, Lower string }
+// Quorum binds a disk to a set of replicas. Lower is how libvirt gets to see
+// it (export, inline, none), Transport how an export is reached (nbd or
+// vhost-user; "" is nbd).
+type Quorum struct{ Set, Lower, Transport string }
 
 // Image binds a disk to an image of a storage repository.
 type Image struct{ Repo, ID string }
@@ -93,9 +95,11 @@ func (l *Local) fields() []field {
 	return []field{{"backend", &l.Backend}, {"fill", &l.Fill}, {"on-stop", &l.OnStop}, {"copy", &l.Copy}, {"host", &l.Host}}
 }
 func (v *Volume) fields() []field { return []field{{"id", &v.ID}} }
-func (q *Quorum) fields() []field { return []field{{"set", &q.Set}, {"lower", &q.Lower}} }
-func (i *Image) fields() []field  { return []field{{"repo", &i.Repo}, {"id", &i.ID}} }
-func (t *Thin) fields() []field   { return []field{{"cluster", &t.Cluster}, {"volume", &t.Volume}} }
+func (q *Quorum) fields() []field {
+	return []field{{"set", &q.Set}, {"lower", &q.Lower}, {"transport", &q.Transport}}
+}
+func (i *Image) fields() []field { return []field{{"repo", &i.Repo}, {"id", &i.ID}} }
+func (t *Thin) fields() []field  { return []field{{"cluster", &t.Cluster}, {"volume", &t.Volume}} }
 
 // element is one element of the XML with its attributes.
 type element struct {

@@ -19,7 +19,7 @@ var allKinds = []BoundDisk{
 	{Target: "vda", Serial: "s'1\"", Source: "/run/<a>", Local: &Local{"lvmthin", "now", "keep", "LV-1", "m1"},
 		Origin: []byte("<disk type='file'><driver name=\"qemu\"/><source file='/a &amp; b'/></disk>")},
 	{Target: "vdb", Source: "/v", Volume: &Volume{"vol-1"}},
-	{Target: "vdc", Quorum: &Quorum{"db", "export"}, Origin: []byte("<disk/>")},
+	{Target: "vdc", Quorum: &Quorum{"db", "export", "vhost-user"}, Origin: []byte("<disk/>")},
 	{Target: "vdd", Image: &Image{"repo", "i"}},
 	{Target: "vde", Thin: &Thin{"cluster", "v"}},
 	{Target: "vdf", Local: &Local{Backend: "dir"}, Origin: []byte("<disk/>"), OriginImage: &Image{"r", "i"}},

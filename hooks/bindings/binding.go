@@ -166,40 +166,6 @@ func isWord(s string) bool {
 	})
 }
 
-// aliases are properties that stand for a kind; diskhook takes the grammar of
-// Parse.
-var aliases = []struct{ property, kind string }{{"localdisk", "local"}, {"quorum", "quorum"}}
-
-// Properties reads the custom properties that bind, by a lookup such as
-// os.LookupEnv.
-func Properties(lookup func(string) (string, bool)) ([]Binding, error) {
-	var all []Binding
-	if text, ok := lookup("diskhook"); ok {
-		bindings, err := Parse("property diskhook", text, Property)
-		if err != nil {
-			return nil, err
-		}
-		all = bindings
-	}
-	for _, alias := range aliases {
-		value, ok := lookup(alias.property)
-		if !ok {
-			continue
-		}
-		b := Binding{Select: All, Kind: alias.kind, Value: strings.TrimSpace(value), From: Property}
-		if !isWord(b.Value) {
-			b.Value = value
-			err := failure.New(failure.Usage, "property %s: %q is not a value", alias.property, clip(value))
-			return nil, failure.Hint(err, "set it to lvm, lvmthin or dir, or remove the property")
-		}
-		if err := b.check(); err != nil {
-			return nil, failure.Hint(fmt.Errorf("property %s: %w", alias.property, err), "%s", failure.HintOf(err))
-		}
-		all = append(all, b)
-	}
-	return all, nil
-}
-
 // check asks the kind whether the binding makes sense.
 func (b Binding) check() error {
 	kind, err := kindOf(b.Kind)

@@ -110,7 +110,7 @@ func TestProperties(t *testing.T) {
 		"empty":     {map[string]string{"localdisk": ""}, failure.Usage, "localdisk"},
 		"wrong":     {map[string]string{"localdisk": "zfs"}, failure.Usage, "zfs"},
 		"path":      {map[string]string{"localdisk": "../../dev/sda"}, failure.Usage, "localdisk"},
-		"quorum":    {map[string]string{"quorum": "db"}, failure.Precondition, "quorum"},
+		"quorum":    {map[string]string{"quorum": "db"}, failure.Usage, "DISK=SET"},
 		"not there": {map[string]string{"diskhook": "thin=x"}, failure.Precondition, "thin"},
 	} {
 		_, err := bindings.Properties(lookup(c.env))

@@ -91,11 +91,17 @@ func (h *Host) Restorable(ctx context.Context, d Domain, bound []Bound) error {
 	return nil
 }
 
-// Own gives the nodes of the disks to a numeric owner.
-func (h *Host) Own(ctx context.Context, d Domain, bound []Bound, uid, gid int) error {
+// Labelled says that libvirt labels what the XML names for the disk.
+func (b Bound) Labelled() bool {
+	k, err := kindOf(b.Binding.Kind)
+	return err == nil && k.Labelled()
+}
+
+// Own gives the nodes of the disks to the domain's QEMU.
+func (h *Host) Own(ctx context.Context, d Domain, bound []Bound, label Label) error {
 	kinds, groups := byKind(bound)
 	for _, k := range kinds {
-		if err := k.Own(ctx, h, d, groups[k.Name()], uid, gid); err != nil {
+		if err := k.Own(ctx, h, d, groups[k.Name()], label); err != nil {
 			return err
 		}
 	}

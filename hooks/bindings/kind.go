@@ -36,8 +36,11 @@ type Kind interface {
 	// Restorable refuses disks on which memory that was saved cannot go on,
 	// because a fulfil would have to make them anew, or did. It changes nothing.
 	Restorable(context.Context, *Host, Domain, []Bound) error
-	// Own gives the nodes of the disks to a numeric owner.
-	Own(ctx context.Context, h *Host, d Domain, disks []Bound, uid, gid int) error
+	// Labelled says that libvirt labels what the XML names for a disk, through
+	// our links, so that Own is needed only where the disk forbids that.
+	Labelled() bool
+	// Own gives the nodes of the disks to the domain's QEMU.
+	Own(context.Context, *Host, Domain, []Bound, Label) error
 	// Release undoes a fulfil once the domain has gone. It may be called at
 	// any time, more than once, and without a fulfil before it.
 	Release(ctx context.Context, h *Host, d Domain, disks []Bound, reason string) error
@@ -78,6 +81,13 @@ type Step struct {
 	What     string   `json:"what"`
 	Commands []string `json:"commands"` // exact command lines and file writes
 	Err      error    `json:"-"`        // why it will be refused; nil: it will not
+}
+
+// Label is what libvirt has chosen for all that a domain's QEMU opens.
+type Label struct {
+	Owned    bool // by UID and GID
+	UID, GID int
+	SELinux  string // context; "" for none
 }
 
 // Placement is where a fulfilled disk is.

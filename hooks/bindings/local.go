@@ -134,8 +134,14 @@ func (k local) Fulfil(ctx context.Context, h *Host, d Domain, bound []Bound, dea
 	return placements, nil
 }
 
+func (local) Labelled() bool { return true }
+
 // Own follows the stable link, which only a fulfil of this boot has made.
-func (k local) Own(ctx context.Context, h *Host, d Domain, bound []Bound, uid, gid int) error {
+// Labels of SELinux are libvirt's to set, whatever it does with owners.
+func (k local) Own(ctx context.Context, h *Host, d Domain, bound []Bound, label Label) error {
+	if !label.Owned {
+		return nil
+	}
 	for _, b := range bound {
 		path := localdisk.StablePath(h.Layout, d.UUID, b.Disk.Target)
 		node, err := filepath.EvalSymlinks(path)
@@ -143,7 +149,7 @@ func (k local) Own(ctx context.Context, h *Host, d Domain, bound []Bound, uid, g
 			err = failure.New(failure.Precondition, "%s: disk %s: %w", d, b.Disk.Target, err)
 			return failure.Hint(err, "start the domain again")
 		}
-		if err := h.Local.SetOwner(ctx, localdisk.Placement{Target: b.Disk.Target, Path: path, Node: node}, uid, gid); err != nil {
+		if err := h.Local.SetOwner(ctx, localdisk.Placement{Target: b.Disk.Target, Path: path, Node: node}, label.UID, label.GID); err != nil {
 			return fmt.Errorf("%s: %w", d, err)
 		}
 	}

@@ -12,12 +12,17 @@ import (
 	"diskhook/xmlrewrite"
 )
 
-// unlabelled keeps the disks whose source tells libvirt's DAC driver to leave
-// the owner alone: <seclabel model='dac' relabel='no'/>, or one without a model.
+// unlabelled keeps the disks that libvirt will not label: their kind is none of
+// libvirt's, or their source tells its DAC driver to leave the owner alone, by
+// <seclabel model='dac' relabel='no'/> or one without a model.
 func unlabelled(doc *xmlrewrite.Document, bound []bindings.Bound) []bindings.Bound {
 	var kept []bindings.Bound
 	reader := doc.Clone()
 	for _, b := range bound {
+		if !b.Labelled() {
+			kept = append(kept, b)
+			continue
+		}
 		if b.Recorded == nil || b.Disk.Path != b.Recorded.Source {
 			continue // the disk itself is not ours, only what lies below it
 		}
@@ -34,28 +39,34 @@ func unlabelled(doc *xmlrewrite.Document, bound []bindings.Bound) []bindings.Bou
 	return kept
 }
 
-// dacLabel is the owner that libvirt chose for the domain's images, from
+// imageLabel is what libvirt chose for the domain's images, from
 //
 //	<seclabel type='dynamic' model='dac' relabel='yes'>
 //	  <label>+64055:+64055</label><imagelabel>+64055:+64055</imagelabel>
 //	</seclabel>
 //
-// A domain whose images are not relabelled at all has none.
-func dacLabel(doc *xmlrewrite.Document) (uid, gid int, ok bool) {
+// and the same with model='selinux' and a context. A domain whose images are
+// not relabelled at all has none.
+func imageLabel(doc *xmlrewrite.Document) bindings.Label {
+	var chosen bindings.Label
 	for _, label := range doc.Children("", "seclabel") {
-		if label.SelectAttrValue("model", "") != "dac" || label.SelectAttrValue("relabel", "yes") == "no" {
-			continue
-		}
 		image := label.SelectElement("imagelabel")
-		if image == nil {
+		if image == nil || label.SelectAttrValue("relabel", "yes") == "no" {
 			continue
 		}
-		user, group, _ := strings.Cut(image.Text(), ":")
-		uid, errU := number(user)
-		gid, errG := number(group)
-		return uid, gid, errU == nil && errG == nil
+		switch label.SelectAttrValue("model", "") {
+		case "dac":
+			user, group, _ := strings.Cut(image.Text(), ":")
+			uid, errU := number(user)
+			gid, errG := number(group)
+			if errU == nil && errG == nil {
+				chosen.UID, chosen.GID, chosen.Owned = uid, gid, true
+			}
+		case "selinux":
+			chosen.SELinux = strings.TrimSpace(image.Text())
+		}
 	}
-	return 0, 0, false
+	return chosen
 }
 
 // number reads libvirt's numeric form of an id, which begins with a plus sign.

@@ -5,7 +5,7 @@
 // stdout for those operations that filter.
 //
 //	prepare begin    make the disks ready, or refuse
-//	start begin      give nodes to QEMU's user where libvirt was told not to label them
+//	start begin      give QEMU the nodes that libvirt does not label, or was told not to
 //	release end      undo, whatever happened before
 //	migrate begin    refuse an incoming domain with disks that cannot be migrated
 //	restore begin    refuse a saved domain whose disks are not as they were
@@ -120,19 +120,18 @@ func settle(ctx context.Context, h *bindings.Host, doc *xmlrewrite.Document) (bi
 	return d, bound, err
 }
 
-// start comes when labels are chosen and not yet applied. libvirt labels the
-// nodes itself, through our links, unless the disk says relabel='no'.
+// start comes when labels are chosen and not yet applied. libvirt labels files
+// and devices itself, through our links, unless the disk says relabel='no'; a
+// socket that it only connects to it leaves alone.
 func start(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Document) error {
 	d, bound, err := settle(ctx, h, doc)
 	if err != nil {
 		return err
 	}
-	bound = unlabelled(doc, bound)
-	uid, gid, labelled := dacLabel(doc)
-	if len(bound) == 0 || !labelled {
+	if bound = unlabelled(doc, bound); len(bound) == 0 {
 		return nil
 	}
-	return h.Own(ctx, d, bound, uid, gid)
+	return h.Own(ctx, d, bound, imageLabel(doc))
 }
 
 // release comes after every end of a domain, also after a start that failed

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"diskhook/storage/failure"
+)
+
+// Observed is what was seen of one replica.
+type Observed struct {
+	ID string
+	// Image is nil when the image is there and of the right size.
+	Image error
+	// Mark is nil where there is none, or NoMark says why it cannot be read.
+	Mark   *Mark
+	NoMark error
+}
+
+// Known is the newest generation that this host has acknowledged; the zero
+// value where it has never used the set.
+type Known struct {
+	Number uint64 `json:"number"`
+	Raise  string `json:"raise"`
+}
+
+// LeftOut is a replica that does not vote.
+type LeftOut struct {
+	ID  string `json:"id"`
+	Why string `json:"why"`
+	// Stale: it is one of ours and can be brought up to date without a word
+	// from anybody. Otherwise it is missing, or not known to be ours.
+	Stale bool `json:"stale"`
+}
+
+// Decision is who votes.
+type Decision struct {
+	Open []string  `json:"open"` // ids, in the order of the definition
+	Left []LeftOut `json:"left"`
+	// Base is what the open replicas hold, and what the next raise is from.
+	Base Origin `json:"base"`
+	// Next is the number of the next generation.
+	Next uint64 `json:"next"`
+	// Unclean: the open replicas may differ in what was in flight. Bring them
+	// in line by majority while the guest runs.
+	Unclean bool `json:"unclean"`
+	// Veto is why the set must not be opened, with the way out; else nil.
+	Veto error `json:"-"`
+}
+
+// Decide says which of the replicas may be opened for a guest. It is the whole
+// protocol, see the package comment, and depends on nothing but its arguments.
+// A replica of the set that observed does not have counts as missing.
+func Decide(set Set, observed []Observed, known Known) Decision {
+	h := newHistory(set, observed, known)
+	d := Decision{Base: h.newest(), Next: h.highest + 1}
+	open := map[string]bool{}
+	for _, id := range set.IDs() {
+		if o := h.seen[id]; o.Image == nil && h.voter(id, d.Base.Raise) {
+			open[id] = true
+			d.Open = append(d.Open, id)
+			continue
+		}
+		d.Left = append(d.Left, h.leftOut(id, d.Base))
+	}
+	d.Base.Clean = h.clean(d.Base.Raise)
+	d.Unclean = !d.Base.Clean
+	d.Veto = h.veto(d)
+	return d
+}
+
+// history is what the marks tell of the generations.
+type history struct {
+	set     Set
+	known   Known
+	seen    map[string]Observed
+	own     map[string]Mark       // of this set and of the replica that it lies beside
+	raises  map[string]Generation // those that a mark has
+	highest uint64
+}
+
+func newHistory(set Set, observed []Observed, known Known) *history {
+	h := &history{set: set, known: known, seen: map[string]Observed{}, own: map[string]Mark{}, raises: map[string]Generation{}, highest: known.Number}
+	for _, id := range set.IDs() {
+		h.seen[id] = Observed{ID: id, Image: errNotLooked, NoMark: errNotLooked}
+	}
+	for _, o := range observed {
+		if _, ours := h.seen[o.ID]; !ours {
+			continue
+		}
+		h.seen[o.ID] = o
+		if o.Mark == nil || o.Mark.Set != set.UUID || o.Mark.Replica != o.ID {
+			continue
+		}
+		// A mark counts as evidence even where the image is gone.
+		h.own[o.ID] = *o.Mark
+		if g := o.Mark.Generation; g.Number > 0 {
+			h.raises[g.Raise] = g
+			h.highest = max(h.highest, g.Number)
+		}
+	}
+	return h
+}
+
+var errNotLooked = failure.New(failure.NotFound, "it was not looked at")
+
+// finished says whether a raise may have been acknowledged. It was not when
+//   - a replica that it was raised on has neither this generation nor a later
+//     one: the raise ended before it got there; or
+//   - a later raise, which looked at a replica that had this one, was from
+//     another generation: it had seen that this one was not finished.
+//
+// What the host has noted was acknowledged, whatever the replicas say: one of
+// them may have been put back from a backup.
+func (h *history) finished(g Generation) bool {
+	if g.Raise == h.known.Raise {
+		return true
+	}
+	for _, id := range g.With {
+		if m, ok := h.own[id]; ok && m.Generation.Raise != g.Raise && m.Generation.Number <= g.Number {
+			return false
+		}
+	}
+	for _, later := range h.raises {
+		if later.Number > g.Number && later.From.Raise != g.Raise && h.looked(later, g.Raise) {
+			return false
+		}
+	}
+	return true
+}
+
+// looked says whether a replica that has raise took part in later.
+func (h *history) looked(later Generation, raise string) bool {
+	return slices.ContainsFunc(later.With, func(id string) bool { return h.own[id].Generation.Raise == raise })
+}
+
+// content is the generation that a replica's content belongs to: that of its
+// mark, or the one which unfinished raises began from.
+func (h *history) content(g Generation) Origin {
+	for {
+		if h.finished(g) {
+			return Origin{g.Number, g.Raise, false}
+		}
+		from, seen := h.raises[g.From.Raise]
+		if !seen {
+			return Origin{g.From.Number, g.From.Raise, false}
+		}
+		g = from // its number is smaller
+	}
+}
+
+// newest is the newest generation that may have been acknowledged.
+func (h *history) newest() Origin {
+	var newest Origin
+	for _, id := range h.set.IDs() {
+		m, ok := h.own[id]
+		if !ok || m.Generation.Number == 0 {
+			continue
+		}
+		// Raises of one number are told apart by what is finished; where that
+		// does not do it, the order of the replicas does, and the veto.
+		if c := h.content(m.Generation); c.Number > newest.Number {
+			newest = c
+		}
+	}
+	return newest
+}
+
+// voter says whether a replica holds what raise stands for and may vote.
+func (h *history) voter(id, raise string) bool {
+	m, ok := h.own[id]
+	return ok && raise != "" && m.Suspect == "" && m.Generation.Number > 0 && h.content(m.Generation).Raise == raise
+}
+
+// clean says whether everything of a generation was flushed before it was left.
+// One mark is enough: the first of them is written after the last flush.
+func (h *history) clean(raise string) bool {
+	for _, m := range h.own {
+		g := m.Generation
+		if g.Raise == raise && m.Clean || g.From.Raise == raise && g.From.Clean {
+			return true
+		}
+	}
+	return false
+}
+
+// leftOut says why a replica does not vote.
+func (h *history) leftOut(id string, base Origin) LeftOut {
+	o := h.seen[id]
+	m, own := h.own[id]
+	left := func(stale bool, format string, args ...any) LeftOut {
+		return LeftOut{ID: id, Why: failure.OneLine(fmt.Sprintf(format, args...)), Stale: stale}
+	}
+	switch {
+	case o.Image != nil:
+		return left(false, "%v", o.Image)
+	case o.NoMark != nil:
+		return left(false, "%v", o.NoMark)
+	case o.Mark == nil:
+		return left(false, "it has no mark, so nobody knows what it holds")
+	case !own && o.Mark.Set != h.set.UUID:
+		return left(false, "its mark is of another replica set, %s", o.Mark.Set)
+	case !own:
+		return left(false, "its mark is of replica %s", o.Mark.Replica)
+	case m.Suspect != "":
+		return left(true, "suspect: %s", m.Suspect)
+	case m.Generation.Number == 0:
+		return left(true, "it was never filled")
+	}
+	if c := h.content(m.Generation); c.Number < base.Number {
+		return left(true, "it is of generation %d, the newest is %d", c.Number, base.Number)
+	}
+	return left(true, "its generation %d is not the one that the others have", m.Generation.Number)
+}
+
+// veto is why the set must not be opened.
+func (h *history) veto(d Decision) error {
+	refuse := func(format string, args ...any) error {
+		return failure.New(failure.Precondition, "replica set "+h.set.Name+": "+format, args...)
+	}
+	switch intent := h.set.Intent; {
+	case intent != nil && intent.Verb == verbBuild:
+		return failure.Hint(refuse("its build did not end"), "run the same `diskhook quorum build %s …` again", h.set.Name)
+	case intent != nil && intent.Verb == verbRemove:
+		return failure.Hint(refuse("its removal did not end"), "run `diskhook quorum remove %s` again", h.set.Name)
+	}
+	switch {
+	case d.Base.Raise == "":
+		return h.out(d, refuse("no replica has a mark that tells what it holds%s", h.missing(d)))
+	case d.Base.Number < h.known.Number, d.Base.Number == h.known.Number && d.Base.Raise != h.known.Raise:
+		return h.out(d, refuse("this host has written generation %d, but the newest that is there is %d%s", h.known.Number, d.Base.Number, h.missing(d)))
+	case len(d.Open) < h.set.Threshold:
+		return h.out(d, refuse("%d of its replicas have the newest generation %d, %d are needed%s", len(d.Open), d.Base.Number, h.set.Threshold, h.missing(d)))
+	case d.Unclean && len(d.Open) < votersOfUnclean:
+		return h.out(d, refuse("it was not closed cleanly, and %d replicas cannot outvote each other%s", len(d.Open), h.missing(d)))
+	}
+	return nil
+}
+
+// votersOfUnclean is how many replicas of an unclean generation can tell by
+// majority what is right.
+const votersOfUnclean = 3
+
+// missing lists those that do not vote, with why.
+func (h *history) missing(d Decision) string {
+	var words []string
+	for _, l := range d.Left {
+		words = append(words, l.ID+": "+l.Why)
+	}
+	if len(words) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(words, "; ") + ")"
+}
+
+// out adds the way out. Replicas that are not there come first: they may hold
+// what nobody else does.
+func (h *history) out(d Decision, err error) error {
+	believe := "ID"
+	if len(d.Open) > 0 {
+		believe = d.Open[0]
+	}
+	command := fmt.Sprintf("`diskhook quorum resync %s --from %s`", h.set.Name, believe)
+	for _, l := range d.Left {
+		if h.seen[l.ID].Image != nil {
+			return failure.Hint(err, "bring %s back, or believe one that is there with %s", l.ID, command)
+		}
+	}
+	return failure.Hint(err, "name the replica to believe: %s", command)
+}

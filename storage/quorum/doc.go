@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package quorum keeps replica sets: N images with the same content, of which
+// a guest reads what a threshold of them agrees on (QEMU's driver quorum).
+//
+// QEMU votes, and no more. It opens a set only when every child opens, never
+// drops a child whose write failed, keeps no log of what was in flight, and
+// lets two replicas win that are equally out of date. This package decides who
+// may vote at all.
+//
+// # Definitions
+//
+// A Set is a root-only file of the host, NAME.json (set.go, store.go). A verb
+// that takes long leaves an Intent in it before it acts; whoever calls the same
+// verb again goes on from there.
+//
+// # Marks
+//
+// Beside each replica lies a Mark (mark.go): a sidecar PATH.quorum in the
+// image's folder, a tag on a logical volume, or, for what has no place of its
+// own (NBD, plain devices), a file in the host's state. It names the set, the
+// replica, and the generation the replica's content belongs to. A generation
+// is known by its Raise, which is unique, not by its number, and it lists all
+// the replicas it was raised on.
+//
+// A generation rises, durably and on all replicas that vote, before a guest
+// can write, and again on the others when one of them is in doubt. Only after
+// that it is acknowledged: the host notes it, and the guest's writes may be
+// in it. One whose raise never finished is recognised by a member that has
+// not got it; it counts as the generation it was raised from. When the guest
+// has gone and everything is flushed, the mark becomes clean.
+//
+// QEMU acknowledges a write before its report about a bad child reaches us.
+// If the power fails within that moment, the bad replica still has the newest
+// generation; but none is clean then, so the rule for unclean sets holds and a
+// majority decides.
+//
+// # Deciding
+//
+// Decide (decide.go) is the protocol, a pure function of what was observed:
+// the newest generation that may have been acknowledged, at least threshold of
+// its replicas or a veto, the rest is left out and brought up to date later.
+// An unclean generation starts with three replicas or more, since a majority
+// can then repair it; fewer is a veto until somebody names the one to believe.
+//
+// # Parts
+//
+//	set.go store.go   definitions            build.go    build
+//	mark.go tag.go    marks                  verify.go   compare all replicas
+//	observe.go        look at all replicas   resync.go   repair from the majority
+//	decide.go         who votes              replace.go  replace, remove
+//	raise.go          generations            status.go   what is known offline
+//	node.go           QEMU's -blockdev trees
+//	walk.go           reads replicas side by side, through qemu-storage-daemon
+//
+// Whoever uses the replicas of a set, the daemon that serves it or an offline
+// verb, holds the set's lock (Service.Lock) as long as it does; so the verbs
+// refuse while the set is served, and two verbs never meet.
+//
+// # How it fails
+//
+// Closed. A refusal is a failure.Conflict or failure.Precondition, names the
+// replicas that are missing or out of date, and its hint is the command that
+// is the way out. A crash at any point leaves a set that the same verb, called
+// again, brings to its end; the tests kill each verb at every step.
+package quorum

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"diskhook/storage/blockdev"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+)
+
+// Observe looks at all replicas side by side, each for at most the set's hang
+// timeout, and changes nothing. What is wrong with one is in its Observed.
+func (s *Service) Observe(ctx context.Context, set Set) []Observed {
+	seen := make([]Observed, len(set.Replicas))
+	var pending sync.WaitGroup
+	for i, r := range set.Replicas {
+		pending.Go(func() { seen[i] = s.observe(ctx, set, r) })
+	}
+	pending.Wait()
+	return seen
+}
+
+func (s *Service) observe(ctx context.Context, set Set, r Replica) Observed {
+	o := Observed{ID: r.ID}
+	o.Image = s.inspect(ctx, set, r)
+	o.Mark, o.NoMark = s.readMark(ctx, set, r)
+	return o
+}
+
+// Decide observes the set and decides; see the function Decide. The error is
+// for what this host does not know about itself.
+func (s *Service) Decide(ctx context.Context, set Set) (Decision, []Observed, error) {
+	known, err := s.Known(set)
+	if err != nil {
+		return Decision{}, nil, err
+	}
+	observed := s.Observe(ctx, set)
+	if err := stopped(ctx); err != nil {
+		return Decision{}, nil, err
+	}
+	return Decide(set, observed, known), observed, nil
+}
+
+// inspect says what is wrong with a replica's image: it is not there, its
+// headers do not say what is declared, or its size is not the set's.
+func (s *Service) inspect(ctx context.Context, set Set, r Replica) error {
+	ctx, cancel := context.WithTimeout(ctx, s.hangTimeout(set))
+	defer cancel()
+	size, exact, err := s.measure(ctx, r)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", r, err)
+	case size < set.Size, exact && size != set.Size:
+		return failure.New(failure.Precondition, "%s: it has %d bytes, the set has %d", r, size, set.Size)
+	}
+	return nil
+}
+
+// measure returns the virtual size in bytes; exact is false for what may be
+// longer than the set, of which QEMU gets to see only the beginning.
+func (s *Service) measure(ctx context.Context, r Replica) (size int64, exact bool, err error) {
+	top := r.Top()
+	if top.Type == NBD {
+		size, err = s.exportSize(ctx, top)
+		return size, false, err
+	}
+	if err := s.kinds(ctx, r); err != nil {
+		return 0, false, err
+	}
+	info, err := s.checker().Chain(ctx, layers(r.Chain))
+	if err != nil {
+		return 0, false, err
+	}
+	return info.VirtualSize, top.Type == File || top.Format == imagecheck.QCOW2, nil
+}
+
+// kinds holds the types of the layers against what their paths lead to.
+func (s *Service) kinds(ctx context.Context, r Replica) error {
+	_, err := command.Abandon(ctx, func() (struct{}, error) {
+		for _, l := range r.Chain {
+			kind, err := blockdev.KindOf(l.Path)
+			if err != nil {
+				return struct{}{}, err
+			}
+			if want := map[string]blockdev.Kind{File: blockdev.Regular, Block: blockdev.Block}[l.Type]; kind != want {
+				return struct{}{}, failure.New(failure.Precondition, "%s: %s, not a %s", l.Path, kind, want)
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
+}
+
+func layers(chain []Layer) []imagecheck.Layer {
+	var plain []imagecheck.Layer
+	for _, l := range chain {
+		plain = append(plain, imagecheck.Layer{Path: l.Path, Format: l.Format})
+	}
+	return plain
+}
+
+// Activate makes the devices of all replicas that are logical volumes, with
+// one command for each group. A group that fails is an error of the replicas
+// in it, which Observe then finds missing; so it is logged only.
+func (s *Service) Activate(ctx context.Context, set Set) {
+	groups := map[string][]string{}
+	for _, r := range set.Replicas {
+		if vg, lv, ok := strings.Cut(r.Volume, "/"); ok {
+			groups[vg] = append(groups[vg], lv)
+		}
+	}
+	for vg, lvs := range groups {
+		// One by one: a volume that is gone must not keep the others away.
+		err := s.lvm().Activate(ctx, vg, lvs...)
+		for i := 0; err != nil && i < len(lvs) && len(lvs) > 1; i++ {
+			err = errors.Join(err, s.lvm().Activate(ctx, vg, lvs[i]))
+		}
+		if err != nil {
+			s.Log.WarnContext(ctx, "volumes of replicas are not active", "set", set.Name, "vg", vg, "err", err)
+		}
+	}
+}
+
+// exportSize asks an NBD server how long its export is.
+func (s *Service) exportSize(ctx context.Context, l Layer) (int64, error) {
+	return 0, failure.New(failure.Precondition, "%s: not yet", l)
+}

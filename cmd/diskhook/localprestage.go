@@ -80,6 +80,7 @@ func localPrestage(p *program, c *cli.Context) error {
 	for _, d := range all {
 		if d.err == nil {
 			s.planPrestage(c, d)
+			p.inVain(c, s, d)
 		}
 	}
 	if !c.Bool("dry-run") {
@@ -174,6 +175,18 @@ func (s *services) planPrestage(c *cli.Context, d *prestaged) {
 		d.Commands = append(d.Commands, s.domains.Libvirt.Cmd(domains.VerbStart).String())
 	}
 	d.Changed = len(d.Commands) > 0
+}
+
+// inVain says which copies apply will not take; see localdisk's stale.go.
+func (p *program) inVain(c *cli.Context, s *services, d *prestaged) {
+	for _, disk := range d.disks {
+		if disk.Fill != "" || disk.OVirt() || d.err != nil {
+			continue
+		}
+		if info, err := s.local.Inspect(c.Context, disk); err == nil && info.Block {
+			fmt.Fprintf(p.stderr, "diskhook: %s: it is not bound yet and its source is a block device, which does not tell whether a guest wrote to it: `diskhook domain apply` makes this copy again\n", harmless(disk.String()))
+		}
+	}
 }
 
 // prestage does the work for those that need it, and tells at once how it ended

@@ -41,8 +41,10 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		RequireExplicitExec: true,
 		Setup:               setUp,
+		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"image":     image,
+			"device":    device,
 			"domain":    defineDomain,
 			"facts":     setFacts,
 			"edit":      editDomain,

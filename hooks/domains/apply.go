@@ -147,7 +147,7 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		return err
 	}
 	disks, err := s.toFill(ctx, p.After, lazy...)
-	disks = p.notRemembered(disks)
+	disks = p.fillable(disks)
 	if err != nil || len(disks) == 0 {
 		return err
 	}
@@ -155,6 +155,7 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 	if err != nil {
 		return err
 	}
+	p.fills = disks
 	for _, o := range observed {
 		if !o.Stale && slices.Contains(lazy, o.Disk.Target) {
 			continue
@@ -182,8 +183,24 @@ func (p *Plan) notRemembered(disks []localdisk.Disk) []localdisk.Disk {
 	return slices.DeleteFunc(disks, func(disk localdisk.Disk) bool { return slices.Contains(p.remembered, disk.Target) })
 }
 
-// lazy are the targets that the plan binds, or binds to another source, whose
-// copies the first start makes.
+// fillable are the disks whose copies apply may touch, those that the plan
+// binds marked so.
+func (p *Plan) fillable(disks []localdisk.Disk) []localdisk.Disk {
+	disks = p.notRemembered(disks)
+	for i := range disks {
+		disks[i].BoundAnew = p.bindsAnew(disks[i].Target)
+	}
+	return disks
+}
+
+// bindsAnew says that the plan binds a disk, or binds it to another source: so
+// far a guest could have written to that.
+func (p *Plan) bindsAnew(target string) bool {
+	return p.rebinds || p.Domain.entry(target) == nil || slices.ContainsFunc(p.foreign, func(b bindings.Bound) bool { return b.Disk.Target == target })
+}
+
+// lazy are the targets that the plan binds anew and whose copies the first
+// start makes.
 func (p *Plan) lazy() ([]string, error) {
 	metadata, err := p.After.Metadata()
 	if err != nil || metadata == nil {
@@ -191,8 +208,7 @@ func (p *Plan) lazy() ([]string, error) {
 	}
 	var targets []string
 	for _, e := range metadata.Disks {
-		anew := p.Domain.entry(e.Target) == nil || slices.ContainsFunc(p.foreign, func(b bindings.Bound) bool { return b.Disk.Target == e.Target })
-		if anew && e.Local != nil && e.Local.Fill != "now" {
+		if e.Local != nil && e.Local.Fill != "now" && p.bindsAnew(e.Target) {
 			targets = append(targets, e.Target)
 		}
 	}
@@ -209,7 +225,7 @@ func (s *Service) room(ctx context.Context, p *Plan) error {
 	if err != nil {
 		return err
 	}
-	return s.Local.Room(ctx, disks)
+	return s.Local.Room(ctx, p.fillable(disks))
 }
 
 // planRoom is room for plans, which change nothing. To ask for room makes the
@@ -270,6 +286,11 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	if err := s.room(ctx, p); err != nil {
 		return err
 	}
+	if p.Redefines() && len(p.fills) > 0 {
+		if err := s.Local.GiveUpStale(ctx, p.fills); err != nil {
+			return err
+		}
+	}
 	stored, err := s.bind(ctx, p)
 	if err != nil {
 		return err
@@ -278,8 +299,7 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 	if err != nil {
 		return err
 	}
-	disks = p.notRemembered(disks)
-	if len(disks) > 0 {
+	if disks = p.notRemembered(disks); len(disks) > 0 {
 		if err := s.Local.Prestage(ctx, disks, w); err != nil {
 			return unfilled(stored, err)
 		}

@@ -26,6 +26,8 @@ type Plan struct {
 	Notes   []string             // what the operator should know
 
 	binds    []bindings.Bound // disks that are bound anew, or to another source
+	fills    []localdisk.Disk // disks whose copies are made, or may be there already
+	rebinds  bool             // all disks are bound anew: the definition is a clone, or came from elsewhere
 	anew     []string         // targets of Fill whose copy, if there is one, is replaced
 	foreign  []bindings.Bound // bound disks that get another source, as refresh accepts it
 	released []string         // targets that lose their binding

@@ -115,7 +115,7 @@ func (s *Service) PlanRebind(ctx context.Context, name string, discard bool) (*P
 		return nil, err
 	}
 	moved := s.notMoved(d, receipts, false, "rebind") != nil
-	if moved || bindings.SameDomain(d.Domain) != nil {
+	if p.rebinds = moved || bindings.SameDomain(d.Domain) != nil; p.rebinds {
 		if err := s.untouchable(d); err != nil {
 			return nil, err
 		}

@@ -21,7 +21,7 @@ type Observed struct {
 	// Begun: the copy is updating, and how far it got is known.
 	Begun bool
 	// Stale: no guest used the copy yet, and its source is not any more what
-	// it was made from. Only ObserveSources looks.
+	// it was made from, or nobody can know. Only ObserveSources looks.
 	Stale bool
 	// Below is why an overlay that is not settled cannot be used: what it lies
 	// on is gone, or something else.
@@ -142,13 +142,17 @@ func permitted(o Observed, a Action) Decision {
 	if o.Disk.Create {
 		return Decision{Action: a}
 	}
+	if o.Copy.State == Ready && o.Receipt != nil && !o.Receipt.Discarding {
+		err := failure.New(failure.Precondition, "%s: its local copy was made before the disk was bound, and its source may have been written to since", o.Disk)
+		return Decision{Veto, failure.Hint(err, "make it again with `diskhook local prestage %s`", o.Disk.nameArg())}
+	}
 	err := failure.New(failure.Precondition, "%s: its local copy is %s and the binding is fill=now, so a start does not make it", o.Disk, o.Copy.State)
 	return Decision{Veto, failure.Hint(err, "run `diskhook local prestage %s`", o.Disk.nameArg())}
 }
 
 func use(o Observed) Decision {
 	switch {
-	case o.Stale && !o.Receipt.Used:
+	case !o.Receipt.Used && (o.Stale || o.madeUnbound()):
 		return replace(o)
 	case o.Copy.Sick != "":
 		err := failure.New(failure.Precondition, "%s: %s: %s", o.Disk, o.Copy, o.Copy.Sick)
@@ -293,6 +297,8 @@ func (o Observed) Describe(dec Decision) string {
 		Wait:    "wait for the process that works on the copy",
 	}[dec.Action]
 	switch {
+	case dec.Action == Replace && o.Copy.State == Ready && !o.Receipt.Discarding:
+		what = "remove a copy that no guest used, for its source may have been written to since, then make and fill one"
 	case dec.Action == Create && o.Disk.Instant:
 		what = "make an overlay on the source"
 	case dec.Action == Use && o.Receipt.Unsettled():

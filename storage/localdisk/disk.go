@@ -45,6 +45,10 @@ type Disk struct {
 	// or qcow2; "" is not known.
 	Opened string `json:"opened,omitempty"`
 
+	// BoundAnew says that the disk is about to be bound: guests may have run on
+	// its source until now. Who binds it says so; see stale.go.
+	BoundAnew bool `json:"-"`
+
 	// Name is the copy's name as its receipt has it, where that is not the one
 	// that the ids give: see Pivoting. It is filled in here.
 	Name string `json:"-"`

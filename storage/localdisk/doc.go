@@ -25,6 +25,14 @@
 // again. A receipt that says discard is the intent of a verb that gave the
 // copy up; the next call finishes it.
 //
+// # What an unused copy is worth
+//
+// A complete copy that no guest has used is good as long as its source is what
+// it was made from. Files tell that by their fingerprints. A block device does
+// not, so a copy of one is good only if it was made for the binding that is
+// there now: who binds a disk makes it again, and gives the old one up before
+// the definition names it; see stale.go.
+//
 // # What a template is
 //
 // Disks that were made from one template have the lowest image of their chains

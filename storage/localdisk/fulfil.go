@@ -347,7 +347,7 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 		Schema: receiptSchema, Domain: o.Disk.Domain, DomainName: o.Disk.DomainName, Target: o.Disk.Target,
 		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
 		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
-		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint,
+		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint, Device: info.Block,
 		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
 	}
 	if o.Copy.Format == imagecheck.QCOW2 {

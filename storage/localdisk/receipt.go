@@ -39,8 +39,11 @@ type Receipt struct {
 	Size        int64              `json:"size"` // virtual size of the disk
 	Source      []imagecheck.Layer `json:"source"`
 	Fingerprint string             `json:"fingerprint"`
-	Machine     string             `json:"machine"`
-	Filled      time.Time          `json:"filled"`
+	// Device: a layer of the source is a block device, so that the fingerprint
+	// does not tell of every write. Older receipts do not say.
+	Device  bool      `json:"device,omitempty"`
+	Machine string    `json:"machine"`
+	Filled  time.Time `json:"filled"`
 
 	// Fill and Origin are those of the disk when it was bound; see Note. Older
 	// receipts have neither.

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 )
 
 // Room checks, before anything is begun, that the copies that Prestage would
@@ -30,8 +31,9 @@ func (s *Service) Room(ctx context.Context, disks []Disk) error {
 	return s.roomFor(ctx, later)
 }
 
-// roomFor asks each home once for all disks that get a copy there. What an
-// unfinished copy holds is freed first, and counts as free.
+// roomFor asks each home once for all disks that get a copy there. What the
+// copies hold that are unfinished or replaced is freed first, and counts as
+// free. An overlay may hold less than it shows, so it does not.
 func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 	for _, group := range s.byHome(disks) {
 		var sizes []int64
@@ -44,8 +46,8 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 				return unreadable(d, err)
 			}
 			sizes = append(sizes, takes(d, info))
-			if group.copies[i].State == Updating {
-				sizes = append(sizes, -group.copies[i].Size)
+			if c := group.copies[i]; c.State != Absent && c.Format != imagecheck.QCOW2 {
+				sizes = append(sizes, -c.Size)
 			}
 		}
 		if len(sizes) == 0 {

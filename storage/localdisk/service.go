@@ -57,37 +57,6 @@ func (s *Service) held(d Disk) (bool, error) {
 	return lock.Held(s.Layout.Locks(), lockName(d.Domain, d.Key()))
 }
 
-// ObserveSources is Observe, and looks at the sources of ready copies that no
-// guest has used: one that changed since makes the copy stale, and Decide then
-// replaces it. It is for those who make copies or bind a domain to them; a
-// start never looks at the source of a ready copy.
-func (s *Service) ObserveSources(ctx context.Context, disks []Disk) ([]Observed, error) {
-	observed, err := s.Observe(ctx, disks)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.markStale(ctx, observed); err != nil {
-		err = fmt.Errorf("%w: so it cannot be told whether its copy, which no guest has used yet, is still right", err)
-		return nil, failure.Hint(err, "bring the storage of its source back, then try again")
-	}
-	return observed, nil
-}
-
-func (s *Service) markStale(ctx context.Context, observed []Observed) error {
-	for i, o := range observed {
-		r := o.Receipt
-		if o.Copy.State != Ready || r == nil || r.Used || r.Discarding || len(o.Disk.Source) == 0 {
-			continue
-		}
-		info, err := s.Inspect(ctx, o.Disk)
-		if err != nil {
-			return fmt.Errorf("%s: its source: %w", o.Disk, err)
-		}
-		observed[i].Stale = info.Fingerprint != r.Fingerprint
-	}
-	return nil
-}
-
 func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bool, error)) ([]Observed, error) {
 	machine, err := s.Layout.MachineID()
 	if err != nil {

@@ -67,3 +67,22 @@ func normalizeAttr(quoted []byte) string {
 	}
 	return flat
 }
+
+// unquoted finds the attribute without quotes, <threshold value=2/>, at which
+// encoding/xml stopped: it reads up to the first byte of the value.
+func unquoted(src []byte, stopped int) (name, value string, found bool) {
+	for at := stopped; at >= max(stopped-1, 0); at-- {
+		before := bytes.TrimRight(src[:at], blank)
+		if !bytes.HasSuffix(before, []byte("=")) {
+			continue
+		}
+		before = bytes.TrimRight(before[:len(before)-1], blank)
+		name = string(before[bytes.LastIndexAny(before, blank+"<>'\"")+1:])
+		value = string(src[at:])
+		if end := strings.IndexAny(value, blank+"/<>'\""); end >= 0 {
+			value = value[:end]
+		}
+		return name, value, name != "" && value != ""
+	}
+	return "", "", false
+}

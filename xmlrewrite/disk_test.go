@@ -27,7 +27,7 @@ func TestSources(t *testing.T) {
 		{Target: "vdc", Device: "disk", Type: "network",
 			Source: Source{Type: "network", Protocol: "https", Name: "image.iso", Hosts: []Host{{Name: "example.org", Port: "443"}}, HasCookies: true}},
 		{Target: "vdd", Device: "disk", Type: "network",
-			Source: Source{Type: "network", Protocol: "iscsi", Name: "iqn.2013-07.org.example:pool/1", Hosts: []Host{{Name: "10.0.0.1"}}, HasAuth: true}},
+			Source: Source{Type: "network", Protocol: "iscsi", Name: "iqn.2013-07.org.example:pool/1", Hosts: []Host{{Name: "10.0.0.1"}}, Initiator: "iqn.x", HasAuth: true}},
 		{Target: "vde", Device: "disk", Type: "volume", Source: Source{Type: "volume", Pool: "p", Volume: "v", Mode: "direct"}},
 		{Target: "vdf", Device: "disk", Type: "nvme", Source: Source{Type: "nvme", Namespace: "1", Address: "0000:01:00.2"}},
 		{Target: "vdg", Device: "disk", Type: "vhostuser", Source: Source{Type: "vhostuser", Socket: "/run/vu.sock"}},

@@ -36,10 +36,12 @@ func (d *Document) editDisk(target string, change func(*edit, *etree.Element) er
 // EditDisk does. A missing one is created as the last child, declaring its
 // namespace with the given prefix. <devices> cannot be had this way.
 func (d *Document) EditChild(prefix, uri, local string, change func(*etree.Element) error) error {
-	for i, p := range d.pieces {
-		if p.kind == childPiece && p.uri == uri && p.local == local {
-			return d.edit(i, func(_ *edit, e *etree.Element) error { return change(e) })
-		}
+	return d.editChild(prefix, uri, local, func(_ *edit, e *etree.Element) error { return change(e) })
+}
+
+func (d *Document) editChild(prefix, uri, local string, change func(*edit, *etree.Element) error) error {
+	if i := d.findChild(uri, local); i >= 0 {
+		return d.edit(i, change)
 	}
 	raw := "<" + local + "/>"
 	if uri != "" {
@@ -50,11 +52,16 @@ func (d *Document) EditChild(prefix, uri, local string, change func(*etree.Eleme
 	if err != nil {
 		return err
 	}
-	if err := with.edit(i, func(_ *edit, e *etree.Element) error { return change(e) }); err != nil {
+	if err := with.edit(i, change); err != nil {
 		return err
 	}
 	*d = *with
 	return nil
+}
+
+// findChild returns the index of the first child of <domain> of that name, or -1.
+func (d *Document) findChild(uri, local string) int {
+	return slices.IndexFunc(d.pieces, func(p piece) bool { return p.kind == childPiece && p.uri == uri && p.local == local })
 }
 
 // appendChild puts a new element before the end tag of <domain>.

@@ -60,6 +60,8 @@ func bound(l LocalDisk) rewriters {
 
 type rewriters func(testing.TB, *Document) []Rewriter
 
+const quorumSocket = "/run/diskhook/quorum/db/nbd.sock"
+
 const stable = "/run/diskhook/disks/5e2d7f0a-0d1c-4b52-9f0e-3b1f6a2c9d10/vda"
 
 // golden ties each *.out.xml to the *.in.xml and the rewrite that make it.
@@ -81,6 +83,9 @@ var golden = []struct {
 	}},
 	{"odd-spelling", "odd-spelling.local", bound(LocalDisk{Target: "vda", Path: stable})},
 	{"compact", "compact.local", bound(LocalDisk{Target: "vda", Path: stable})},
+	{"quorum-seed", "libvirt-quorum.export", func(testing.TB, *Document) []Rewriter {
+		return []Rewriter{ExportQuorum{Target: "vda", Socket: quorumSocket, Name: "db"}}
+	}},
 	{"hotplug", "hotplug.local", local("sdb", "block", LocalDisk{Path: "/dev/vg/copy", IO: "io_uring"})},
 }
 

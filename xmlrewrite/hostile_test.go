@@ -131,7 +131,7 @@ func TestParseErrors(t *testing.T) {
 // TestParseErrorsNameTheLine: the one line says where and what.
 func TestParseErrorsNameTheLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"<a>\n<b>\n</a>":              "malformed XML: line 3: element b closed by a",
+		"<a>\n<b>\n</a>":              "malformed XML: line 3: element b, opened in line 2, is not closed before </a>",
 		"<a>\n\n<b c='' c=''/>":       "XML with a duplicate attribute: line 3: c",
 		"<a>\n&x\x1b\n\n;</a>":        "malformed XML: line 2: character U+001B is not allowed",
 		"<a>" + "<b a='1'c='2'/></a>": "malformed XML: line 1: no white space between attributes",

@@ -10,7 +10,10 @@ import (
 
 // originParts are the children of a disk that say where its data is. They are
 // kept while the disk is bound, and put back after.
-var originParts = []string{"driver", "auth", "source", "backingStore"}
+var originParts = []string{"driver", "auth", "threshold", "source", "backingStore"}
+
+// quorumAttrs are the attributes of a <disk> that only a quorum has.
+var quorumAttrs = []string{"threshold", "read_pattern", "blkverify"}
 
 // Origin returns what BoundDisk.Origin keeps of a disk: a <disk> element with
 // its type and, byte for byte, its driver, auth, source and backing chain.
@@ -23,14 +26,15 @@ func (d *Document) Origin(target string) ([]byte, error) {
 	e := readTree(d.pieces[i].raw, d.pieces[i].in, known)
 	w := &writer{known: known, quote: d.quote}
 	w.text("<disk")
-	for _, key := range []string{"type", "device"} {
+	for _, key := range append([]string{"type", "device"}, quorumAttrs...) {
 		if value := attr(e, key); value != "" {
 			w.attr(key, value)
 		}
 	}
 	w.text(">")
+	parts := partsOf(e)
 	for _, name := range originParts {
-		if c := child(e, name); c != nil {
+		for _, c := range parts[name] {
 			w.node(c)
 		}
 	}
@@ -74,36 +78,51 @@ func (r RestoreOrigin) Rewrite(doc *Document) error {
 		if err != nil {
 			return err
 		}
-		if kind := attr(origin, "type"); kind != "" {
-			disk.CreateAttr("type", kind)
-		} else {
-			disk.RemoveAttr("type")
+		now := partsOf(disk)
+		for _, key := range append([]string{"type"}, quorumAttrs...) {
+			if value := attr(origin, key); value != "" {
+				disk.CreateAttr(key, value)
+			} else {
+				disk.RemoveAttr(key)
+			}
 		}
-		ed.restoreParts(disk, origin)
+		ed.restoreParts(disk, now, partsOf(origin))
 		return nil
 	})
 }
 
-// restoreParts moves origin's parts into disk: into the place of the present
-// one, else next to the part that libvirt writes before or after it.
-func (ed *edit) restoreParts(disk, origin *etree.Element) {
+// partsOf returns the children of a disk that say where its data is. A quorum
+// has several backing chains; of any other disk the first one counts.
+func partsOf(disk *etree.Element) map[string][]*etree.Element {
+	parts := map[string][]*etree.Element{}
+	for _, name := range originParts {
+		parts[name] = children(disk, name)
+		if len(parts[name]) > 1 && !isQuorum(disk) {
+			parts[name] = parts[name][:1]
+		}
+	}
+	return parts
+}
+
+// restoreParts moves parts of an origin into disk: into the places of the
+// present ones, else next to the part that libvirt writes before or after it.
+func (ed *edit) restoreParts(disk *etree.Element, now, origin map[string][]*etree.Element) {
 	var before *etree.Element // the part last seen
 	for _, name := range originParts {
-		now, was := child(disk, name), child(origin, name)
-		switch {
-		case was == nil:
-			if now != nil {
-				remove(now)
+		for i, was := range origin[name] {
+			switch {
+			case i < len(now[name]):
+				replace(now[name][i], was)
+			case before != nil:
+				ed.insertAfter(before, was)
+			default:
+				ed.insertFirst(disk, was)
 			}
-			continue
-		case now != nil:
-			replace(now, was)
-		case before != nil:
-			ed.insertAfter(before, was)
-		default:
-			ed.insertFirst(disk, was)
+			before = was
 		}
-		before = was
+		for i := len(origin[name]); i < len(now[name]); i++ {
+			remove(now[name][i])
+		}
 	}
 }
 

@@ -129,6 +129,7 @@ func (q *QuorumDisk) checkChains() error {
 			return q.errorf("replica %d: a chain of more than %d images", i+1, maxLayers)
 		}
 		for _, l := range r.Chain {
+			l = l.normal()
 			if why := l.refused(); why != "" {
 				return q.errorf("replica %d: %s: %s", i+1, clip(l.Source.String()), why)
 			}
@@ -173,6 +174,7 @@ func (q *QuorumDisk) checkDistinct() error {
 	seen := map[string]int{}
 	for i, r := range q.Replicas {
 		for _, l := range r.Chain {
+			l = l.normal()
 			key := l.Source.identity()
 			switch first, twice := seen[key]; {
 			case twice && first == i:

@@ -96,6 +96,7 @@ type openElement struct {
 	name     xml.Name
 	uri      string
 	bindings int // length of scope outside the element
+	start    int
 }
 
 func (s *scanner) token(raw xml.Token, start, end int) (token, error) {
@@ -168,7 +169,7 @@ func (s *scanner) startElement(tok *token, written []byte) error {
 		return s.errorf(ErrDuplicateAttribute, tok.start, clip(name))
 	}
 	tok.uri, tok.scope = s.resolve(tok.name.Space), s.scope[:outer]
-	s.open = append(s.open, openElement{tok.name, tok.uri, outer})
+	s.open = append(s.open, openElement{tok.name, tok.uri, outer, tok.start})
 	s.depth++
 	return nil
 }
@@ -179,7 +180,8 @@ func (s *scanner) endElement(tok *token) error {
 	}
 	last := s.open[len(s.open)-1]
 	if last.name != tok.name {
-		return s.errorf(ErrMalformed, tok.start, fmt.Sprintf("element %s closed by %s", clip(last.name.Local), clip(tok.name.Local)))
+		return s.errorf(ErrMalformed, tok.start, fmt.Sprintf("element %s, opened in line %d, is not closed before </%s>",
+			clip(last.name.Local), s.line(last.start), clip(tok.name.Local)))
 	}
 	s.open = s.open[:len(s.open)-1]
 	s.scope = s.scope[:last.bindings]
@@ -207,17 +209,24 @@ func (s *scanner) syntax(offset int, err error) error {
 	case errors.Is(err, errEncoding):
 		return s.errorf(ErrMalformed, offset, errEncoding.Error())
 	case errors.As(err, &syntax):
+		if name, value, found := unquoted(s.src, min(offset, len(s.src))); found {
+			return s.errorf(ErrMalformed, offset, fmt.Sprintf("%s=%s has no quotes: write %[1]s='%[2]s'", clip(name), clip(value)))
+		}
 		return s.errorf(ErrMalformed, offset, clip(syntax.Msg))
 	}
 	return s.errorf(ErrMalformed, offset, clip(err.Error()))
 }
 
 func (s *scanner) errorf(kind error, offset int, detail string) error {
-	line := 1 + bytes.Count(s.src[:min(offset, len(s.src))], []byte("\n"))
+	line := s.line(offset)
 	if detail == "" {
 		return fmt.Errorf("%w: line %d", kind, line)
 	}
 	return fmt.Errorf("%w: line %d: %s", kind, line, detail)
+}
+
+func (s *scanner) line(offset int) int {
+	return 1 + bytes.Count(s.src[:min(offset, len(s.src))], []byte("\n"))
 }
 
 // clip keeps what a stranger wrote from filling or breaking the line.

@@ -18,8 +18,12 @@ type Source struct {
 	Dev  string // block, vhostvdpa
 	Dir  string // dir
 
-	Protocol, Name string // network
-	Hosts          []Host // network
+	Protocol, Name   string // network
+	Hosts            []Host // network
+	TLS, Query       string // network: attributes of its <source>
+	Snapshot, Config string // network, rbd: the snapshot that is read, Ceph's configuration file
+	Initiator        string // network, iscsi: its qualified name
+	Auth             *Auth  // network
 
 	Pool, Volume, Mode string // volume
 
@@ -37,6 +41,10 @@ type Source struct {
 
 // Host is one server of a network source.
 type Host struct{ Name, Port, Transport, Socket string }
+
+// Auth names the secret that a network source is opened with; libvirt keeps it.
+// The secret has a UUID or a Usage.
+type Auth struct{ Username, Type, UUID, Usage string }
 
 // Path returns the path of a file, block or dir source; "" for any other and
 // for an empty drive.
@@ -93,6 +101,13 @@ func readSource(e *etree.Element, kind string) Source {
 		s.Dir = attr(e, "dir")
 	case "network":
 		s.Protocol, s.Name = attr(e, "protocol"), attr(e, "name")
+		s.TLS, s.Query = attr(e, "tls"), attr(e, "query")
+		s.Snapshot, s.Config = attr(child(e, "snapshot"), "name"), attr(child(e, "config"), "file")
+		s.Initiator = attr(child(child(e, "initiator"), "iqn"), "name")
+		if auth := child(e, "auth"); auth != nil {
+			secret := child(auth, "secret")
+			s.Auth = &Auth{attr(auth, "username"), attr(secret, "type"), attr(secret, "uuid"), attr(secret, "usage")}
+		}
 		for c := range e.ChildElementsSeq() {
 			if is(c, "", "host") {
 				s.Hosts = append(s.Hosts, Host{attr(c, "name"), attr(c, "port"), attr(c, "transport"), attr(c, "socket")})

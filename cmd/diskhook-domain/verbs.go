@@ -5,14 +5,19 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
 
 	"github.com/google/uuid"
 	"libvirt.org/go/libvirt"
 
 	"diskhook/hooks/domains"
+	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
 )
 
@@ -117,7 +122,24 @@ func define(conn *libvirt.Connect, r domains.Definition) (domains.Facts, error) 
 		return domains.Facts{}, classified("define the domain", err)
 	}
 	defer dom.Free()
+	if err := flushDefinitions(conn); err != nil {
+		return domains.Facts{}, err
+	}
 	return facts(dom)
+}
+
+// flushDefinitions makes the definition outlive a power cut: libvirt flushes the
+// file and then gives it its name, which is in no directory on disk yet
+// (virFileRewrite in src/util/virfile.c).
+func flushDefinitions(conn *libvirt.Connect) error {
+	uri, err := conn.GetURI()
+	if err != nil || uri != domains.HostURI {
+		return classified("libvirt: uri", err)
+	}
+	if err := atomicfile.Sync("/etc/libvirt/qemu"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("definitions: %w", err)
+	}
+	return nil
 }
 
 func blockResize(conn *libvirt.Connect, r domains.ResizeRequest) (struct{}, error) {
@@ -175,6 +197,7 @@ func facts(dom *libvirt.Domain) (f domains.Facts, err error) {
 	}{
 		{"uuid", func() (err error) { f.UUID, err = dom.GetUUIDString(); return }},
 		{"is it active", func() (err error) { f.Active, err = dom.IsActive(); return }},
+		{"run", func() (err error) { f.Run, err = runOf(dom); return }},
 		{"is it persistent", func() (err error) { f.Persistent, err = dom.IsPersistent(); return }},
 		{"snapshots", func() (err error) { f.Snapshots, err = dom.SnapshotNum(0); return }},
 		{"checkpoints", func() (err error) { f.Checkpoints, err = checkpoints(dom); return }},
@@ -186,6 +209,24 @@ func facts(dom *libvirt.Domain) (f domains.Facts, err error) {
 		}
 	}
 	return f, nil
+}
+
+// runOf is this boot of the host with the number that libvirt gives to a running
+// domain. libvirt counts anew when it is restarted while no domain runs.
+func runOf(dom *libvirt.Domain) (string, error) {
+	active, err := dom.IsActive()
+	if err != nil || !active {
+		return "", err
+	}
+	id, err := dom.GetID()
+	if err != nil {
+		if active, gone := dom.IsActive(); gone == nil && !active {
+			return "", nil
+		}
+		return "", err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return fmt.Sprintf("%s/%d", bytes.TrimSpace(boot), id), err
 }
 
 // persistentOnly takes "no" from what a transient domain cannot have.

@@ -18,7 +18,7 @@ func settleFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "all", Usage: "settle every disk of this host that is not"},
 		&cli.StringFlag{Name: "rate", Usage: "read at most `SIZE` per second (default: [local] rate)"},
-		&cli.BoolFlag{Name: "raw", Usage: "make a raw copy of the disk while its domain runs, and go on with that"},
+		&cli.BoolFlag{Name: "raw", Usage: "make a raw copy of the disk, also while its domain runs, and go on with that"},
 		connectFlag(), dryRunFlag(),
 	}
 }
@@ -51,9 +51,15 @@ func localSettle(p *program, c *cli.Context) error {
 		var failed []error
 		for _, disk := range disks {
 			err := s.settle(c, disk, rate, r.work("settling of "+disk.Disk().String()))
-			if err != nil && !errors.Is(err, localdisk.ErrSettled) {
+			switch {
+			case err == nil, errors.Is(err, localdisk.ErrSettled):
+			case c.Bool("all") && errors.Is(err, localdisk.ErrStarts): // which is as it should be
+				p.notice(err)
+			default:
 				failed = append(failed, err)
-				p.notice(err, len(disks))
+				if len(disks) > 1 { // the others may take hours
+					p.notice(err)
+				}
 			}
 			if c.Context.Err() != nil {
 				break
@@ -65,7 +71,7 @@ func localSettle(p *program, c *cli.Context) error {
 }
 
 // settle makes one disk whole, or raw. One that was on its way to raw goes on,
-// or, if its domain does not run, is taken back and made whole.
+// or, where that is not possible any more, is taken back and made whole.
 func (s *services) settle(c *cli.Context, r localdisk.Receipt, rate int64, notify progress.Func) error {
 	if c.Bool("raw") || r.Pivot != nil {
 		err := s.domains.SettleRaw(c.Context, r.Domain, r.Key(), rate, notify)
@@ -76,13 +82,8 @@ func (s *services) settle(c *cli.Context, r localdisk.Receipt, rate int64, notif
 	return s.domains.Settle(c.Context, r.Domain, r.Key(), rate, notify)
 }
 
-// notice tells at once of a disk that failed where others follow: they may
-// take hours.
-func (p *program) notice(err error, of int) {
-	if of > 1 {
-		fmt.Fprintf(p.stderr, "diskhook: %s\n", failure.Line(err))
-	}
-}
+// notice tells at once how it went with one disk of several.
+func (p *program) notice(err error) { fmt.Fprintf(p.stderr, "diskhook: %s\n", failure.Line(err)) }
 
 // firstOf is one error, or how many there were with the hint of the first.
 func firstOf(all []error) error {

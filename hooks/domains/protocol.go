@@ -47,6 +47,7 @@ type Facts struct {
 	UUID        string `json:"uuid"`
 	State       string `json:"state"` // as virsh domstate names it
 	Active      bool   `json:"active"`
+	Run         string `json:"run,omitempty"` // of an active domain: every start gives another
 	Persistent  bool   `json:"persistent"`
 	Autostart   bool   `json:"autostart"`
 	ManagedSave bool   `json:"managed_save"`

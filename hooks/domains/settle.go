@@ -142,14 +142,14 @@ func (s *Service) flush(ctx context.Context, t *localdisk.Settling) error {
 	case facts.State == "paused":
 		return paused(facts.State)
 	}
-	if err := t.Suspending(ctx, true); err != nil {
+	if err := t.Suspending(ctx, facts.Run); err != nil {
 		return err
 	}
 	flushed, err := s.Libvirt.Flush(ctx, t.Disk.Domain)
 	if err != nil {
 		return s.stopped(ctx, t, errors.Join(err, s.resume(ctx, t)))
 	}
-	if err := t.Suspending(ctx, false); err != nil {
+	if err := t.Suspending(ctx, ""); err != nil {
 		return err
 	}
 	if !flushed.Flushed {
@@ -158,21 +158,38 @@ func (s *Service) flush(ctx context.Context, t *localdisk.Settling) error {
 	return nil
 }
 
-// resume lets the guest go on if it was stopped for this. While nobody can say
-// that it did, or that there is none any more, the note stays.
+// resume lets the guest go on if it was stopped for this. A later run of the
+// domain was not: who has paused that one means it. While nobody can say that
+// the guest goes on, or that the run has ended, the note stays.
 func (s *Service) resume(ctx context.Context, t *localdisk.Settling) error {
-	if !t.Receipt.Suspended {
+	run := t.Receipt.Suspended
+	if run == "" {
 		return nil
 	}
-	if err := s.Libvirt.Resume(ctx, t.Disk.Domain); err != nil {
-		facts, unknown := s.Libvirt.Facts(ctx, t.Disk.Domain)
-		gone := failure.KindOf(unknown) == failure.NotFound || unknown == nil && (!facts.Active || facts.State == "running")
-		if !gone {
-			err = fmt.Errorf("%s: it is suspended: %w", t.Disk, errors.Join(err, unknown))
-			return failure.Hint(err, "run this again, or resume it with `virsh resume %s`", t.Disk.Domain)
+	goesOn, err := s.goesOn(ctx, t.Disk.Domain, run)
+	if err == nil && !goesOn {
+		if err = s.Libvirt.Resume(ctx, t.Disk.Domain); err != nil {
+			var unknown error
+			if goesOn, unknown = s.goesOn(ctx, t.Disk.Domain, run); goesOn {
+				err = nil
+			}
+			err = errors.Join(err, unknown)
 		}
 	}
-	return t.Suspending(ctx, false)
+	if err != nil {
+		err = fmt.Errorf("%s: it is suspended: %w", t.Disk, err)
+		return failure.Hint(err, "run this again, or resume it with `virsh resume %s`", t.Disk.Domain)
+	}
+	return t.Suspending(ctx, "")
+}
+
+// goesOn says that a run of a domain is not suspended, or is over.
+func (s *Service) goesOn(ctx context.Context, domain, run string) (bool, error) {
+	facts, err := s.Libvirt.Facts(ctx, domain)
+	if failure.KindOf(err) == failure.NotFound {
+		return true, nil
+	}
+	return err == nil && (!facts.Active || facts.Run != run || facts.State != "paused"), err
 }
 
 // alone refuses a domain that runs on something else than its overlay, such as

@@ -31,6 +31,7 @@ type emulator struct {
 	overlay  string
 	source   string // what the running disk is; "" is its stable path
 	active   bool
+	run      int  // of those that there were
 	managed  bool // it has a managed save
 	state    string
 	job      BlockJob
@@ -73,7 +74,11 @@ func (e *emulator) answer(verb string, request []byte) (any, error) {
 	}
 	switch verb {
 	case VerbFacts:
-		return Facts{Name: "vm", UUID: testUUID, State: e.state, Active: e.active, Persistent: true, ManagedSave: e.managed}, nil
+		f := Facts{Name: "vm", UUID: testUUID, State: e.state, Active: e.active, Persistent: true, ManagedSave: e.managed}
+		if e.active {
+			f.Run = fmt.Sprint("run ", e.run)
+		}
+		return f, nil
 	case VerbLive:
 		source := e.source
 		if source == "" {
@@ -348,7 +353,56 @@ func TestSettleResumesWhatAFlushSuspended(t *testing.T) {
 		t.Errorf("the domain is %s", e.state)
 	}
 	e.settled(true)
-	if all, err := localdisk.Receipts(e.s.Host.Layout, testUUID); err != nil || all[0].Suspended {
+	if all, err := localdisk.Receipts(e.s.Host.Layout, testUUID); err != nil || all[0].Suspended != "" {
 		t.Errorf("receipts %+v, %v", all, err)
+	}
+}
+
+// What was left suspended was one run of the domain. Whoever pauses the next one
+// means it, whether its start went through the hook or not.
+func TestSettleResumesNoOtherRun(t *testing.T) {
+	for name, restarts := range map[string]func(*emulator){
+		"started by the hook": func(e *emulator) {
+			e.dies()
+			d := localdisk.Disk{Domain: testUUID, DomainName: "vm", Target: "vda", Backend: "dir", OnStop: localdisk.Keep, Instant: true}
+			if _, err := e.s.Local.Fulfil(t.Context(), []localdisk.Disk{d}, localdisk.Waiting{}); err != nil {
+				t.Fatal(err)
+			}
+			if all, err := localdisk.Receipts(e.s.Host.Layout, testUUID); err != nil || all[0].Suspended != "" {
+				t.Errorf("the note outlived the run: %+v, %v", all, err)
+			}
+			e.active = true // as the run that was, by libvirt's number
+		},
+		"not released": func(e *emulator) { e.run++ },
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := running(t)
+			e.on = func(verb string) error {
+				if slices.Contains(e.answered, VerbFlush) {
+					e.state = "paused"
+					return failure.New(failure.Temporary, "libvirt did not answer in time")
+				}
+				return nil
+			}
+			if err := e.settle(t.Context()); err == nil {
+				t.Fatal("it came to an end")
+			}
+			if all, err := localdisk.Receipts(e.s.Host.Layout, testUUID); err != nil || all[0].Suspended != "run 0" {
+				t.Fatalf("receipts %+v, %v", all, err)
+			}
+			restarts(e)
+			e.state, e.on, e.answered = "paused", nil, nil
+			err := e.settle(t.Context())
+			if failure.KindOf(err) != failure.Temporary || !strings.Contains(failure.Line(err), "the domain is paused") {
+				t.Errorf("%v", err)
+			}
+			if e.state != "paused" || slices.Contains(e.answered, VerbResume) {
+				t.Errorf("the operator's pause was ended: %v", e.answered)
+			}
+			if all, err := localdisk.Receipts(e.s.Host.Layout, testUUID); err != nil || all[0].Suspended != "" {
+				t.Errorf("receipts %+v, %v", all, err)
+			}
+			e.settled(false)
+		})
 	}
 }

@@ -103,6 +103,57 @@ func TestSettleRawDiesWithTheEmulatorAtEveryPoint(t *testing.T) {
 	}
 }
 
+// The same for a domain that does not run. Until the mark it starts on its
+// overlay; from then on a start is refused with the command, and nothing else is
+// needed than that command, or the next settling of all.
+func TestSettleRawOfAStoppedDomainGoesOnAtEveryPoint(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	probe := defined(t)
+	probe.dies()
+	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
+	if err := probe.toRaw(); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DISKHOOK_FAILPOINT_LOG", "")
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	points := strings.Fields(string(b))
+	slices.Sort(points)
+	if points = slices.Compact(points); len(points) < 8 {
+		t.Fatalf("only %d failpoints: %v", len(points), points)
+	}
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) {
+			e := defined(t)
+			e.dies()
+			interrupted(t, e, point)
+			marked := slices.Contains([]string{"pivot.marked", "pivot.redefined", "pivot.resumed", "pivot.cleaned"}, point)
+			format, err := e.starts()
+			switch {
+			case point == "pivot.marked":
+				if err == nil || !strings.Contains(failure.HintOf(err), "diskhook local settle --raw vm vda") {
+					t.Fatalf("started as %s, %v", format, err)
+				}
+			case err != nil || (format == "raw") != marked:
+				t.Fatalf("started as %s, %v", format, err)
+			default:
+				e.finds(format, false)
+				e.dies()
+			}
+			if err := e.toRaw(); err != nil && failure.KindOf(err) != failure.NotFound {
+				t.Fatal(err)
+			}
+			e.isRaw()
+			if format, err := e.starts(); err != nil || format != "raw" {
+				t.Fatalf("started as %s, %v", format, err)
+			}
+			e.finds("raw", false)
+		})
+	}
+}
+
 // Interrupted between pivot and mark, and resumed by somebody, the guest writes
 // to the raw copy alone. It is not thrown away, whatever became of the domain.
 func TestSettleRawKeepsARawCopyThatTheGuestWroteTo(t *testing.T) {

@@ -36,6 +36,10 @@ func (s *Service) namesRaw(ctx context.Context, p *localdisk.Pivoting) (bool, er
 	return there && disk.Source.Path() == raw, nil
 }
 
+// rawFill is how a disk is bound that became raw: its copy could be made again,
+// but not as an overlay.
+const rawFill = "start"
+
 func noLibvirt(p *localdisk.Pivoting) error {
 	err := failure.New(failure.Precondition, "%s: libvirt is not asked under a moved root", p.Disk)
 	return failure.Hint(err, "name a connection with --connect URI")
@@ -62,7 +66,7 @@ func (s *Service) agree(ctx context.Context, p *localdisk.Pivoting) error {
 	if d, err = s.Look(ctx, p.Disk.Domain); err != nil {
 		return err
 	}
-	after, err := s.agreed(d, p)
+	after, err := s.agreed(ctx, d, p)
 	if err != nil || bytes.Equal(after.Bytes(), d.Doc.Bytes()) {
 		return err
 	}
@@ -80,16 +84,35 @@ func (s *Service) agree(ctx context.Context, p *localdisk.Pivoting) error {
 	return failpoint.Hit("pivot.redefined")
 }
 
+// onItsCopy refuses a definition whose disk is something else than its copy,
+// such as a snapshot on top of it: what the guest wrote is there.
+func (s *Service) onItsCopy(ctx context.Context, d Domain, p *localdisk.Pivoting) error {
+	raw, err := p.RawPath(ctx)
+	if err != nil {
+		return err
+	}
+	disk, there := d.Doc.Disk(p.Disk.Target)
+	stable := localdisk.StablePath(s.Host.Layout, p.Disk.Domain, p.Disk.Target)
+	if path := disk.Source.Path(); there && (path == stable || path == raw && raw != "") {
+		return nil
+	}
+	err = failure.New(failure.Conflict, "%s: its definition has %s, and not the disk's copy itself", p.Disk, failure.OneLine(disk.Source.String()))
+	return failure.Hint(err, "if that is a snapshot, start the domain and merge it with `virsh blockcommit %s %s --active --pivot`; else put %s back with `virsh edit %[1]s`; then run this again", d.NameArg(), p.Disk.Target, stable)
+}
+
 // agreed is the definition as it has to be.
-func (s *Service) agreed(d Domain, p *localdisk.Pivoting) (*xmlrewrite.Document, error) {
+func (s *Service) agreed(ctx context.Context, d Domain, p *localdisk.Pivoting) (*xmlrewrite.Document, error) {
 	disk, there := d.Doc.Disk(p.Disk.Target)
 	entry := d.entry(p.Disk.Target)
 	if !there || entry == nil || entry.Local == nil {
 		return d.Doc, nil // it is not bound any more; that is the hook's to refuse
 	}
-	format, fill := "raw", "start"
+	format, fill := "raw", rawFill
 	if !p.Marked() {
 		format, fill = "qcow2", "instant"
+	}
+	if err := s.onItsCopy(ctx, d, p); err != nil {
+		return nil, err
 	}
 	stable := localdisk.StablePath(s.Host.Layout, p.Disk.Domain, p.Disk.Target)
 	if disk.Source.Path() == stable && disk.Driver.Type == format && entry.Local.Fill == fill && (entry.Local.Copy == "" || entry.Local.Copy == p.Receipt.Copy) {

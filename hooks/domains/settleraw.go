@@ -15,28 +15,30 @@ import (
 	"diskhook/xmlrewrite"
 )
 
-// SettleRaw has QEMU mirror the overlay of a disk into a raw copy while its
-// domain runs, at rate bytes per second (0: no limit), and makes that the disk:
-// see localdisk.Pivoting. One that was interrupted goes on, or, where the
-// overlay is the disk still and the domain stopped, is taken back.
+// SettleRaw makes a raw copy of the overlay of a disk, at rate bytes per second
+// (0: no limit), and makes that the disk: see localdisk.Pivoting. While its
+// domain runs QEMU mirrors it, else this reads it. One that was interrupted
+// goes on, also where its domain was started or has stopped since.
 //
-// localdisk.ErrSettled: the disk is raw. A domain that does not run is a
-// failure.Precondition.
+// localdisk.ErrSettled: the disk is raw. localdisk.ErrStarts: the domain started
+// while this read its disk.
 func (s *Service) SettleRaw(ctx context.Context, domain, key string, rate int64, notify progress.Func) (err error) {
 	p, err := s.Local.Pivoting(domain, key)
 	if err != nil {
 		return err
 	}
+	p.Fill = rawFill
 	defer func() { p.Release(err) }()
 	ctx, stop := p.Cancellable(ctx)
 	defer stop()
 	for range settleTurns {
-		if err = s.settleRaw(ctx, p, rate, notify); !errors.Is(err, errStopped) {
+		if err = s.settleRaw(ctx, p, rate, notify); !errors.Is(err, errStopped) && !errors.Is(err, localdisk.ErrOpen) {
 			break
 		}
 	}
 	if cause := context.Cause(ctx); cause != nil && err != nil {
-		return fmt.Errorf("%s: it is not raw yet: %w", p.Disk, cause)
+		err := fmt.Errorf("%s: it is not raw yet: %w", p.Disk, cause)
+		return failure.Hint(err, "run `diskhook local settle --raw %s %s` again", p.Disk.Domain, p.Disk.Target)
 	}
 	return err
 }
@@ -57,22 +59,51 @@ func (s *Service) settleRaw(ctx context.Context, p *localdisk.Pivoting, rate int
 			return err
 		}
 		if named { // it went over, and may have written there since
-			if err := p.Mark(ctx); err != nil {
-				return err
-			}
-			break
+			err = p.Mark(ctx)
+		} else {
+			err = s.convert(ctx, p, rate, notify)
 		}
-		if err := s.agree(ctx, p); err != nil {
+		if err != nil {
 			return err
 		}
-		if err := p.Clean(ctx); err != nil {
-			return err
-		}
-		err = failure.New(failure.Precondition, "%s: its domain does not run, so nobody can make a raw copy of it", p.Disk)
-		return failure.Hint(err, "start it (`virsh start %s`) and run this again, or settle the overlay with `diskhook local settle %s %s`", p.Disk.Domain, p.Disk.Domain, p.Disk.Target)
 	}
 	// Nobody may stop it in the middle of what is left, which takes no time.
 	return s.afterMark(context.WithoutCancel(ctx), p)
+}
+
+// convert goes from the overlay of a domain that does not run to the mark in the
+// receipt. Where that is refused, what an earlier call left goes.
+func (s *Service) convert(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
+	if err := s.mayConvert(ctx, p); err != nil {
+		return errors.Join(err, p.Clean(context.WithoutCancel(ctx)))
+	}
+	return p.Convert(ctx, rate, notify)
+}
+
+// mayConvert refuses a domain whose definition does not open the overlay
+// itself, or could not follow.
+func (s *Service) mayConvert(ctx context.Context, p *localdisk.Pivoting) error {
+	if s.Libvirt.URI == "" {
+		return noLibvirt(p)
+	}
+	if err := s.mayPivot(ctx, p); err != nil {
+		return err
+	}
+	if err := s.unsaved(ctx, p.Settling); err != nil {
+		return err
+	}
+	d, err := s.Look(ctx, p.Disk.Domain)
+	if err != nil {
+		return err
+	}
+	if err := s.onItsCopy(ctx, d, p); err != nil {
+		return err
+	}
+	if d.entry(p.Disk.Target) == nil {
+		err := failure.New(failure.Precondition, "%s: it is not bound any more", p.Disk)
+		return failure.Hint(err, "bind it with `diskhook domain apply --local %s=%s,fill=instant %s`", p.Disk.Target, p.Disk.Backend, d.NameArg())
+	}
+	return nil
 }
 
 // toRaw goes from an overlay to the mark in the receipt. When it fails after
@@ -132,6 +163,10 @@ func (s *Service) pivot(ctx context.Context, p *localdisk.Pivoting) error {
 // mayPivot refuses a domain whose definition could not follow.
 func (s *Service) mayPivot(ctx context.Context, p *localdisk.Pivoting) error {
 	facts, err := s.Libvirt.Facts(ctx, p.Disk.Domain)
+	if failure.KindOf(err) == failure.NotFound {
+		err := failure.New(failure.Precondition, "%s: its domain is not defined, so nothing could say what the disk becomes", p.Disk)
+		return failure.Hint(err, "define it again as it was with `virsh define`, then run this again")
+	}
 	if err != nil {
 		return err
 	}
@@ -249,7 +284,7 @@ func (s *Service) suspend(ctx context.Context, p *localdisk.Pivoting) error {
 	if facts.State == "paused" {
 		return nil
 	}
-	if err := p.Suspending(ctx, true); err != nil {
+	if err := p.Suspending(ctx, facts.Run); err != nil {
 		return err
 	}
 	if err := s.Libvirt.Suspend(ctx, p.Disk.Domain); err != nil {

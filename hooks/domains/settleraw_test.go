@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -140,7 +141,7 @@ func (e *emulator) starts() (format string, err error) {
 	if _, err := e.s.Host.Fulfil(e.t.Context(), d, bound, 0); err != nil {
 		return "", err
 	}
-	e.active, e.state, e.polls = true, "running", 3
+	e.active, e.state, e.polls, e.run = true, "running", 3, e.run+1
 	return d.Disks[0].Format, nil
 }
 
@@ -166,7 +167,7 @@ func (e *emulator) finds(format string, last bool) {
 func (e *emulator) isRaw() {
 	e.t.Helper()
 	all, err := localdisk.Receipts(e.s.Host.Layout, testUUID)
-	if err != nil || len(all) != 1 || all[0].Overlay != nil || all[0].Pivot != nil {
+	if err != nil || len(all) != 1 || all[0].Overlay != nil || all[0].Pivot != nil || all[0].Fill != "start" {
 		e.t.Fatalf("receipts %+v, %v", all, err)
 	}
 	disk, _ := e.definition().Disk("vda")
@@ -274,7 +275,7 @@ func TestSettleRawWhileLibvirtDoesNotAnswer(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			all, err := localdisk.Receipts(e.s.Host.Layout, testUUID)
-			if err != nil || all[0].Format() != c.format || all[0].Pivot == nil || !all[0].Suspended || e.state != "paused" {
+			if err != nil || all[0].Format() != c.format || all[0].Pivot == nil || all[0].Suspended == "" || e.state != "paused" {
 				t.Fatalf("the domain is %s: %+v, %v", e.state, all, err)
 			}
 			e.on = nil
@@ -287,13 +288,134 @@ func TestSettleRawWhileLibvirtDoesNotAnswer(t *testing.T) {
 	}
 }
 
+// A domain that does not run is made raw without QEMU: nothing is asked of it.
+func TestSettleRawOfAStoppedDomain(t *testing.T) {
+	for name, settled := range map[string]bool{"on its source": false, "settled before": true} {
+		t.Run(name, func(t *testing.T) {
+			e := defined(t)
+			source := filepath.Join(e.s.Host.Layout.Root, "images/vda.raw")
+			e.dies()
+			if settled {
+				if err := e.settle(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Remove(source); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e.answered = nil
+			var done int64
+			if err := e.s.SettleRaw(t.Context(), testUUID, "vda", 0, func(n, _ int64) { done = n }); err != nil {
+				t.Fatal(err)
+			}
+			if done != 2<<20 {
+				t.Errorf("progress ended at %d", done)
+			}
+			for _, verb := range e.answered {
+				if verb != VerbFacts && verb != VerbXML && verb != VerbDefine {
+					t.Errorf("it asked for %s", verb)
+				}
+			}
+			e.isRaw()
+			if err := e.toRaw(); failure.KindOf(err) != failure.NotFound {
+				t.Errorf("a second time: %v", err)
+			}
+			_ = os.Remove(source)
+			if format, err := e.starts(); err != nil || format != "raw" {
+				t.Fatalf("%s, %v", format, err)
+			}
+			e.finds("raw", false)
+		})
+	}
+}
+
+// What a stopped domain is refused for leaves its overlay and its definition as
+// they are, and no raw copy.
+func TestSettleRawOfAStoppedDomainRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		was  func(*emulator)
+		kind *failure.Kind
+		says []string
+	}{
+		"managed save": {func(e *emulator) { e.managed = true }, failure.Conflict, []string{"a managed save", "virsh start"}},
+		"snapshot on top": {func(e *emulator) {
+			after, err := xmlrewrite.Apply(e.definition(), xmlrewrite.LocalDisk{Target: "vda", Path: "/srv/snapshot.qcow2"})
+			if err != nil {
+				e.t.Fatal(err)
+			}
+			e.xml = string(after.Bytes())
+		}, failure.Conflict, []string{"/srv/snapshot.qcow2", "virsh blockcommit vm vda", "virsh edit vm"}},
+		"undefined": {func(e *emulator) {
+			e.on = func(verb string) error {
+				if verb == VerbFacts || verb == VerbXML {
+					return failure.New(failure.NotFound, "no such domain")
+				}
+				return nil
+			}
+		}, failure.Precondition, []string{"is not defined", "virsh define"}},
+		"open": {func(e *emulator) {
+			f, err := os.Open(e.overlay)
+			if err != nil {
+				e.t.Fatal(err)
+			}
+			defer f.Close()
+			holder := exec.Command("sleep", "60")
+			holder.Stdin = f
+			if err := holder.Start(); err != nil {
+				e.t.Fatal(err)
+			}
+			e.t.Cleanup(func() { _ = holder.Process.Kill(); _ = holder.Wait() })
+		}, failure.Conflict, []string{"it is open"}},
+		"about to run": {func(e *emulator) {
+			if _, err := e.starts(); err != nil {
+				e.t.Fatal(err)
+			}
+			e.active, e.state = false, "shut off"
+		}, failure.Conflict, []string{"leads to it", "run this again once the domain runs"}},
+		"its source is gone": {func(e *emulator) {
+			if err := os.Rename(filepath.Join(e.s.Host.Layout.Root, "images"), filepath.Join(e.s.Host.Layout.Root, "away")); err != nil {
+				e.t.Fatal(err)
+			}
+			e.t.Cleanup(func() {
+				_ = os.Rename(filepath.Join(e.s.Host.Layout.Root, "away"), filepath.Join(e.s.Host.Layout.Root, "images"))
+			})
+		}, failure.NotFound, []string{"cannot be read", "bring that storage back"}},
+		"no room": {func(e *emulator) { e.s.Local.Config.Local.Reserve = 1 << 60 }, failure.NoSpace, []string{"bytes are needed"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := defined(t)
+			e.dies()
+			c.was(e)
+			definition := e.xml
+			err := e.toRaw()
+			if failure.KindOf(err) != c.kind {
+				t.Fatalf("%v", err)
+			}
+			for _, words := range c.says {
+				if !strings.Contains(failure.Line(err), words) {
+					t.Errorf("%q is missing in %q", words, failure.Line(err))
+				}
+			}
+			if e.xml != definition {
+				t.Errorf("the definition was changed:\n%s", e.xml)
+			}
+			if left, err := filepath.Glob(filepath.Join(e.s.Local.Config.Local.Dir, "*_raw*")); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %q, %v", left, err)
+			}
+			if name == "its source is gone" {
+				return
+			}
+			e.settled(false)
+		})
+	}
+}
+
 func TestSettleRawRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		was  func(*emulator)
 		kind *failure.Kind
 		says string
 	}{
-		"not running": {func(e *emulator) { e.dies() }, failure.Precondition, "virsh start"},
 		"another job": {func(e *emulator) { e.job = BlockJob{Type: "backup"} }, failure.Conflict, "virsh blockjob"},
 		"snapshot":    {func(e *emulator) { e.source = "/srv/snapshot" }, failure.Conflict, "virsh blockcommit"},
 	} {

@@ -20,15 +20,17 @@ func (s *Service) cancelPath(domain, key string) string {
 	return filepath.Join(s.Layout.Status(), domain, key+".cancel")
 }
 
+// cancelForStart is in the file that asks for an end because the domain starts;
+// `local cancel` leaves it empty.
+const cancelForStart = "start"
+
 // cancellable ends the context when somebody asks for it by a file, which
-// reaches the process whoever started it and can hit no other; or at once.
-func (s *Service) cancellable(ctx context.Context, d Disk, already bool) (context.Context, func()) {
+// reaches the process whoever started it and can hit no other. cause is the
+// error for what is in the file.
+func (s *Service) cancellable(ctx context.Context, d Disk, cause func(why string) error) (context.Context, func()) {
 	path := s.cancelPath(d.Domain, d.Key())
 	_ = os.Remove(path)
 	ctx, cancel := context.WithCancelCause(ctx)
-	if already {
-		cancel(errCancelled)
-	}
 	go func() {
 		tick := time.NewTicker(pollEvery)
 		defer tick.Stop()
@@ -38,8 +40,8 @@ func (s *Service) cancellable(ctx context.Context, d Disk, already bool) (contex
 				return
 			case <-tick.C:
 			}
-			if _, err := os.Stat(path); err == nil {
-				cancel(errCancelled)
+			if why, err := os.ReadFile(path); err == nil {
+				cancel(cause(string(why)))
 				return
 			}
 		}

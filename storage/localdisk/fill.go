@@ -44,8 +44,13 @@ func (s *Service) Fill(ctx context.Context, jobFile string) error {
 	}
 	status := progress.NewWriter(s.statusPath(d.Domain, d.Key()), job.ID, d.DomainName, d.String())
 	status.Set(progress.Locked)
-	ctx, stop := s.cancellable(ctx, d, cancelled)
+	ctx, stop := s.cancellable(ctx, d, func(string) error { return errCancelled })
 	defer stop()
+	if cancelled {
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		cancel(errCancelled)
+	}
 	if err := s.fill(ctx, d, held, status); err != nil {
 		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
 			err = fmt.Errorf("%s: %w", d, cause)

@@ -234,7 +234,9 @@ func (s *Service) markUsed(o Observed) error {
 	if r == nil {
 		return failure.New(failure.Conflict, "its receipt vanished meanwhile")
 	}
-	if r.Used && r.OnStop == o.Disk.OnStop {
+	if r.Suspended != "" && !s.linked(*r) {
+		r.Suspended = "" // of an earlier run: whoever pauses this one means it
+	} else if r.Used && r.OnStop == o.Disk.OnStop {
 		return nil
 	}
 	r.Used, r.OnStop = true, o.Disk.OnStop

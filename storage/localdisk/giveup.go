@@ -141,7 +141,7 @@ func (s *Service) finishGivingUp(ctx context.Context, r Receipt) error {
 			return err
 		}
 	}
-	if err := (&Pivoting{&Settling{Disk: r.Disk(), service: s}}).removeOther(ctx, &r); err != nil {
+	if err := (&Pivoting{Settling: &Settling{Disk: r.Disk(), service: s}}).removeOther(ctx, &r); err != nil {
 		return fmt.Errorf("%s: %w", r.Disk(), err)
 	}
 	if err := removeLink(s.Layout, r.Disk()); err != nil {

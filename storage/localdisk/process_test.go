@@ -43,6 +43,8 @@ func TestMain(m *testing.M) {
 			os.Exit(exitCode(fulfil()))
 		case "settle":
 			os.Exit(exitCode(settle()))
+		case "raw":
+			os.Exit(exitCode(toRaw()))
 		case "gc":
 			os.Exit(exitCode(gc()))
 		case "adopt":

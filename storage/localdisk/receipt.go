@@ -60,9 +60,9 @@ type Receipt struct {
 	Overlay *Overlay `json:"overlay,omitempty"`
 	// Pivot is set while the disk goes from an overlay to a raw copy.
 	Pivot *Pivot `json:"pivot,omitempty"`
-	// Suspended: who settles the disk has suspended the domain for a moment, and
-	// it is to be resumed by who goes on.
-	Suspended bool `json:"suspended,omitempty"`
+	// Suspended names the run of the domain that who settles the disk has
+	// suspended for a moment. Who goes on resumes that one, and no other.
+	Suspended string `json:"suspended_run,omitempty"`
 	// Growing is the intent of a resize.
 	Growing *Growth `json:"growing,omitempty"`
 }

@@ -112,12 +112,6 @@ func (t *Settling) Advance(done, total int64) {
 	t.status.Advance(done, total)
 }
 
-// Cancellable ends the context when `local cancel` asks for it, or a start of
-// the domain that does not want to wait.
-func (t *Settling) Cancellable(ctx context.Context) (context.Context, func()) {
-	return t.service.cancellable(ctx, t.Disk, false)
-}
-
 // Copy finds the overlay as it is now, and refuses another one.
 func (t *Settling) Copy(ctx context.Context) (Copy, error) {
 	s := t.service
@@ -125,12 +119,22 @@ func (t *Settling) Copy(ctx context.Context) (Copy, error) {
 	if err != nil {
 		return Copy{}, err
 	}
-	c, err := s.copyOf(ctx, *r)
+	if r.Copy != t.Receipt.Copy {
+		return Copy{}, failure.New(failure.Conflict, "%s: its copy was made anew meanwhile", t.Disk)
+	}
+	c, err := t.whatItSays(ctx, r)
+	if err == nil {
+		t.Receipt = *r
+	}
+	return c, err
+}
+
+// whatItSays is the copy that a receipt says is the disk, and no other.
+func (t *Settling) whatItSays(ctx context.Context, r *Receipt) (Copy, error) {
+	c, err := t.service.copyOf(ctx, *r)
 	switch {
 	case err != nil:
 		return c, err
-	case r.Copy != t.Receipt.Copy:
-		return c, failure.New(failure.Conflict, "%s: its copy was made anew meanwhile", t.Disk)
 	case c.State == Absent:
 		return c, lost(Observed{Disk: t.Disk, Receipt: r})
 	case c.State != Ready:
@@ -138,7 +142,6 @@ func (t *Settling) Copy(ctx context.Context) (Copy, error) {
 	case c.UUID != r.Copy:
 		return c, foreign(Observed{Disk: t.Disk, Copy: c, Receipt: r})
 	}
-	t.Receipt = *r
 	return c, nil
 }
 
@@ -185,21 +188,26 @@ func (t *Settling) Offline(ctx context.Context, rate int64, notify progress.Func
 	return t.mark(ctx, c)
 }
 
-func (t *Settling) flatten(ctx context.Context, c Copy, rate int64, notify progress.Func, held *lock.Lock) error {
-	s, r := t.service, t.Receipt
+// readable makes sure, before all of an overlay is read, that it lies on what
+// its receipt says, also where its header forgot.
+func (t *Settling) readable(ctx context.Context, c Copy) error {
+	s := t.service
 	if err := c.awaitNode(ctx); err != nil {
 		return err
 	}
-	o := Observed{Disk: t.Disk, Receipt: &r, Copy: c}
 	// With a look at the source even if no guest used the overlay yet.
-	used := r
+	used := t.Receipt
 	used.Used = true
 	below := []Observed{{Disk: t.Disk, Receipt: &used, Copy: c}}
 	if s.lookBelow(ctx, below); below[0].Below != nil {
 		return below[0].Below
 	}
-	// Below it must be what the receipt says, also where its header forgot.
-	if err := s.fit(ctx, o); err != nil {
+	return s.fit(ctx, Observed{Disk: t.Disk, Receipt: &t.Receipt, Copy: c})
+}
+
+func (t *Settling) flatten(ctx context.Context, c Copy, rate int64, notify progress.Func, held *lock.Lock) error {
+	s, r := t.service, t.Receipt
+	if err := t.readable(ctx, c); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("settle.begun"); err != nil {
@@ -231,6 +239,11 @@ func (t *Settling) flatten(ctx context.Context, c Copy, rate int64, notify progr
 // locked calls act under the disk's lock, with the receipt as it is now. A disk
 // that somebody gave up meanwhile, or made anew, is a failure.Conflict.
 func (t *Settling) locked(ctx context.Context, act func(*Receipt) error) error {
+	return t.underLock(ctx, func(r *Receipt, _ *lock.Lock) error { return act(r) })
+}
+
+// underLock is locked for who passes the lock on to what writes for it.
+func (t *Settling) underLock(ctx context.Context, act func(*Receipt, *lock.Lock) error) error {
 	s := t.service
 	l, err := s.lockOne(ctx, t.Disk.Domain, t.Disk.Key())
 	if err != nil {
@@ -244,18 +257,18 @@ func (t *Settling) locked(ctx context.Context, act func(*Receipt) error) error {
 	if r == nil || r.Discarding || r.Copy != t.Receipt.Copy {
 		return failure.New(failure.Conflict, "%s: its copy was given up or made anew meanwhile", t.Disk)
 	}
-	if err := act(r); err != nil {
+	if err := act(r, l); err != nil {
 		return fmt.Errorf("%s: %w", t.Disk, err)
 	}
 	t.Receipt = *r
 	return nil
 }
 
-// Suspending notes durably, before it is done, that the domain is suspended
-// for this, or after that it is not any more.
-func (t *Settling) Suspending(ctx context.Context, is bool) error {
+// Suspending notes durably, before it is done, which run of the domain is
+// suspended for this; "" notes after it that none is any more.
+func (t *Settling) Suspending(ctx context.Context, run string) error {
 	return t.locked(ctx, func(r *Receipt) error {
-		r.Suspended = is
+		r.Suspended = run
 		if err := r.write(t.service.Layout, r.Key()); err != nil {
 			return err
 		}
@@ -297,23 +310,11 @@ func (t *Settling) mark(_ context.Context, c Copy) error {
 	r := t.Receipt
 	overlay := *r.Overlay
 	overlay.Settled = time.Now().UTC()
-	r.Overlay, r.Suspended = &overlay, false
+	r.Overlay, r.Suspended = &overlay, ""
 	if err := r.write(t.service.Layout, r.Key()); err != nil {
 		return fmt.Errorf("%s: %w", t.Disk, err)
 	}
 	return failpoint.Hit("settle.marked")
-}
-
-// yield asks who settles the disk offline to stop, as its domain starts: the
-// overlay is ready as it is.
-func (s *Service) yield(d Disk) {
-	held, err := lock.Held(s.Layout.Locks(), settleLock(d.Domain, d.Key()))
-	if err != nil || !held {
-		return
-	}
-	if err := os.WriteFile(s.cancelPath(d.Domain, d.Key()), nil, 0o600); err != nil {
-		s.Log.Warn("stop the settling of a disk", "disk", d.String(), "err", err)
-	}
 }
 
 // settling says whether somebody settles the disk.

@@ -23,7 +23,7 @@ type Pivot struct {
 // rawSuffixOfName ends the name of a raw copy that takes an overlay's place.
 const rawSuffixOfName = "_raw"
 
-// Pivoting is the making of a raw copy of an overlay while its domain runs.
+// Pivoting is the making of a raw copy of an overlay. While its domain runs
 // QEMU makes it; who has libvirt asks for that, in this order:
 //
 //	Make → mirror, until both are the same → suspend → pivot → Mark →
@@ -33,7 +33,14 @@ const rawSuffixOfName = "_raw"
 // since it was suspended. From Mark on the raw copy is. A crash before it
 // costs the raw copy, one after it only leaves to be done what follows. Between
 // the pivot and Mark libvirt's definition says which of them is the disk.
-type Pivoting struct{ *Settling }
+//
+// For a domain that does not run Convert is all up to and with Mark, without
+// QEMU; what follows is the same.
+type Pivoting struct {
+	*Settling
+	// Fill is Disk.Fill of the raw disk, for its receipt.
+	Fill string
+}
 
 // Pivoting takes up the making of a raw copy, or the rest of one that was
 // interrupted; the caller ends it with Release. ErrSettled: the disk is raw.
@@ -53,7 +60,7 @@ func (s *Service) Pivoting(domain, key string) (*Pivoting, error) {
 		return nil, s.MayGiveUp(*r, GiveUp{})
 	}
 	t, err := s.takeUp(*r)
-	return &Pivoting{t}, err
+	return &Pivoting{Settling: t}, err
 }
 
 // Marked says that the raw copy is the disk.
@@ -82,27 +89,8 @@ func (p *Pivoting) Other(ctx context.Context) (Copy, error) {
 // which QEMU may have it for good. What an earlier attempt left goes first;
 // it must not be open.
 func (p *Pivoting) Make(ctx context.Context) (raw Copy, err error) {
-	s := p.service
 	return raw, p.locked(ctx, func(r *Receipt) error {
-		if r.Overlay == nil {
-			return failure.New(failure.Conflict, "it is raw already")
-		}
-		if err := p.removeOther(ctx, r); err != nil {
-			return err
-		}
-		r.Pivot = &Pivot{Name: r.Name + rawSuffixOfName}
-		d, b := p.other(r), s.backend(r.Disk())
-		d.InPlace = true
-		if err := b.room(ctx, []int64{r.Size}); err != nil {
-			return err
-		}
-		if err := r.write(s.Layout, r.Key()); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("pivot.intent"); err != nil {
-			return err
-		}
-		if raw, err = b.create(ctx, d, r.Size); err != nil {
+		if raw, err = p.make(ctx, r); err != nil {
 			return err
 		}
 		// Beyond the disk's end, which is the volume's last extent, too.
@@ -111,6 +99,30 @@ func (p *Pivoting) Make(ctx context.Context) (raw Copy, err error) {
 		}
 		return failpoint.Hit("pivot.made")
 	})
+}
+
+// make is Make under the disk's lock. The tail of the copy is as it was.
+func (p *Pivoting) make(ctx context.Context, r *Receipt) (raw Copy, err error) {
+	s := p.service
+	if r.Overlay == nil {
+		return raw, failure.New(failure.Conflict, "it is raw already")
+	}
+	if err := p.removeOther(ctx, r); err != nil {
+		return raw, err
+	}
+	r.Pivot = &Pivot{Name: r.Name + rawSuffixOfName}
+	d, b := p.other(r), s.backend(r.Disk())
+	d.InPlace = true
+	if err := b.room(ctx, []int64{r.Size}); err != nil {
+		return raw, err
+	}
+	if err := r.write(s.Layout, r.Key()); err != nil {
+		return raw, err
+	}
+	if err := failpoint.Hit("pivot.intent"); err != nil {
+		return raw, err
+	}
+	return b.create(ctx, d, r.Size)
 }
 
 // removeOther removes the copy that is not the disk, if there is one.
@@ -138,13 +150,12 @@ func (p *Pivoting) Mark(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	was := p.Receipt
 	err = p.locked(ctx, func(r *Receipt) error {
-		d, b := p.other(r), s.backend(r.Disk())
 		if raw.State == Absent || raw.Size < r.Size {
 			return failure.New(failure.Conflict, "%s is not the disk's raw copy", raw)
 		}
 		if !raw.Active { // the domain has stopped since
+			b := s.backend(r.Disk())
 			if err := b.activate(ctx, []Copy{raw}); err != nil {
 				return err
 			}
@@ -153,39 +164,44 @@ func (p *Pivoting) Mark(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := raw.flush(); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("pivot.flushed"); err != nil {
-			return err
-		}
-		if raw.State == Updating {
-			machine, err := s.Layout.MachineID()
-			if err != nil {
-				return err
-			}
-			if err := b.finish(ctx, d, raw, machine); err != nil {
-				return err
-			}
-			if err := failpoint.Hit("pivot.finished"); err != nil {
-				return err
-			}
-		}
-		marked := *r
-		marked.Name, marked.Copy, marked.Overlay = r.Pivot.Name, raw.UUID, nil
-		marked.Pivot = &Pivot{Name: r.Name}
-		if err := marked.write(s.Layout, r.Key()); err != nil {
-			return err
-		}
-		*r = marked
-		return nil
+		return p.mark(ctx, r, raw)
 	})
 	if err != nil {
-		p.Receipt = was
 		return err
 	}
 	p.Disk = p.Receipt.Disk()
 	return failpoint.Hit("pivot.marked")
+}
+
+// mark is Mark under the disk's lock, of a raw copy that is active.
+func (p *Pivoting) mark(ctx context.Context, r *Receipt, raw Copy) error {
+	s := p.service
+	if err := raw.flush(); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("pivot.flushed"); err != nil {
+		return err
+	}
+	if raw.State == Updating {
+		machine, err := s.Layout.MachineID()
+		if err != nil {
+			return err
+		}
+		if err := s.backend(r.Disk()).finish(ctx, p.other(r), raw, machine); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("pivot.finished"); err != nil {
+			return err
+		}
+	}
+	marked := *r
+	marked.Name, marked.Copy, marked.Overlay = r.Pivot.Name, raw.UUID, nil
+	marked.Pivot, marked.Fill = &Pivot{Name: r.Name}, p.Fill
+	if err := marked.write(s.Layout, r.Key()); err != nil {
+		return err
+	}
+	*r = marked
+	return nil
 }
 
 // Swap points the stable path of a running domain at the copy that is the disk.
@@ -209,15 +225,19 @@ func (p *Pivoting) Clean(ctx context.Context) error {
 		if err := failpoint.Hit("pivot.cleaned"); err != nil {
 			return err
 		}
-		r.Pivot, r.Suspended = nil, false
+		r.Pivot, r.Suspended = nil, ""
 		return r.write(p.service.Layout, r.Key())
 	})
 }
 
-// RawPath is where the raw copy of a disk is, by its receipt, while the overlay
-// is the disk.
+// RawPath is where the raw copy of a disk is, by its receipt; "" where there is
+// none.
 func (p *Pivoting) RawPath(ctx context.Context) (string, error) {
-	c, err := p.Other(ctx)
+	find := p.Other
+	if p.Marked() {
+		find = func(ctx context.Context) (Copy, error) { return p.service.copyOf(ctx, p.Receipt) }
+	}
+	c, err := find(ctx)
 	if err != nil || c.State == Absent || c.Format != imagecheck.Raw {
 		return "", err
 	}

@@ -26,7 +26,7 @@ func (d *Document) Origin(target string) ([]byte, error) {
 	e := readTree(d.pieces[i].raw, d.pieces[i].in, known)
 	w := &writer{known: known, quote: d.quote}
 	w.text("<disk")
-	for _, key := range append([]string{"type", "device"}, quorumAttrs...) {
+	for _, key := range append([]string{"type", "device", "snapshot"}, quorumAttrs...) {
 		if value := attr(e, key); value != "" {
 			w.attr(key, value)
 		}
@@ -78,8 +78,11 @@ func (r RestoreOrigin) Rewrite(doc *Document) error {
 		if err != nil {
 			return err
 		}
-		now := partsOf(disk)
-		for _, key := range append([]string{"type"}, quorumAttrs...) {
+		now, keys := partsOf(disk), append([]string{"type"}, quorumAttrs...)
+		if attr(disk, "type") == "vhostuser" {
+			keys = append(keys, "snapshot") // libvirt itself sets it there
+		}
+		for _, key := range keys {
 			if value := attr(origin, key); value != "" {
 				disk.CreateAttr(key, value)
 			} else {

@@ -49,10 +49,6 @@ const QEMUNamespace = "http://libvirt.org/schemas/domain/qemu/1.0"
 // wrong number does not go unnoticed: QEMU lets only one user write to a node.
 type InlineQuorum struct {
 	Disks []InlineDisk
-	// Layers says how many images the chain of another disk has, its top
-	// included, where the XML does not: a chain without its end is written in
-	// the images' headers alone.
-	Layers map[string]int
 	// RawNode is what RawNode says of the host; only a first replica that is
 	// raw needs it.
 	RawNode string
@@ -90,7 +86,7 @@ func (q InlineQuorum) Rewrite(doc *Document) error {
 			return err
 		}
 	}
-	numbers, unknown := doc.nodeNumbers(q.Layers)
+	numbers, unknown := doc.nodeNumbers()
 	for _, disk := range q.Disks {
 		first, err := q.firstNode(numbers, unknown, disk.Target, disk.Replicas[0].Chain[0].Format)
 		if err != nil {
@@ -323,7 +319,7 @@ func CheckInline(d *Document, target string) error {
 	}
 	number := disk.Source.Index
 	if number == "" {
-		numbers, _ := d.nodeNumbers(nil)
+		numbers, _ := d.nodeNumbers()
 		if n, known := numbers[target]; known {
 			number = fmt.Sprint(n)
 		}

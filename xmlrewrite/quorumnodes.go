@@ -12,14 +12,14 @@ import (
 // libvirt gives each image of a domain a number, and its block nodes the names
 // libvirt-<number>-storage and libvirt-<number>-format. It counts from the last
 // disk to the first, and within a disk from the top of its chain down
-// (qemuProcessPrepareHostStorage, qemuDomainPrepareDiskSource). An empty drive
-// counts as well. "First" is the order of libvirt's own list, not of the
-// document.
+// (qemuProcessPrepareDomain). An empty drive counts as well. "First" is the
+// order of libvirt's own list, not of the document. Images that only the header
+// of another one names get their numbers later, behind all that the XML names
+// (qemuProcessPrepareHostStorage): so the XML alone decides.
 
-// nodeNumbers returns the number of each disk's top image. Where the XML does
-// not say how long a chain is, layers must; a disk behind which that is not
-// known has no number.
-func (d *Document) nodeNumbers(layers map[string]int) (numbers map[string]int, unknown error) {
+// nodeNumbers returns the number of each disk's top image. A disk behind which
+// it cannot be told has none, and unknown says why.
+func (d *Document) nodeNumbers() (numbers map[string]int, unknown error) {
 	disks, err := libvirtOrder(d.Disks())
 	if err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func (d *Document) nodeNumbers(layers map[string]int) (numbers map[string]int, u
 	numbers, next := map[string]int{}, 1
 	for _, disk := range slices.Backward(disks) {
 		numbers[disk.Target] = next
-		n, err := disk.images(layers)
+		n, err := disk.images()
 		if err != nil {
 			return numbers, err
 		}
@@ -37,24 +37,16 @@ func (d *Document) nodeNumbers(layers map[string]int) (numbers map[string]int, u
 }
 
 // images is how many images libvirt counts for the disk.
-func (d *Disk) images(layers map[string]int) (int, error) {
-	n := 1 + len(d.Chain)
-	format := d.Driver.Type
-	if len(d.Chain) > 0 {
-		format = d.Chain[len(d.Chain)-1].Format
-	}
-	hasBacking := map[string]bool{"qcow2": true, "qed": true, "qcow": true, "vmdk": true}
+func (d *Disk) images() (int, error) {
 	switch {
 	case d.Source.HasDataStore || slices.ContainsFunc(d.Chain, func(l Layer) bool { return l.Source.HasDataStore }):
 		return 0, fmt.Errorf("disk %s: %w: it keeps data in a second file, and whether libvirt counts that depends on its version", clip(d.Target), ErrUnsupported)
+	case d.Type == "vhostuser": // QEMU has no block node for it
+		return 0, nil
 	case d.Type == "quorum":
 		return 0, fmt.Errorf("disk %s: %w: its quorum is not lowered yet", clip(d.Target), ErrUnsupported)
-	case d.Terminated || !hasBacking[format] || d.Source.Path() == "" && d.Type != "network" && d.Type != "volume":
-		return n, nil
-	case layers[d.Target] >= n:
-		return layers[d.Target], nil
 	}
-	return 0, fmt.Errorf("disk %s: %w: its chain has no end in the XML, so the block nodes of the disks before it cannot be named", clip(d.Target), ErrUnsupported)
+	return 1 + len(d.Chain), nil
 }
 
 // maxDisks is more than any domain can have.
@@ -78,16 +70,21 @@ func libvirtOrder(disks []*Disk) ([]*Disk, error) {
 		case d.Bus == "sd":
 			return nil, fmt.Errorf("disk %s: %w: whether libvirt counts a disk of the bus sd depends on its version", clip(d.Target), ErrUnsupported)
 		}
-		at := len(order)
-		for i, before := range slices.Backward(order) {
-			if before.Bus != d.Bus {
+		// Behind the last one of its bus, but before all with a higher index.
+		at := -1
+		for i, other := range slices.Backward(order) {
+			if other.Bus != d.Bus {
 				continue
 			}
-			if n, _ := diskIndex(before.Target); n > index {
+			if n, _ := diskIndex(other.Target); n > index || at < 0 {
 				at = i
-			} else if at == len(order) {
-				at = i + 1
+				if n <= index {
+					at = i + 1
+				}
 			}
+		}
+		if at < 0 {
+			at = len(order)
 		}
 		order = slices.Insert(order, at, d)
 	}

@@ -3,6 +3,7 @@
 package quorum
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -104,6 +105,9 @@ func newHistory(set Set, observed []Observed, known Known) *history {
 	}
 	return h
 }
+
+// errOlder says that what this host has acknowledged is not there.
+var errOlder = errors.New("the newest generation that this host has written is not there")
 
 var errNotLooked = failure.New(failure.NotFound, "it was not looked at")
 
@@ -231,7 +235,7 @@ func (h *history) veto(d Decision) error {
 	case d.Base.Raise == "":
 		return h.out(d, refuse("no replica has a mark that tells what it holds%s", h.missing(d)))
 	case d.Base.Number < h.known.Number, d.Base.Number == h.known.Number && d.Base.Raise != h.known.Raise:
-		return h.out(d, refuse("this host has written generation %d, but the newest that is there is %d%s", h.known.Number, d.Base.Number, h.missing(d)))
+		return h.out(d, refuse("%w: it has written %d, there is %d%s", errOlder, h.known.Number, d.Base.Number, h.missing(d)))
 	case len(d.Open) < h.set.Threshold:
 		return h.out(d, refuse("%d of its replicas have the newest generation %d, %d are needed%s", len(d.Open), d.Base.Number, h.set.Threshold, h.missing(d)))
 	case d.Unclean && len(d.Open) < votersOfUnclean:

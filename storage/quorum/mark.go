@@ -230,6 +230,18 @@ func (s *Service) writeMark(ctx context.Context, set Set, r Replica, m Mark) err
 	return nil
 }
 
+// removeMark takes a replica's mark away, unless it is of something else.
+func (s *Service) removeMark(ctx context.Context, set Set, r Replica) error {
+	m, err := s.readMark(ctx, set, r)
+	if err != nil || m == nil || m.Set != set.UUID || m.Replica != r.ID {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.hangTimeout(set))
+	defer cancel()
+	_, err = command.Abandon(ctx, func() (struct{}, error) { return struct{}{}, s.markOf(set, r).remove(ctx) })
+	return err
+}
+
 func (s *Service) makeState(set Set) error {
 	if err := atomicfile.MkdirAll(s.Layout.State(), 0o711); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/nbd"
 )
 
 // Observe looks at all replicas side by side, each for at most the set's hang
@@ -130,5 +131,16 @@ func (s *Service) Activate(ctx context.Context, set Set) {
 
 // exportSize asks an NBD server how long its export is.
 func (s *Service) exportSize(ctx context.Context, l Layer) (int64, error) {
-	return 0, failure.New(failure.Precondition, "%s: not yet", l)
+	network, address := l.address()
+	if l.Socket != "" {
+		if _, err := s.Config.Paths.Allowed(l.Socket); err != nil {
+			return 0, err
+		}
+	}
+	c, err := nbd.Dial(ctx, network, address, l.Export)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return c.Size, nil
 }

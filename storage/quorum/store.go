@@ -33,8 +33,6 @@ type Intent struct {
 	Source []Layer `json:"source,omitempty"`
 	// Adopt: a build takes the images as they are.
 	Adopt bool `json:"adopt,omitempty"`
-	// Made are the ids of replicas whose images the verb made itself.
-	Made []string `json:"made,omitempty"`
 	// DeleteImages: a remove takes the images as well.
 	DeleteImages bool `json:"delete_images,omitempty"`
 }

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/progress"
+)
+
+// Replacing is what to exchange.
+type Replacing struct {
+	Old       string        // id
+	New       Layer         // as of Building.Replicas
+	Overwrite bool          // what lies in New may go
+	Progress  progress.Func // of New
+}
+
+// Replace takes a replica out of a set that nobody uses and brings in another,
+// with a new id, which it returns. Its content is what the majority has; where
+// there is none nothing is changed. The old image stays, without its mark.
+// After a crash the same call goes on.
+func (s *Service) Replace(ctx context.Context, name string, o Replacing) (string, error) {
+	held, err := s.Lock(name)
+	if err != nil {
+		return "", err
+	}
+	defer held.Release()
+	set, err := s.Load(name)
+	if err != nil {
+		return "", err
+	}
+	if err := refuseWhile(set, verbReplace); err != nil {
+		return "", err
+	}
+	if id, done := replaced(set, o); done {
+		return id, nil
+	}
+	if set.Intent == nil {
+		if set, err = s.planReplace(ctx, set, o); err != nil {
+			return "", err
+		}
+	} else if i := set.Intent; i.Replica != o.Old || i.With.Top().String() != o.New.String() {
+		return "", refuseWhile(set, "")
+	}
+	if err := s.replace(ctx, set, o.Progress, held.File()); err != nil {
+		return "", err
+	}
+	return set.Intent.With.ID, nil
+}
+
+// replaced says that this is done already.
+func replaced(set Set, o Replacing) (string, bool) {
+	if _, there := set.Replica(o.Old); there {
+		return "", false
+	}
+	n, ok := idNumber(o.Old)
+	for _, r := range set.Replicas {
+		if ok && n < set.NextID && r.Top().String() == o.New.String() {
+			return r.ID, true
+		}
+	}
+	return "", false
+}
+
+// planReplace makes the intent durable. The id is spent, whatever becomes of it.
+func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, error) {
+	if _, ok := set.Replica(o.Old); !ok {
+		return set, noReplica(set, o.Old)
+	}
+	r, err := s.resolve(ctx, fmt.Sprintf("r%d", set.NextID), o.New, false)
+	if err != nil {
+		return set, err
+	}
+	set.NextID++
+	set.Intent = &Intent{Verb: verbReplace, Replica: o.Old, With: &r}
+	both := set.joining()
+	if err := both.Check(); err != nil {
+		return set, err
+	}
+	if err := s.admit(ctx, both, []Replica{r}, o.Overwrite); err != nil {
+		return set, err
+	}
+	// Whether there is a majority is known before anything is made.
+	d, _, err := s.Decide(ctx, set)
+	if err != nil {
+		return set, err
+	}
+	if err := mayReplace(set, d); err != nil {
+		return set, err
+	}
+	return set, s.intend(set)
+}
+
+// joining is the set while both replicas are in it.
+func (s Set) joining() Set {
+	s.Replicas = append(slices.Clone(s.Replicas), *s.Intent.With)
+	return s
+}
+
+// mayReplace refuses what leaves too few that are known to be right.
+func mayReplace(set Set, d Decision) error {
+	stay := slices.DeleteFunc(slices.Clone(d.Open), func(id string) bool { return id == set.Intent.Replica })
+	switch {
+	case d.older(), len(d.Open) < majority(set, len(d.Open)):
+		return d.Veto
+	case len(stay)+1 < set.Threshold:
+		err := failure.New(failure.Precondition, "%s: without %s, %d of its replicas are left, and %d are needed with the new one", &set, set.Intent.Replica, len(stay), set.Threshold)
+		return failure.Hint(err, "run `diskhook quorum resync %s` first", set.Name)
+	}
+	return nil
+}
+
+// replace does what the intent says.
+func (s *Service) replace(ctx context.Context, set Set, report progress.Func, held *os.File) error {
+	both, r := set.joining(), *set.Intent.With
+	s.Activate(ctx, both)
+	d, _, err := s.Decide(ctx, set)
+	if err != nil {
+		return err
+	}
+	if err := mayReplace(set, d); err != nil {
+		return err
+	}
+	if err := s.begin(ctx, both, r); err != nil {
+		return fmt.Errorf("%s: %w", r, err)
+	}
+	c, err := s.muster(ctx, both, d.Open, []string{r.ID}, false, held)
+	if err != nil {
+		return err
+	}
+	defer c.dismiss()
+	if why, missing := c.missing[r.ID]; missing {
+		return failure.New(failure.Precondition, "%s: %s", r, why)
+	}
+	if err := s.copyVoted(ctx, c, report); err != nil {
+		return err
+	}
+	with := slices.DeleteFunc(c.present(), func(id string) bool { return id == set.Intent.Replica })
+	g, err := s.raise(ctx, both, d.Base, d.Next, with, true)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(g.With, r.ID) {
+		return failure.New(failure.Problems, "%s: it does not take its mark", r)
+	}
+	return s.exchange(ctx, set)
+}
+
+// copyVoted brings what the majority has to a new replica, and to voters that
+// differ. Where no majority decides it writes nothing.
+func (s *Service) copyVoted(ctx context.Context, c *crew, report progress.Func) error {
+	found, err := c.verify(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := c.decided(found); err != nil {
+		return err
+	}
+	w := c.walk()
+	w.repair, w.progress = true, report
+	if err := w.over(ctx, union(found.Differs)); err != nil {
+		return fmt.Errorf("%s: %w", &c.set, err)
+	}
+	if err := failpoint.Hit("quorum.written"); err != nil {
+		return err
+	}
+	if err := c.decided(c.found(w)); err != nil {
+		return err
+	}
+	return c.flush()
+}
+
+// exchange writes the outcome, and takes the mark off the old replica, which
+// may be gone for good.
+func (s *Service) exchange(ctx context.Context, set Set) error {
+	old, _ := set.Replica(set.Intent.Replica)
+	done := set
+	done.Replicas = slices.Clone(set.Replicas)
+	for i, r := range done.Replicas {
+		if r.ID == old.ID {
+			done.Replicas[i] = *set.Intent.With
+		}
+	}
+	done.Intent = nil
+	if err := s.save(done); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("quorum.exchanged"); err != nil {
+		return err
+	}
+	if err := s.removeMark(ctx, set, old); err != nil {
+		s.Log.WarnContext(ctx, "the mark of a replaced replica stays", "set", set.Name, "replica", old.ID, "err", err)
+	}
+	return nil
+}
+
+// Remove takes a set that nobody uses away: its definition and all marks; its
+// images only when told, and then only files, of each chain the top one. What
+// cannot be reached keeps its mark. After a crash the same call goes on.
+func (s *Service) Remove(ctx context.Context, name string, deleteImages bool) error {
+	held, err := s.Lock(name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	set, err := s.Load(name)
+	if err != nil {
+		return err
+	}
+	if i := set.Intent; i == nil || i.Verb != verbRemove {
+		set.Intent = &Intent{Verb: verbRemove, DeleteImages: deleteImages}
+		if err := s.intend(set); err != nil {
+			return err
+		}
+	}
+	kept := map[string]string{}
+	for _, r := range set.Replicas {
+		if err := s.discard(ctx, set, r); err != nil {
+			kept[r.String()] = err.Error()
+		}
+	}
+	for _, r := range slices.Sorted(maps.Keys(kept)) {
+		s.Log.WarnContext(ctx, "a replica keeps its mark", "set", set.Name, "replica", r, "err", kept[r])
+	}
+	if err := s.forget(set); err != nil {
+		return err
+	}
+	return failpoint.Hit("quorum.forgotten")
+}
+
+// discard takes a replica's image away, if it is to go, and then its mark.
+func (s *Service) discard(ctx context.Context, set Set, r Replica) error {
+	if top := r.Top(); set.Intent.DeleteImages && top.Type == File {
+		m, err := s.readMark(ctx, set, r)
+		if err != nil {
+			return err
+		}
+		if m == nil || m.Set != set.UUID || m.Replica != r.ID {
+			return errors.New("its image has no mark of this set and stays")
+		}
+		if _, err := s.Config.Paths.Allowed(top.Path); err == nil {
+			if err := atomicfile.Remove(top.Path); err != nil {
+				return err
+			}
+		}
+	}
+	if err := failpoint.Hit("quorum.discarded." + r.ID); err != nil {
+		return err
+	}
+	return s.removeMark(ctx, set, r)
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"context"
+
+	"diskhook/storage/failure"
+)
+
+// Status is what is known of a set without asking whoever serves it.
+type Status struct {
+	Set Set `json:"set"`
+	// Served: somebody holds the set's lock, a daemon or a verb.
+	Served   bool     `json:"served"`
+	Decision Decision `json:"decision"`
+	// Veto is why it would not start, Hint the way out.
+	Veto     string          `json:"veto,omitempty"`
+	Hint     string          `json:"hint,omitempty"`
+	Replicas []ReplicaStatus `json:"replicas"`
+}
+
+// ReplicaStatus is one replica.
+type ReplicaStatus struct {
+	ID    string `json:"id"`
+	Path  string `json:"path"`
+	Votes bool   `json:"votes"`
+	Why   string `json:"why,omitempty"` // it does not
+	Stale bool   `json:"stale"`         // a resync brings it up to date
+	Mark  *Mark  `json:"mark,omitempty"`
+}
+
+// Status looks at a set and changes nothing.
+func (s *Service) Status(ctx context.Context, name string) (Status, error) {
+	set, err := s.Load(name)
+	if err != nil {
+		return Status{}, err
+	}
+	st := Status{Set: set}
+	if st.Served, err = s.Locked(name); err != nil {
+		return Status{}, err
+	}
+	d, observed, err := s.Decide(ctx, set)
+	if err != nil {
+		return Status{}, err
+	}
+	st.Decision = d
+	if d.Veto != nil {
+		st.Veto, st.Hint = failure.OneLine(d.Veto.Error()), failure.HintOf(d.Veto)
+	}
+	left := map[string]LeftOut{}
+	for _, l := range d.Left {
+		left[l.ID] = l
+	}
+	for i, r := range set.Replicas {
+		l, out := left[r.ID]
+		st.Replicas = append(st.Replicas, ReplicaStatus{
+			ID: r.ID, Path: r.Top().String(), Votes: !out, Why: l.Why, Stale: l.Stale, Mark: observed[i].Mark,
+		})
+	}
+	return st, nil
+}

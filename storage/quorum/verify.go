@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/progress"
+)
+
+// Verification is what a comparison of all replicas found. A long list of
+// ranges is rounded outwards.
+type Verification struct {
+	Set  string `json:"set"`
+	Size int64  `json:"size"` // bytes
+	Read int64  `json:"read"` // bytes that were read of each replica; holes of all are not
+	// Voters are the replicas that decided, Need is how many had to agree.
+	Voters []string `json:"voters"`
+	Need   int      `json:"need"`
+	// Differs are, by replica, the ranges in which it is not like the majority.
+	Differs map[string][]Range `json:"differs"`
+	// NoMajority are the ranges in which too few voters agree.
+	NoMajority []Range `json:"no_majority"`
+	// Missing are the replicas that were not compared, with why.
+	Missing map[string]string `json:"missing"`
+}
+
+// Equal says that all replicas were read and are the same.
+func (v Verification) Equal() bool {
+	return len(v.Differs) == 0 && len(v.NoMajority) == 0 && len(v.Missing) == 0
+}
+
+// Err is what is wrong, in one line, as a failure.Problems with the way out;
+// nil when all replicas are equal.
+func (v Verification) Err() error {
+	var words []string
+	for _, id := range slices.Sorted(maps.Keys(v.Missing)) {
+		words = append(words, fmt.Sprintf("%s is missing: %s", id, v.Missing[id]))
+	}
+	for _, id := range slices.Sorted(maps.Keys(v.Differs)) {
+		words = append(words, fmt.Sprintf("%s differs in %d bytes from byte %d on", id, total(v.Differs[id]), v.Differs[id][0].Offset))
+	}
+	if len(v.NoMajority) > 0 {
+		words = append(words, fmt.Sprintf("no majority in %d bytes from byte %d on", total(v.NoMajority), v.NoMajority[0].Offset))
+	}
+	if len(words) == 0 {
+		return nil
+	}
+	err := failure.New(failure.Problems, "replica set %s: %s", v.Set, strings.Join(words, "; "))
+	switch {
+	case len(v.NoMajority) > 0:
+		return failure.Hint(err, "look which replica is right, then `diskhook quorum resync %s --from ID`", v.Set)
+	case len(v.Differs) > 0:
+		return failure.Hint(err, "repair with `diskhook quorum resync %s`", v.Set)
+	}
+	return failure.Hint(err, "bring it back, or `diskhook quorum replace %s ID NEW`", v.Set)
+}
+
+func total(list []Range) (n int64) {
+	for _, r := range list {
+		n += r.Length
+	}
+	return n
+}
+
+// Verify compares all replicas of a set that nobody uses, and changes nothing.
+// Those of the newest generation vote; the others are held against them. What
+// was found is in the Verification; the error is for what kept it from being
+// looked at. A set in use is a failure.Conflict.
+func (s *Service) Verify(ctx context.Context, name string, report progress.Func) (Verification, error) {
+	held, err := s.Lock(name)
+	if err != nil {
+		return Verification{}, err
+	}
+	defer held.Release()
+	set, err := s.Load(name)
+	if err != nil {
+		return Verification{}, err
+	}
+	s.Activate(ctx, set)
+	d, observed, err := s.Decide(ctx, set)
+	if err != nil {
+		return Verification{}, err
+	}
+	voters, others, missing := roles(set, d, observed, "")
+	c, err := s.muster(ctx, set, voters, others, true, held.File())
+	if err != nil {
+		return Verification{}, err
+	}
+	defer c.dismiss()
+	maps.Copy(c.missing, missing)
+	return c.verify(ctx, report)
+}
+
+// verify compares a crew.
+func (c *crew) verify(ctx context.Context, report progress.Func) (Verification, error) {
+	w := c.walk()
+	w.progress = report
+	if err := w.over(ctx, nil); err != nil {
+		return Verification{}, fmt.Errorf("%s: %w", &c.set, err)
+	}
+	return c.found(w), nil
+}
+
+// found puts together what a walk has found.
+func (c *crew) found(w *walk) Verification {
+	v := Verification{
+		Set: c.set.Name, Size: c.set.Size, Read: w.read, Need: c.need,
+		Differs: map[string][]Range{}, NoMajority: w.none.list, Missing: c.missing,
+	}
+	for _, s := range w.sides {
+		if s.votes {
+			v.Voters = append(v.Voters, s.id)
+		}
+		if len(s.differs.list) > 0 {
+			v.Differs[s.id] = s.differs.list
+		}
+	}
+	return v
+}
+
+// roles divides the replicas of a set: who votes, who is held against the
+// voters, and who is missing, with why. believe names the only voter; "" leaves
+// it to the decision. A replica whose mark is of something else is missing,
+// whatever lies in its image.
+func roles(set Set, d Decision, observed []Observed, believe string) (voters, others []string, missing map[string]string) {
+	missing = map[string]string{}
+	left := map[string]LeftOut{}
+	for _, l := range d.Left {
+		left[l.ID] = l
+	}
+	for _, o := range observed {
+		l, out := left[o.ID]
+		foreign := o.Mark != nil && (o.Mark.Set != set.UUID || o.Mark.Replica != o.ID)
+		switch {
+		case o.Image != nil, o.NoMark != nil, foreign:
+			missing[o.ID] = l.Why
+		case believe == "" && !out, believe == o.ID:
+			voters = append(voters, o.ID)
+		default:
+			others = append(others, o.ID)
+		}
+	}
+	return voters, others, missing
+}

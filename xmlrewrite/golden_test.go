@@ -60,8 +60,6 @@ func bound(l LocalDisk) rewriters {
 
 type rewriters func(testing.TB, *Document) []Rewriter
 
-const quorumSocket = "/run/diskhook/quorum/db/nbd.sock"
-
 const stable = "/run/diskhook/disks/5e2d7f0a-0d1c-4b52-9f0e-3b1f6a2c9d10/vda"
 
 // golden ties each *.out.xml to the *.in.xml and the rewrite that make it.
@@ -83,9 +81,27 @@ var golden = []struct {
 	}},
 	{"odd-spelling", "odd-spelling.local", bound(LocalDisk{Target: "vda", Path: stable})},
 	{"compact", "compact.local", bound(LocalDisk{Target: "vda", Path: stable})},
-	{"quorum-seed", "libvirt-quorum.export", func(testing.TB, *Document) []Rewriter {
-		return []Rewriter{ExportQuorum{Target: "vda", Socket: quorumSocket, Name: "db"}}
+	{"quorum-seed", "libvirt-quorum.export", voted("vda", exported(ExportQuorum{Name: "db"}))},
+	{"quorum-seed", "libvirt-quorum.inline", voted("vda", inlined)},
+	{"quorum-seed", "quorum-seed.same", voted("vda", produced)},
+	{"quorum-args", "quorum-args.same", voted("vdb", produced)},
+	{"quorum-args", "quorum-args.inline", func(t testing.TB, doc *Document) []Rewriter {
+		both := InlineQuorum{RawNode: RawNodeStorage}
+		for _, q := range quorums(t, doc) {
+			both.Disks = append(both.Disks, InlineDisk{*q, "votes-" + q.Target})
+		}
+		return []Rewriter{both}
 	}},
+	{"libvirt-shared", "libvirt-shared.vhostuser", voting("vda", exported(ExportQuorum{VhostUser: true, Reconnect: 1}))},
+	{"libvirt-shared", "libvirt-shared.inline", voting("vda", inlined)},
+	{"libvirt-file", "quorum-file.none", voting("vda", produced)},
+	{"libvirt-nodriver", "libvirt-nodriver.export", voting("hda", exported(ExportQuorum{Name: "db"}))},
+	{"libvirt-rbd", "libvirt-rbd.export", voting("vda", exported(ExportQuorum{Name: "it's"}))},
+	{"vdsm-mixed", "vdsm-mixed.quorum", voting("sda", produced)},
+	{"vdsm-mixed", "vdsm-mixed.inline", voting("sda", inlined)},
+	{"odd-spelling", "odd-spelling.export", voting("vda", exported(ExportQuorum{Name: "db", Reconnect: 30}))},
+	{"compact", "compact.quorum", voting("vda", produced)},
+	{"hotplug", "hotplug.quorum", voting("sdb", produced)},
 	{"hotplug", "hotplug.local", local("sdb", "block", LocalDisk{Path: "/dev/vg/copy", IO: "io_uring"})},
 }
 

@@ -4,6 +4,7 @@ package xmlrewrite
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/beevik/etree"
 )
@@ -32,11 +33,8 @@ func (d *Document) Origin(target string) ([]byte, error) {
 		}
 	}
 	w.text(">")
-	parts := partsOf(e)
-	for _, name := range originParts {
-		for _, c := range parts[name] {
-			w.node(c)
-		}
+	for _, part := range partsOf(e) {
+		w.node(part)
 	}
 	w.text("</disk>")
 	return w.out, nil
@@ -94,38 +92,48 @@ func (r RestoreOrigin) Rewrite(doc *Document) error {
 	})
 }
 
-// partsOf returns the children of a disk that say where its data is. A quorum
-// has several backing chains; of any other disk the first one counts.
-func partsOf(disk *etree.Element) map[string][]*etree.Element {
-	parts := map[string][]*etree.Element{}
+// partsOf returns the children of a disk that say where its data is, in the
+// order of originParts. A quorum has several backing chains; of any other disk
+// the first one counts.
+func partsOf(disk *etree.Element) (parts []*etree.Element) {
 	for _, name := range originParts {
-		parts[name] = children(disk, name)
-		if len(parts[name]) > 1 && !isQuorum(disk) {
-			parts[name] = parts[name][:1]
+		named := children(disk, name)
+		if len(named) > 1 && !isQuorum(disk) {
+			named = named[:1]
 		}
+		parts = append(parts, named...)
 	}
 	return parts
 }
 
-// restoreParts moves parts of an origin into disk: into the places of the
-// present ones, else next to the part that libvirt writes before or after it.
-func (ed *edit) restoreParts(disk *etree.Element, now, origin map[string][]*etree.Element) {
-	var before *etree.Element // the part last seen
-	for _, name := range originParts {
-		for i, was := range origin[name] {
-			switch {
-			case i < len(now[name]):
-				replace(now[name][i], was)
-			case before != nil:
-				ed.insertAfter(before, was)
-			default:
-				ed.insertFirst(disk, was)
-			}
-			before = was
+// restoreParts puts the parts of an origin into disk for the present ones: each
+// into the place of one of its name, else next to the part that libvirt writes
+// before it. If none has a place, the first one has that of the first to go.
+func (ed *edit) restoreParts(disk *etree.Element, now, origin []*etree.Element) {
+	placed, free := make([]bool, len(origin)), true
+	for i, was := range origin {
+		if j := slices.IndexFunc(now, func(e *etree.Element) bool { return e.Tag == was.Tag }); j >= 0 {
+			replace(now[j], was)
+			now = slices.Delete(now, j, j+1)
+			placed[i] = true
+			free = free && was.Tag == "driver"
 		}
-		for i := len(origin[name]); i < len(now[name]); i++ {
-			remove(now[name][i])
+	}
+	for i, was := range origin {
+		j := slices.IndexFunc(now, func(e *etree.Element) bool { return e.Tag != "driver" })
+		switch {
+		case placed[i]:
+		case free && j >= 0 && was.Tag != "driver":
+			replace(now[j], was)
+			now, free = slices.Delete(now, j, j+1), false
+		case i > 0:
+			ed.insertAfter(origin[i-1], was)
+		default:
+			ed.insertFirst(disk, was)
 		}
+	}
+	for _, gone := range now {
+		remove(gone)
 	}
 }
 

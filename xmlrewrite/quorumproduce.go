@@ -125,8 +125,9 @@ func (ed *edit) driver(disk *etree.Element, format string) *etree.Element {
 	return driver
 }
 
-// exchange gives the disk another type, and puts parts behind its driver in the
-// place of all that said where its data is. Parts that are there already stay.
+// exchange gives the disk another type, and puts parts, one at least, in the
+// place of all that said where its data is, or behind its driver. Parts that are
+// there already stay.
 func (ed *edit) exchange(disk *etree.Element, kind string, parts ...*etree.Element) {
 	var old []*etree.Element
 	for c := range disk.ChildElementsSeq() {
@@ -140,14 +141,20 @@ func (ed *edit) exchange(disk *etree.Element, kind string, parts ...*etree.Eleme
 	if sameElements(old, parts) {
 		return
 	}
-	for _, c := range old {
-		remove(c)
+	before := child(disk, "driver")
+	line, unit := ed.lines(disk, before)
+	for i, part := range parts {
+		ed.layOut(part, line, unit)
+		if i == 0 && len(old) > 0 {
+			replace(old[0], part)
+			old = old[1:]
+		} else {
+			ed.insertAfter(before, part)
+		}
+		before = part
 	}
-	driver := child(disk, "driver")
-	line, unit := ed.lines(disk, driver)
-	for i := len(parts) - 1; i >= 0; i-- {
-		ed.layOut(parts[i], line, unit)
-		ed.insertAfter(driver, parts[i])
+	for _, gone := range old {
+		remove(gone)
 	}
 }
 

@@ -194,7 +194,8 @@ func (s *scanner) endElement(tok *token) error {
 func (s *scanner) checkEnd() error {
 	switch {
 	case len(s.open) > 0:
-		return s.errorf(ErrMalformed, len(s.src), "the text ends inside element "+clip(s.open[len(s.open)-1].name.Local))
+		last := s.open[len(s.open)-1]
+		return s.errorf(ErrMalformed, len(s.src), fmt.Sprintf("the text ends inside element %s, opened in line %d", clip(last.name.Local), s.line(last.start)))
 	case !s.ended:
 		return s.errorf(ErrMalformed, len(s.src), "no element")
 	}

@@ -49,6 +49,9 @@ type Local interface {
 	// ReleaseRest releases what a domain that has gone has left: copies of
 	// disks that it had no longer when it ended. It gives none up.
 	ReleaseRest(ctx context.Context, domain string) error
+	// Abandon undoes the first Fulfil of copies of oVirt's disks, of which no
+	// guest has used any.
+	Abandon(ctx context.Context, domain string) error
 	SetOwner(ctx context.Context, p localdisk.Placement, uid, gid int) error
 	// MarkSaved records that the domain has saved memory, ClearSaved that it
 	// has none any more.

@@ -25,7 +25,7 @@ func (k local) Restorable(ctx context.Context, h *Host, d Domain, bound []Bound)
 	for _, o := range observed {
 		o.Disk.Create = true // what a start would do if it might
 		decision := localdisk.Decide(o)
-		used := o.Copy.State == localdisk.Ready && o.Receipt != nil && o.Receipt.Used
+		used := o.Copy.State == localdisk.Ready && o.Receipt != nil && o.Receipt.Used && !o.Receipt.Untried
 		switch {
 		case decision.Action == localdisk.Veto:
 			return decision.Err

@@ -85,6 +85,11 @@ func (l *Local) Release(_ context.Context, domain string, disks []localdisk.Disk
 	return l.called("release", "%s %s reason=%q", domain, names(disks), reason)
 }
 
+// Abandon implements bindings.Local.
+func (l *Local) Abandon(_ context.Context, domain string) error {
+	return l.called("abandon", "%s", domain)
+}
+
 // ReleaseRest implements bindings.Local.
 func (l *Local) ReleaseRest(_ context.Context, domain string) error {
 	return l.called("release-rest", "%s", domain)

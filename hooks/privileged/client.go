@@ -69,6 +69,11 @@ func (c *Client) ReleaseRest(ctx context.Context, domain string) error {
 	return c.call(ctx, "release-rest", domainRequest{domain}, nil, quickly)
 }
 
+// Abandon is localdisk.Service.Abandon.
+func (c *Client) Abandon(ctx context.Context, domain string) error {
+	return c.call(ctx, "abandon", domainRequest{domain}, nil, quickly)
+}
+
 // SetOwner is localdisk.Service.SetOwner for the one owner that oVirt's disks
 // have.
 func (c *Client) SetOwner(ctx context.Context, p localdisk.Placement, uid, gid int) error {

@@ -104,7 +104,7 @@ func TestLyingRelease(t *testing.T) {
 func TestNothingForStrangers(t *testing.T) {
 	w, server := newServer(t)
 	before := w.Files("")
-	for _, verb := range []string{"mark-saved", "clear-saved", "release-rest"} {
+	for _, verb := range []string{"mark-saved", "clear-saved", "release-rest", "abandon"} {
 		var out, log bytes.Buffer
 		if !server.Serve(t.Context(), []string{"local", verb}, strings.NewReader(`{"domain":"`+domain+`"}`), &out, &log) {
 			t.Errorf("%s: %s", verb, out.String())

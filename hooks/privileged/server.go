@@ -32,6 +32,9 @@ var verbs = map[string]verb{
 	"local release-rest": ofDomain("release", func(ctx context.Context, s *localdisk.Service, domain string) error {
 		return s.ReleaseRest(ctx, domain)
 	}),
+	"local abandon": ofDomain("abandon", func(ctx context.Context, s *localdisk.Service, domain string) error {
+		return s.Abandon(ctx, domain)
+	}),
 	"local owner": (*Server).owner,
 	"local mark-saved": ofDomain("saved memory", func(_ context.Context, s *localdisk.Service, domain string) error {
 		return localdisk.MarkSaved(s.Layout, domain)

@@ -264,7 +264,27 @@ func TestResume(t *testing.T) {
 			}
 		}
 	}
+	left := func(w *hooktest.World) (left []string) {
+		t.Helper()
+		for _, path := range []string{copied(w), w.Path("var/lib/diskhook/receipts/" + vmID + "/" + image + ".json"), w.Path("run/diskhook/disks/" + vmID)} {
+			if _, err := os.Lstat(path); err == nil {
+				left = append(left, path)
+			}
+		}
+		return left
+	}
 	refused(there, "sda", "suspended here")
+	if all := left(there); len(all) != 0 {
+		t.Errorf("the copy made for the refused start is left: %q", all)
+	}
+	done(there, "after_disk_prepare", json(there)) // the VM runs there, and ends
+	done(there, "before_vm_start", placed(there, copied(there)))
+	done(there, "after_vm_destroy", placed(there, copied(there)))
+	done(there, "after_disk_prepare", json(there))
+	refused(there, "sda", "suspended here")
+	if all := left(there); len(all) != 3 {
+		t.Errorf("a guest has used the copy, but only %q is left", all)
+	}
 	if err := os.Rename(copied(here), here.Path("away")); err != nil {
 		t.Fatal(err)
 	}
@@ -278,6 +298,12 @@ func TestResume(t *testing.T) {
 	forgetful := hooktest.New(t, nil) // it has the mark, and nothing else
 	oVirt(t, forgetful)
 	forgetful.Write("var/lib/diskhook/receipts/"+vmID+"/saved", "")
+	memory := forgetful.Path("var/lib/diskhook/receipts/" + vmID + "/saved")
+	done(forgetful, "after_disk_prepare", json(forgetful))
+	refused(forgetful, "copy was made since")
+	if _, err := os.Stat(memory); err != nil || len(left(forgetful)) != 0 {
+		t.Errorf("left %q, mark %v", left(forgetful), err)
+	}
 	_, err := call(t, forgetful, "before_vm_dehibernate", sharedXML(forgetful), onDir)
 	if line := failure.Line(err); err == nil || !strings.Contains(line, "local copy is gone; shut the VM down") || strings.Contains(line, "virsh") {
 		t.Error(line)

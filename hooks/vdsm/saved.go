@@ -35,6 +35,16 @@ func beforeVMDehibernate(ctx context.Context, v *vm) error {
 	if err != nil || len(bound) == 0 {
 		return err
 	}
+	if err = v.resumable(ctx, d, bound); err != nil {
+		// What after_disk_prepare made is of no use, here or anywhere.
+		if left := v.Local.Abandon(context.WithoutCancel(ctx), v.id); left != nil {
+			v.Log.Warn("the copies that were made for this start stay", "err", left)
+		}
+	}
+	return err
+}
+
+func (v *vm) resumable(ctx context.Context, d bindings.Domain, bound []bindings.Bound) error {
 	if bindings.Migratable(d, bound) != nil && !localdisk.Saved(v.Layout, v.id) {
 		err := failure.New(failure.Precondition, "%s: disk %s is bound to a copy on one host, and this host does not know that the VM was suspended here", d, bound[0].Disk.Target)
 		return failure.Hint(err, "resume it on the host where it was suspended, or %s", bindings.Afresh)

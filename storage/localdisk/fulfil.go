@@ -236,9 +236,10 @@ func (s *Service) markUsed(o Observed) error {
 	}
 	if r.Suspended != "" && !s.linked(*r) {
 		r.Suspended = "" // of an earlier run: whoever pauses this one means it
-	} else if r.Used && r.OnStop == o.Disk.OnStop {
+	} else if r.Used && !r.Untried && r.OnStop == o.Disk.OnStop {
 		return nil
 	}
+	r.Untried = !r.Used && o.Disk.OVirt()
 	r.Used, r.OnStop = true, o.Disk.OnStop
 	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
 		return err

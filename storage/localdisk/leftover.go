@@ -39,6 +39,39 @@ func (s *Service) ReleaseRest(ctx context.Context, domain string) error {
 	return errors.Join(errs...)
 }
 
+// Abandon undoes the first fulfil of copies of oVirt's disks, when the start
+// that it was for is refused: no guest has used them, so they go, even if
+// memory was saved, which was with other disks. Every other copy of the domain
+// is left alone.
+func (s *Service) Abandon(ctx context.Context, domain string) error {
+	receipts, err := Receipts(s.Layout, domain)
+	errs := []error{err}
+	for _, r := range receipts {
+		if r.Untried {
+			errs = append(errs, s.abandon(ctx, domain, r.Key()))
+		}
+	}
+	_ = os.Remove(StablePath(s.Layout, domain, "")) // the directory, if it is empty
+	return errors.Join(errs...)
+}
+
+func (s *Service) abandon(ctx context.Context, domain, key string) error {
+	l, err := s.lockOne(ctx, domain, key)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	r, err := ReadReceipt(s.Layout, domain, key)
+	if err != nil || r == nil || !r.Untried {
+		return err
+	}
+	if err := s.giveUp(ctx, *r); err != nil {
+		return err
+	}
+	s.removeStatus(domain, key)
+	return nil
+}
+
 // letGo looks at one copy again, under its lock.
 func (s *Service) letGo(ctx context.Context, d Disk, links []string) error {
 	l, err := s.lockOne(ctx, d.Domain, d.Key())

@@ -53,6 +53,9 @@ type Receipt struct {
 	// Used is set before a fulfil first succeeds: from then on the guest's
 	// writes may live in the copy.
 	Used bool `json:"used"`
+	// Untried, of a disk of oVirt: the one fulfil that set Used is all that was
+	// heard of so far. The next one, before QEMU starts, says that it is tried.
+	Untried bool `json:"untried,omitempty"`
 	// Discarding is the intent of a verb that gave the copy up. The copy goes
 	// first, then the receipt; whoever finds the intent finishes it.
 	Discarding bool `json:"discarding,omitempty"`

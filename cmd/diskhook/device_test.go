@@ -11,12 +11,16 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
-// condition adds [root]: only root makes devices.
+// condition adds [root]: only root makes devices and mounts; and [fuse].
 func condition(name string) (bool, error) {
-	if name == "root" {
+	switch name {
+	case "root":
 		return os.Geteuid() == 0, nil
+	case "fuse":
+		return os.Getenv("SKIP_FUSE") == "", nil
 	}
 	return false, fmt.Errorf("unknown condition %q", name)
 }
@@ -35,4 +39,24 @@ func device(ts *testscript.TestScript, neg bool, args []string) {
 	settings := ts.MkAbs("root/etc/diskhook/diskhook.toml")
 	text := strings.Replace(ts.ReadFile(settings), "roots = [", fmt.Sprintf("roots = [%q, ", path), 1)
 	ts.Check(os.WriteFile(settings, []byte(text), 0o644))
+}
+
+// hang DIR: mount a file system there that nobody serves, so that every look
+// below it hangs, as on a dead NFS server.
+func hang(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: hang DIR")
+	}
+	dir := ts.MkAbs(args[0])
+	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	ts.Check(err)
+	err = unix.Mount("dead", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse.Fd()))
+	if err != nil {
+		fuse.Close()
+		ts.Fatalf("mount: %v (SKIP_FUSE=1 leaves this out)", err)
+	}
+	ts.Defer(func() {
+		fuse.Close() // ends what hangs
+		ts.Check(unix.Unmount(dir, unix.MNT_DETACH))
+	})
 }

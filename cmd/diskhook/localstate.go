@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -114,16 +115,28 @@ func (s *services) entries(ctx context.Context, domain, disk string) ([]localdis
 	return some, nil
 }
 
-// sourcePatience bounds the look at one source, which may be gone or hang.
-const sourcePatience = 5 * time.Second
+const (
+	// sourcePatience bounds the look at one source, which may be gone or hang.
+	sourcePatience = 5 * time.Second
+	// sourceLooks is how many are looked at side by side, so that a server that
+	// hangs makes the lines late that are about it, and not their sum.
+	sourceLooks = 16
+)
 
 // noteChanges adds what has become of domains and of sources. They are remarks:
 // a copy is the truth, whatever happened to its source.
 func (s *services) noteChanges(ctx context.Context, entries []localdisk.Entry) {
 	s.noteGone(ctx, entries)
+	var looks sync.WaitGroup
+	slots := make(chan struct{}, sourceLooks)
 	for i := range entries {
-		s.noteChange(ctx, &entries[i])
+		slots <- struct{}{}
+		looks.Go(func() {
+			s.noteChange(ctx, &entries[i])
+			<-slots
+		})
 	}
+	looks.Wait()
 }
 
 func (s *services) noteChange(ctx context.Context, e *localdisk.Entry) {

@@ -43,6 +43,7 @@ func TestScripts(t *testing.T) {
 		Setup:               setUp,
 		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"hang":      hang,
 			"image":     image,
 			"device":    device,
 			"domain":    defineDomain,

@@ -14,8 +14,9 @@ import (
 
 // Adopt binds a disk, on the operator's word, to the complete copy that bears
 // its name: after receipts were lost, or another volume was restored in its
-// place, or the sidecar of a file got lost. The copy counts as used by the guest. An open or unfinished copy, or
-// one tagged for another domain, is refused.
+// place, or the sidecar of a file got lost. The copy counts as used by the
+// guest. An open or unfinished copy, or one tagged for another domain, is
+// refused.
 func (s *Service) Adopt(ctx context.Context, d Disk) error {
 	if err := d.Validate(); err != nil {
 		return err
@@ -31,24 +32,13 @@ func (s *Service) Adopt(ctx context.Context, d Disk) error {
 	}
 	o := observed[0]
 	o.Copy = s.asFileOpen(o.Copy)
-	nameless := o.Copy.file() && o.Copy.UUID == "" // its sidecar is lost
-	switch {
-	case o.Copy.State == Absent:
-		return failure.New(failure.NotFound, "%s: %s: no such copy", d, o.Copy)
-	case o.Copy.State != Ready:
-		err := failure.New(failure.Conflict, "%s: %s is unfinished", d, o.Copy)
-		return failure.Hint(err, "remove it with `diskhook local remove %s`", d.args())
-	case !nameless && o.Copy.Sick != "":
-		err := failure.New(failure.Conflict, "%s: %s: %s", d, o.Copy, o.Copy.Sick)
-		return failure.Hint(err, "repair it, then try again")
-	case !nameless && !o.Copy.has(tagVM+d.Domain):
-		return failure.New(failure.Conflict, "%s: %s is tagged %v, not %s%s", d, o.Copy, o.Copy.Tags, tagVM, d.Domain)
-	case !o.Copy.closed():
-		return fmt.Errorf("%s: %w", d, inUse(o.Copy))
-	case o.Receipt != nil && o.Receipt.Copy == o.Copy.UUID && !o.Receipt.Discarding:
+	if err := adoptable(o); err != nil {
+		return err
+	}
+	if o.Receipt != nil && o.Receipt.Copy == o.Copy.UUID && !o.Receipt.Discarding {
 		return s.finishClaim(ctx, o)
 	}
-	if nameless {
+	if o.Copy.nameless() {
 		o.Copy.UUID = uuid.NewString()
 		if o.Receipt != nil {
 			o.Copy.UUID = o.Receipt.Copy
@@ -59,6 +49,30 @@ func (s *Service) Adopt(ctx context.Context, d Disk) error {
 		return err
 	}
 	return s.claim(ctx, o, info)
+}
+
+// nameless says that the copy is a file whose sidecar is lost.
+func (c Copy) nameless() bool { return c.State == Ready && c.file() && c.UUID == "" }
+
+// adoptable refuses a copy that Adopt must not take.
+func adoptable(o Observed) error {
+	d := o.Disk
+	switch {
+	case o.Copy.State == Absent:
+		err := failure.New(failure.NotFound, "%s: %s: no such copy", d, o.Copy)
+		return failure.Hint(err, "see `diskhook local list`")
+	case o.Copy.State != Ready:
+		err := failure.New(failure.Conflict, "%s: %s is unfinished", d, o.Copy)
+		return failure.Hint(err, "remove it with `diskhook local remove %s`", d.args())
+	case !o.Copy.nameless() && o.Copy.Sick != "":
+		err := failure.New(failure.Conflict, "%s: %s: %s", d, o.Copy, o.Copy.Sick)
+		return failure.Hint(err, "repair it, then try again")
+	case !o.Copy.nameless() && !o.Copy.has(tagVM+d.Domain):
+		return failure.New(failure.Conflict, "%s: %s is tagged %v, not %s%s", d, o.Copy, o.Copy.Tags, tagVM, d.Domain)
+	case !o.Copy.closed():
+		return fmt.Errorf("%s: %w", d, inUse(o.Copy))
+	}
+	return nil
 }
 
 // adopted is what is known of the source of a copy that is taken over on the

@@ -5,14 +5,17 @@
 package localdisk_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
 	"diskhook/storage/lvm/lvmtest"
 )
 
@@ -114,4 +117,59 @@ func TestCopyWithoutItsSidecarIsNoDeadEnd(t *testing.T) {
 	_, err = w.hook()
 	must(t, err)
 	w.same(w.stable(), after)
+}
+
+// A dry run of adopt refuses what adopt refuses, in the same words.
+func TestDryRunRefusesWhatAdoptRefuses(t *testing.T) {
+	eachBackend(t, func(t *testing.T, backend string) {
+		for name, c := range map[string]struct {
+			arrange func(*world)
+			kind    *failure.Kind
+			word    string
+		}{
+			"absent": {func(*world) {}, failure.NotFound, "no such copy"},
+			"unfinished": {func(w *world) {
+				_, _ = w.hook("DISKHOOK_FAILPOINT=fill.created=kill")
+				w.awaitUnlocked()
+			}, failure.Conflict, "is unfinished"},
+			"somebody works on it": {func(w *world) {
+				must(t, os.MkdirAll(w.path("run/diskhook/lock"), 0o755))
+				l, err := lock.Try(w.path("run/diskhook/lock"), "local-"+domain+"-vda")
+				must(t, err)
+				w.t.Cleanup(l.Release)
+			}, failure.Temporary, "somebody works on its copy"},
+			"of another domain": {func(w *world) {
+				_, err := w.hook()
+				must(t, err)
+				must(t, os.RemoveAll(w.path("var/lib/diskhook/receipts")))
+				w.tagged("VM_"+domain, "VM_"+strings.Repeat("0", 8)+domain[8:])
+			}, failure.Conflict, "is tagged"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				w := newWorld(t, backend)
+				c.arrange(w)
+				_, dry := service().Adopted(t.Context(), w.disk())
+				wet := service().Adopt(t.Context(), w.disk())
+				if !errors.Is(dry, c.kind) || !strings.Contains(failure.Line(dry), c.word) || wet == nil || failure.Line(dry) != failure.Line(wet) {
+					t.Errorf("dry run: %v\nadopt: %v", dry, wet)
+				}
+			})
+		}
+	})
+}
+
+// tagged changes a tag of the copy behind everybody's back.
+func (w *world) tagged(old, tag string) {
+	w.t.Helper()
+	path := w.path("lvm/vg.json")
+	if w.backend == "dir" {
+		found, err := filepath.Glob(w.path("var/lib/diskhook/local/*.json"))
+		if must(w.t, err); len(found) != 1 {
+			w.t.Fatalf("sidecars %q", found)
+		}
+		path = found[0]
+	}
+	b, err := os.ReadFile(path)
+	must(w.t, err)
+	must(w.t, os.WriteFile(path, bytes.ReplaceAll(b, []byte(old), []byte(tag)), 0o644))
 }

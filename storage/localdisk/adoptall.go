@@ -186,7 +186,7 @@ func (a Adoption) disk() Disk {
 }
 
 // Adopted says that the disk has its copy and its receipt, and that nothing of
-// taking it over is left to do.
+// taking it over is left to do. What Adopt would refuse is an error.
 func (s *Service) Adopted(ctx context.Context, d Disk) (bool, error) {
 	if err := d.Validate(); err != nil {
 		return false, err
@@ -197,7 +197,18 @@ func (s *Service) Adopted(ctx context.Context, d Disk) (bool, error) {
 	}
 	o := observed[0]
 	named := o.Receipt != nil && !o.Receipt.Discarding && o.Receipt.Copy == o.Copy.UUID
-	return named && o.Copy.State == Ready && o.Copy.Sick == "" && o.Copy.ours(), nil
+	if named && o.Copy.State == Ready && o.Copy.Sick == "" && o.Copy.ours() {
+		return true, nil
+	}
+	if err := s.Idle(ctx, d.Domain, d.Key()); err != nil {
+		return false, err
+	}
+	o.Copy = s.asFileOpen(o.Copy)
+	if err := adoptable(o); err != nil || !o.Copy.file() {
+		return false, err
+	}
+	_, err = s.adopted(ctx, o) // which activates volumes
+	return false, err
 }
 
 // finishClaim gives a copy that has its receipt the tags that say that it is

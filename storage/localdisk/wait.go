@@ -38,8 +38,9 @@ type Job struct {
 }
 
 const (
-	// pollEvery is how often a waiter reads status files.
-	pollEvery = 100 * time.Millisecond
+	// pollEvery is how often a waiter reads status files; at first, when a small
+	// copy may be done already, it looks more often.
+	pollEvery, pollFirst = 100 * time.Millisecond, 10 * time.Millisecond
 	// startTimeout is how long a copy process may take to say anything.
 	startTimeout = 15 * time.Second
 )
@@ -128,7 +129,7 @@ func (s *Service) jobPath(d Disk, id string) string {
 func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) error {
 	began := time.Now()
 	var last progress.Status
-	for ; ; time.Sleep(pollEvery) {
+	for ; ; time.Sleep(min(pollEvery, max(pollFirst, time.Since(began)/8))) {
 		if err := ctx.Err(); err != nil {
 			err = fmt.Errorf("%s: no longer waiting for its copy, which goes on: %w", d, err)
 			return failure.Hint(err, "watch it with `diskhook local status %s`, or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())

@@ -29,6 +29,9 @@ func localCommand(p *program) *cli.Command {
 	export := func() cli.Flag {
 		return &cli.StringFlag{Name: "export", Usage: "write the disk to this new `FILE` first (qcow2 if so named, else raw)"}
 	}
+	rate := func() cli.Flag {
+		return &cli.StringFlag{Name: "rate", Usage: "read at most `SIZE` per second for --export (default: no limit)"}
+	}
 	return &cli.Command{
 		Name: "local", Usage: "local copies of disks on this host",
 		Subcommands: []*cli.Command{
@@ -38,8 +41,8 @@ func localCommand(p *program) *cli.Command {
 			verb("settle", "read into an overlay (fill=instant) what it takes from its source, so that it needs it no more", "[NAME] [TARGET]", localSettle, settleFlags()...),
 			verb("cancel", "stop the making or settling of a copy", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
 			verb("recreate", "give a copy up and make it again from its source", "NAME TARGET", localRecreate,
-				export(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
-			verb("remove", "give a copy up", "NAME TARGET", localRemove, export(), discard(), connectFlag(), dryRunFlag()),
+				export(), rate(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
+			verb("remove", "give a copy up", "NAME TARGET", localRemove, export(), rate(), discard(), connectFlag(), dryRunFlag()),
 			verb("resize", "grow a copy, and tell a running guest", "NAME TARGET SIZE", localResize, connectFlag(), dryRunFlag()),
 			verb("export", "write a disk as its guest left it to a new file", "NAME TARGET FILE", localExport, exportFlags()...),
 			verb("adopt", "take over a complete copy that has no receipt, on your word, or all that oVirt's hook made", "[NAME] [TARGET]", localAdopt, adoptFlags()...),

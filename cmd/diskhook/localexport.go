@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/urfave/cli/v2"
 
 	"diskhook/storage/host"
@@ -33,10 +35,8 @@ func localExport(p *program, c *cli.Context) error {
 		return err
 	}
 	o := localdisk.ExportOptions{To: to, Format: kind}
-	if text := c.String("rate"); text != "" {
-		if o.Rate, err = host.ParseSize(text); err != nil {
-			return err
-		}
+	if o.Rate, err = rateOf(c); err != nil {
+		return err
 	}
 	steps, err := s.local.ExportCommands(c.Context, domain, key, o)
 	if err != nil {
@@ -48,4 +48,17 @@ func localExport(p *program, c *cli.Context) error {
 		o.Progress = r.work("export of " + words[0] + " " + words[1])
 		return s.local.Export(c.Context, domain, key, o)
 	})
+}
+
+// rateOf is what --rate says, in bytes per second; 0 is no limit.
+func rateOf(c *cli.Context) (int64, error) {
+	text := c.String("rate")
+	if text == "" {
+		return 0, nil
+	}
+	rate, err := host.ParseSize(text)
+	if err != nil {
+		return 0, fmt.Errorf("--rate: %w", err)
+	}
+	return rate, nil
 }

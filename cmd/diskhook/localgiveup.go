@@ -16,6 +16,12 @@ import (
 // data would be lost without a word.
 func (s *services) giveUp(c *cli.Context, domain, key string) (g localdisk.GiveUp, steps []string, err error) {
 	g.DiscardGuestData = c.Bool("discard-guest-data")
+	if g.Rate, err = rateOf(c); err != nil {
+		return g, nil, err
+	}
+	if g.Rate > 0 && c.String("export") == "" {
+		return g, nil, see(c, failure.New(failure.Usage, "--rate is for --export FILE"))
+	}
 	if file := c.String("export"); file != "" {
 		if g.Export, err = absolute(file); err != nil {
 			return g, nil, err

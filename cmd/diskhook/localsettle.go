@@ -9,7 +9,6 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"diskhook/storage/failure"
-	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/progress"
 )
@@ -98,15 +97,10 @@ func firstOf(all []error) error {
 }
 
 func (s *services) settleRate(c *cli.Context) (int64, error) {
-	text := c.String("rate")
-	if text == "" {
+	if c.String("rate") == "" {
 		return int64(s.config.Local.Rate), nil
 	}
-	rate, err := host.ParseSize(text)
-	if err != nil {
-		return 0, fmt.Errorf("--rate: %w", err)
-	}
-	return rate, nil
+	return rateOf(c)
 }
 
 // toSettle are the disks that are named and not settled. damaged tells of

@@ -78,7 +78,8 @@ func (s *Service) workLock(domain, key string) string {
 
 // Cancel asks the copy process of a disk, or who settles it, to stop and waits
 // until it has. It may complete its work before it hears of it. That none runs
-// is a failure.NotFound.
+// is a failure.NotFound; that it has heard, but its storage hangs, is a
+// failure.Temporary.
 func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 	if err := validKey(domain, key); err != nil {
 		return err
@@ -86,7 +87,7 @@ func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 	if err := s.awaitWork(ctx, domain, key); err != nil {
 		return err
 	}
-	name := s.workLock(domain, key)
+	name, began := s.workLock(domain, key), time.Now()
 	// Again and again: who has just begun takes a file that is there already
 	// for one that was left from before, and away.
 	for ; ; time.Sleep(pollEvery) {
@@ -97,6 +98,10 @@ func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 		}
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		d := Disk{Domain: domain, Target: key}
+		if st, mine := s.status(d, ""); mine && st.Cancelled && time.Since(st.Updated) >= patience && time.Since(began) >= patience {
+			return stuckError(d, st)
 		}
 		if err := os.WriteFile(s.cancelPath(domain, key), nil, 0o600); err != nil {
 			return err

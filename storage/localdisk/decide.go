@@ -23,6 +23,8 @@ type Observed struct {
 	// Stale: no guest used the copy yet, and its source is not any more what
 	// it was made from, or nobody can know. Only ObserveSources looks.
 	Stale bool
+	// Stuck: the process of a copy that was to end waits for storage that hangs.
+	Stuck bool
 	// Below is why an overlay that is not settled cannot be used: what it lies
 	// on is gone, or something else.
 	Below   error  `json:"-"`
@@ -101,7 +103,7 @@ func Decide(o Observed) Decision {
 	if err := wrongFormat(o); err != nil {
 		return Decision{Veto, err}
 	}
-	if o.Busy {
+	if o.Busy && !o.Stuck {
 		return Decision{Action: Wait}
 	}
 	if o.Receipt == nil && o.Disk.Copy != "" && o.Copy.State != Ready {
@@ -132,6 +134,9 @@ func replace(o Observed) Decision {
 	if domain := tagged(o.Copy, tagVM); domain != "" && domain != o.Disk.Domain {
 		err := failure.New(failure.Conflict, "%s: %s is being made for the domain %s", o.Disk, o.Copy, domain)
 		return Decision{Veto, failure.Hint(err, "see `diskhook local list`; once nothing works on it, remove it with `lvremove` or `rm`")}
+	}
+	if o.Stuck {
+		return Decision{Veto, stuckError(o.Disk, *o.Status)}
 	}
 	return permitted(o, Replace)
 }

@@ -22,6 +22,7 @@ import (
 // Once a guest has used the copy one of both is required.
 type GiveUp struct {
 	Export           string // write the disk to this new file first
+	Rate             int64  // bytes per second that the export reads at most; 0 is unlimited
 	DiscardGuestData bool
 }
 
@@ -53,7 +54,7 @@ func (s *Service) Remove(ctx context.Context, domain, key string, g GiveUp) erro
 		return err
 	}
 	if g.Export != "" {
-		if err := s.export(ctx, l, *r, ExportOptions{To: g.Export, Format: exportFormat(g.Export)}); err != nil {
+		if err := s.export(ctx, l, *r, ExportOptions{To: g.Export, Format: exportFormat(g.Export), Rate: g.Rate}); err != nil {
 			return err
 		}
 	}

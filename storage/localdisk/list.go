@@ -208,6 +208,8 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 		unfinished += ": " + why
 	}
 	switch {
+	case stuck(c, e.Busy, e.Status):
+		e.Problem = stuckWords(*e.Status) + "; " + stuckHint
 	case e.Busy:
 	case s.begun(c):
 		e.Problem = unfinished + "; " + goesOn(e)

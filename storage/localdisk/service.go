@@ -85,6 +85,7 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 		if st, err := progress.Read(s.statusPath(d.Domain, d.Key())); err == nil {
 			o.Status = &st
 		}
+		o.Stuck = stuck(o.Copy, o.Busy, o.Status)
 		observed[i] = o
 	}
 	return observed, nil

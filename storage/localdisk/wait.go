@@ -149,6 +149,8 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		switch {
 		case mine && st.State == progress.Failed && job != "", st.Cancelled && st.Updated.After(began):
 			return failed(d, st) // a copy is cancelled for all who wait for it
+		case held && st.Cancelled && time.Since(st.Updated) >= patience:
+			return stuckError(d, st)
 		case held:
 			if job == "" {
 				s.yield(d) // again: who has just begun takes the first word for an old one

@@ -108,12 +108,16 @@ func (d *instant) settling(rate string) *exec.Cmd {
 		d.t.Fatal(err)
 	}
 	d.t.Cleanup(func() { _ = cmd.Process.Kill() })
-	eventually(d.t, func() bool {
-		percent, found := strings.CutPrefix(d.status(), "settling ")
-		n, err := strconv.Atoi(strings.TrimSuffix(percent, "%"))
-		return found && err == nil && n > 0
-	}, "the settling is not under way")
+	eventually(d.t, d.underWay, "the settling is not under way")
 	return cmd
+}
+
+// underWay says that a part of what is to be settled is.
+func (d *instant) underWay() bool {
+	d.t.Helper()
+	percent, found := strings.CutPrefix(d.status(), "settling ")
+	n, err := strconv.Atoi(strings.TrimSuffix(percent, "%"))
+	return found && err == nil && n > 0
 }
 
 // status is the column STATE of the disk in `local status`.

@@ -18,7 +18,7 @@ import (
 	"diskhook/storage/lvm"
 )
 
-// Service does the work on replica sets. All fields are needed. It keeps no
+// Service does the work on replica sets. All fields but Resumer are needed. It keeps no
 // state between calls and may be used from any goroutine.
 type Service struct {
 	Layout host.Layout
@@ -29,6 +29,9 @@ type Service struct {
 	// Program is the absolute path of diskhook, which is started as
 	// `diskhook quorum serve SET`.
 	Program string
+
+	// Resumer resumes guests when a set is served again after it went; nil: nobody does.
+	Resumer Resumer
 }
 
 // Lock takes a set for oneself, without waiting: a daemon that serves it, or a

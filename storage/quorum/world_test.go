@@ -13,8 +13,10 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -33,6 +35,9 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == "lvm" {
 		os.Exit(lvmtest.Main(os.Args[1:]))
 	}
+	if len(os.Args) > 3 && os.Args[1] == "quorum" && os.Args[2] == "serve" {
+		os.Exit(serve(os.Args[3]))
+	}
 	if len(os.Args) > 2 && os.Args[1] == "verb" {
 		var j job
 		err := json.Unmarshal([]byte(os.Args[2]), &j)
@@ -46,6 +51,17 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// serve is `diskhook quorum serve`.
+func serve(name string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := service(os.Stderr).Serve(ctx, name); err != nil {
+		fmt.Fprintln(os.Stderr, failure.Line(err))
+		return 1
+	}
+	return 0
 }
 
 // job is one verb; the one that is not nil.
@@ -76,14 +92,18 @@ func service(log io.Writer) *quorum.Service {
 	layout := host.Layout{Root: os.Getenv("DISKHOOK_ROOT")}
 	config := host.Defaults(layout)
 	config.Paths.Roots = []string{layout.Root}
+	config.Quorum.HangTimeout = host.Duration(hangTimeout)
 	if dev := os.Getenv(lvmtest.EnvDev); dev != "" {
 		config.Paths.Roots = append(config.Paths.Roots, "/dev")
 	}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	return &quorum.Service{Layout: layout, Config: config, Run: command.System{Log: logger}, Log: logger}
+	return &quorum.Service{Layout: layout, Config: config, Run: command.System{Log: logger}, Log: logger, Program: os.Args[0]}
 }
 
-const diskSize = 8 << 20
+const (
+	diskSize    = 8 << 20
+	hangTimeout = 2 * time.Second
+)
 
 // world is a moved root with a source to build from.
 type world struct {

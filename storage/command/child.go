@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package command
+
+import (
+	"io"
+	"os/exec"
+	"runtime"
+	"syscall"
+)
+
+// Child is a program that runs beside us for long, and not longer than us.
+type Child struct {
+	proc  *exec.Cmd
+	ended chan struct{}
+	err   error
+}
+
+// StartChild starts a program that is watched by the caller. When we die,
+// whatever the way, it gets the signal death: PR_SET_PDEATHSIG of prctl(2). Its
+// stderr goes to stderr, which outlives the call; Stdout, Timeout and User of
+// cmd are not looked at.
+func StartChild(cmd Cmd, death syscall.Signal, stderr io.Writer) (*Child, error) {
+	proc, err := prepare(cmd)
+	if err != nil {
+		return nil, &Error{Argv: cmd.Argv(), Code: -1, Err: err}
+	}
+	proc.Stderr = stderr
+	proc.SysProcAttr.Pdeathsig = death
+	c := &Child{proc: proc, ended: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// The signal comes when the thread ends that made the child: it is kept
+		// until the child has gone, and never given back.
+		runtime.LockOSThread()
+		err := proc.Start()
+		started <- err
+		if err == nil {
+			c.err = proc.Wait()
+			close(c.ended)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, &Error{Argv: cmd.Argv(), Code: -1, Err: err}
+	}
+	return c, nil
+}
+
+// PID is the child's.
+func (c *Child) PID() int { return c.proc.Process.Pid }
+
+// Signal sends sig to the child, which may have gone.
+func (c *Child) Signal(sig syscall.Signal) { _ = c.proc.Process.Signal(sig) }
+
+// Ended is closed when the child has gone and was reaped.
+func (c *Child) Ended() <-chan struct{} { return c.ended }
+
+// Err is how the child ended: nil for exit code 0. It is valid after Ended.
+func (c *Child) Err() error { return c.err }

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"diskhook/storage/failure"
+)
+
+// resyncJob asks for a replica to be brought up to date while guests write.
+type resyncJob struct {
+	id   string
+	done chan error // of one place
+}
+
+// stale are the replicas that are brought up to date without being asked: those
+// that only missed something. One with errors of its own waits for somebody to
+// say `resync`.
+func (ss *session) stale(d Decision) []string {
+	var ids []string
+	for _, l := range d.Left {
+		i := slices.IndexFunc(ss.observed, func(o Observed) bool { return o.ID == l.ID && o.Mark != nil })
+		if l.Stale && i >= 0 && slices.Contains([]Reason{"", Gone, Hung, Unsynced}, ss.observed[i].Mark.Suspect) {
+			ids = append(ids, l.ID)
+		}
+	}
+	return ids
+}
+
+// online resyncs one replica after the other, those in first and then what is
+// asked for, once the others are equal.
+func (ss *session) online(ctx context.Context, first []string) {
+	for _, id := range first {
+		ss.jobs <- resyncJob{id, make(chan error, 1)}
+	}
+	for ss.gate != nil && !ss.gate.over.Load() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case job := <-ss.jobs:
+			err := ss.resync(ctx, job.id)
+			if err != nil && ctx.Err() == nil {
+				ss.log.ErrorContext(ctx, "replica is not resynced", "replica", job.id, "err", err)
+				ss.note(ss.set.Name, Event{Event: EventNotSynced, Replica: job.id, Text: failure.OneLine(err.Error())})
+			}
+			job.done <- err
+		}
+	}
+}
+
+// resync brings one replica up to date and gives it its vote back.
+//
+// The disk is mirrored to the replica (blockdev-mirror, each write of a guest to
+// both), and at the end takes a place in the voting node. The place has to be
+// there, as a mirror can only replace a child: a node that fails each request.
+// The mark says until the end that the replica must not vote.
+func (ss *session) resync(ctx context.Context, id string) error {
+	r, ok := ss.set.Replica(id)
+	if !ok {
+		return noReplica(ss.set, id)
+	}
+	var was LiveReplica
+	err := ss.call(ctx, func() error {
+		if ss.voters[id] != nil {
+			return failure.New(failure.Conflict, "%s: %s votes already", &ss.set, r)
+		}
+		return ss.MarkSuspect(ctx, ss.set, id, Unsynced)
+	})
+	if err != nil {
+		return err
+	}
+	ss.live.replica(id, func(l *LiveReplica) {
+		was = *l
+		l.State, l.Why, l.Done, l.Total = InResync, "", 0, ss.set.Size
+	})
+	ss.log.InfoContext(ctx, "replica is resynced", "replica", id)
+	if err := ss.mirrored(ctx, r); err != nil {
+		ss.live.replica(id, func(l *LiveReplica) { l.State, l.Why = was.State, failure.OneLine("resync: "+err.Error()) })
+		return fmt.Errorf("%s: resync: %w", r, err)
+	}
+	ss.log.InfoContext(ctx, "replica votes again", "replica", id)
+	return nil
+}
+
+// mirrored is resync with the image open.
+func (ss *session) mirrored(ctx context.Context, r Replica) (err error) {
+	m, err := ss.bring(ctx, r)
+	if err != nil {
+		return err
+	}
+	place := "place-" + r.ID
+	undo := []func(){func() {
+		_ = ss.daemon.remove(ctx, r.ID)
+		ss.endRemote(m)
+	}}
+	defer func() {
+		for i := len(undo) - 1; err != nil && i >= 0; i-- {
+			undo[i]()
+		}
+	}()
+	if err := ss.daemon.doFor(ctx, monitorTimeout, "blockdev-add", failing(place, ss.set.Size), nil); err != nil {
+		return err
+	}
+	undo = append(undo, func() { _ = ss.daemon.remove(ctx, place) })
+	if err := ss.call(ctx, func() error { return ss.daemon.attach(ctx, place) }); err != nil {
+		return err
+	}
+	undo[len(undo)-1] = func() {
+		_ = ss.call(ctx, func() error { return ss.daemon.detach(ctx, ss.hangTimeout(ss.set)+monitorTimeout, place) })
+	}
+	job := "resync-" + r.ID
+	if err := ss.daemon.do(ctx, "blockdev-mirror", args{
+		"job-id": job, "device": QuorumNode, "target": r.ID, "sync": "full", "replaces": place,
+		"copy-mode": "write-blocking", "on-source-error": "report", "on-target-error": "report", "auto-dismiss": false,
+	}, nil); err != nil {
+		return err
+	}
+	undo = append(undo, func() { ss.cancelJob(ctx, job) })
+	if err := ss.follow(ctx, job, r.ID); err != nil {
+		return err
+	}
+	return ss.call(ctx, func() error { return ss.rejoin(ctx, m, job, place) })
+}
+
+// failing is a node that fails each request at once.
+func failing(name string, size int64) any {
+	return args{
+		"driver": "blkdebug", "node-name": name, "image": args{"driver": "null-co", "size": size},
+		"inject-error": []args{{"event": "none", "errno": 5, "immediately": true}},
+	}
+}
+
+// jobInfo is a JobInfo.
+type jobInfo struct {
+	ID     string
+	Status string
+	Done   int64  `json:"current-progress"`
+	Total  int64  `json:"total-progress"`
+	Error  string `json:"error"`
+}
+
+func (ss *session) job(ctx context.Context, id string) (jobInfo, error) {
+	var jobs []jobInfo
+	if err := ss.daemon.do(ctx, "query-jobs", nil, &jobs); err != nil {
+		return jobInfo{}, err
+	}
+	i := slices.IndexFunc(jobs, func(j jobInfo) bool { return j.ID == id })
+	if i < 0 {
+		return jobInfo{}, failure.New(failure.NotFound, "job %s is gone", id)
+	}
+	return jobs[i], nil
+}
+
+// follow waits until the mirror has caught up.
+func (ss *session) follow(ctx context.Context, id, replica string) error {
+	for {
+		j, err := ss.job(ctx, id)
+		if err != nil {
+			return err
+		}
+		ss.live.replica(replica, func(l *LiveReplica) { l.Done, l.Total = j.Done, j.Total })
+		switch j.Status {
+		case "ready":
+			return nil
+		case "aborting", "concluded":
+			return errors.New(failure.OneLine("the mirror ended: " + j.Error))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// rejoin ends the mirror, so that the replica is in the voting node, and raises
+// the generation with it. Until then its mark keeps it from voting elsewhere.
+func (ss *session) rejoin(ctx context.Context, m *member, job, place string) error {
+	id := m.replica.ID
+	if err := ss.daemon.do(ctx, "job-complete", args{"id": job}, nil); err != nil {
+		return err
+	}
+	for began := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+		j, err := ss.job(ctx, job)
+		if err != nil {
+			return err
+		}
+		if j.Status == "concluded" {
+			_ = ss.daemon.do(ctx, "job-dismiss", args{"id": job}, nil)
+			if j.Error != "" {
+				return errors.New(failure.OneLine("the mirror ended: " + j.Error))
+			}
+			break
+		}
+		if time.Since(began) > ss.hangTimeout(ss.set)+monitorTimeout {
+			return failure.New(failure.Temporary, "the mirror does not end")
+		}
+	}
+	if err := ss.daemon.remove(ctx, place); err != nil {
+		ss.log.WarnContext(ctx, "placeholder stays", "err", err)
+	}
+	ss.voters[id] = m
+	delete(ss.suspects, id)
+	g, err := ss.Raise(ctx, ss.set, Origin{Number: ss.gen.Number, Raise: ss.gen.Raise}, ss.gen.Number+1, ss.voting())
+	if err != nil {
+		ss.log.ErrorContext(ctx, "the generation does not rise", "err", err)
+		ss.suspect(ctx, id, Unsynced, err.Error())
+		return nil
+	}
+	ss.gen = g
+	ss.live.change(func(l *Live) { l.Generation = g.Number })
+	for _, other := range ss.voting() {
+		if !slices.Contains(g.With, other) {
+			ss.suspect(ctx, other, WriteError, "it takes no mark")
+		}
+	}
+	if ss.voters[id] != nil {
+		ss.live.replica(id, func(l *LiveReplica) { l.State, l.Why = Voting, "" })
+		ss.note(ss.set.Name, Event{Event: EventResynced, Replica: id, Generation: g.Number})
+	}
+	return errors.Join(ss.noteOpen())
+}
+
+// cancelJob ends a mirror that does not come to its end.
+func (ss *session) cancelJob(ctx context.Context, id string) {
+	_ = ss.daemon.do(ctx, "block-job-cancel", args{"device": id, "force": true}, nil)
+	for range 100 {
+		j, err := ss.job(ctx, id)
+		if err != nil {
+			return
+		}
+		if j.Status == "concluded" {
+			_ = ss.daemon.do(ctx, "job-dismiss", args{"id": id}, nil)
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}

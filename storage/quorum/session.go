@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/nbdproxy"
+)
+
+// session is the life of one voting daemon. One goroutine, loop, changes it;
+// others hand it work.
+type session struct {
+	*Service
+	set  Set
+	use  Use
+	log  *slog.Logger
+	held *os.File // the set's lock
+	live *liveFile
+	// restarted: guests of an earlier daemon wait for this one.
+	restarted bool
+
+	daemon   *daemon
+	gen      Generation
+	voters   map[string]*member // children of the voting node
+	suspects map[string]Reason  // since the session began
+	inner    *nbdproxy.Client   // our own connection to the export
+	observed []Observed         // before it was opened
+	work     chan func()
+	released chan struct{}  // somebody says that the claim is gone
+	jobs     chan resyncJob // for online
+	gate     *gate          // after an unclean end; nil: it was clean
+}
+
+// member is a replica that is open in the daemon.
+type member struct {
+	replica Replica
+	remote  *remote          // nil: it is opened by the voting daemon itself
+	look    *nbdproxy.Client // reads this replica alone; nil until somebody did
+}
+
+const daemonSocket = "daemon.sock"
+
+// serve opens the set, serves it and closes it.
+func (ss *session) serve(ctx context.Context) error {
+	ss.voters, ss.suspects = map[string]*member{}, map[string]Reason{}
+	ss.work, ss.jobs = make(chan func()), make(chan resyncJob, maxReplicas)
+	ss.released = make(chan struct{}, 1)
+	ss.Activate(ctx, ss.set)
+	d, observed, err := ss.Decide(ctx, ss.set)
+	if err != nil {
+		return err
+	}
+	if d.Veto != nil {
+		return d.Veto
+	}
+	// What goes on beside the loop ends with it.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ss.observed = observed
+	if err := ss.open(ctx, d); err != nil {
+		ss.abandon()
+		return err
+	}
+	err = ss.offer(ctx, d)
+	if err == nil {
+		err = ss.loop(ctx)
+	}
+	cancel()
+	ss.live.change(func(l *Live) { l.State = Stopping })
+	notify("STOPPING=1")
+	if errors.Is(err, errDaemonGone) {
+		ss.abandon()
+		return err
+	}
+	return errors.Join(err, ss.close())
+}
+
+// open makes the voting node over the replicas that Decide chose, with a new
+// generation on them.
+func (ss *session) open(ctx context.Context, d Decision) error {
+	var err error
+	if ss.daemon, err = ss.startDaemon(ctx, ss.log, ss.held); err != nil {
+		return err
+	}
+	var why []string
+	for _, id := range d.Open {
+		r, _ := ss.set.Replica(id)
+		m, err := ss.bring(ctx, r)
+		switch {
+		case err == nil:
+			ss.voters[id] = m
+			continue
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case inUse(err):
+			err = failure.New(failure.Conflict, "%s: %s is in use by another process: %w", &ss.set, r, err)
+			return failure.Hint(err, "end what uses it (`fuser -v %s`), then start the domain again", r.Top().Path)
+		}
+		ss.log.WarnContext(ctx, "replica cannot be opened and is left out", "replica", id, "err", err)
+		ss.left(id, err.Error())
+		why = append(why, failure.OneLine(err.Error()))
+	}
+	for _, l := range d.Left {
+		ss.left(l.ID, l.Why)
+		why = append(why, l.ID+": "+l.Why)
+	}
+	if len(ss.voters) < ss.set.Threshold {
+		err := failure.New(failure.Precondition, "%s: %d of its replicas can be opened, %d are needed (%s)", &ss.set, len(ss.voters), ss.set.Threshold, strings.Join(why, "; "))
+		return failure.Hint(err, "bring a replica back; see `diskhook quorum status %s`", ss.set.Name)
+	}
+	if d.Unclean && len(ss.voters) < votersOfUnclean {
+		err := failure.New(failure.Precondition, "%s: it was not closed cleanly, and %d replicas cannot outvote each other (%s)", &ss.set, len(ss.voters), strings.Join(why, "; "))
+		return failure.Hint(err, "bring a replica back, or name the one to believe: `diskhook quorum resync %s --from ID`", ss.set.Name)
+	}
+	if err := ss.noteOpen(); err != nil {
+		return err
+	}
+	if ss.gen, err = ss.Raise(ctx, ss.set, d.Base, d.Next, ss.voting()); err != nil {
+		return err
+	}
+	for id := range ss.voters {
+		if !slices.Contains(ss.gen.With, id) {
+			ss.closeReplica(ctx, id)
+			ss.left(id, "it takes no mark")
+		}
+	}
+	return ss.daemon.add(ctx, ss.hangTimeout(ss.set)+monitorTimeout, ss.set.Node(ss.voting()))
+}
+
+// voting are the ids of those that vote, in the order of the definition.
+func (ss *session) voting() []string {
+	ids := ss.set.IDs()
+	return slices.DeleteFunc(ids, func(id string) bool { return ss.voters[id] == nil })
+}
+
+func (ss *session) left(id, why string) {
+	ss.live.replica(id, func(r *LiveReplica) { r.State, r.Why = OutOfSet, failure.OneLine(why) })
+}
+
+// inUse says that QEMU met its image locks held by another process.
+func inUse(err error) bool {
+	return refusedByQEMU(err) && strings.Contains(err.Error(), "lock") && strings.Contains(err.Error(), "another process")
+}
+
+// bring makes the node of one replica in the voting daemon.
+func (ss *session) bring(ctx context.Context, r Replica) (*member, error) {
+	m := &member{replica: r}
+	most := ss.hangTimeout(ss.set)
+	node, err := ss.set.ReplicaNode(r, Opening{Direct: directIO(ctx, r)})
+	if err != nil {
+		return nil, err
+	}
+	looking, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	if isRemote(looking, r) {
+		m.remote, err = ss.openRemote(ctx, ss.log.With("replica", r.ID), ss.set, r, ss.held, func(err error) {
+			ss.post(ctx, func() { ss.suspect(ctx, r.ID, hangReason(err), err.Error()) })
+		})
+		if err != nil {
+			return nil, err
+		}
+		node = ss.set.ProxyNode(r.ID, ss.private(ss.set.Name, r.ID+".relay"))
+	}
+	if err := ss.daemon.add(ctx, most+monitorTimeout, node); err != nil {
+		if m.remote != nil {
+			_ = m.remote.end(0)
+		}
+		return nil, fmt.Errorf("%s: %w", r, err)
+	}
+	return m, nil
+}
+
+func hangReason(err error) Reason {
+	if errors.Is(err, errHung) {
+		return Hung
+	}
+	return Gone
+}
+
+// closeReplica lets go of a replica that the voting node does not have.
+func (ss *session) closeReplica(ctx context.Context, id string) {
+	m := ss.voters[id]
+	delete(ss.voters, id)
+	ss.endMember(ctx, m)
+	if err := ss.daemon.remove(ctx, id); err != nil {
+		ss.log.WarnContext(ctx, "image is not closed", "replica", id, "err", err)
+	}
+	ss.endRemote(m)
+}
+
+// offer makes the exports and shows the socket.
+func (ss *session) offer(ctx context.Context, d Decision) error {
+	name := ss.set.Name
+	through := slices.ContainsFunc(slices.Collect(maps.Values(ss.voters)), func(m *member) bool { return m.replica.writesBehind() })
+	socket := ss.private(name, daemonSocket)
+	_ = os.Remove(socket)
+	err := ss.daemon.listen(ctx, socket)
+	if err == nil {
+		err = ss.daemon.export(ctx, export{ID: "guest", Type: NBDExport, Node: QuorumNode, Writable: true, WriteThrough: through, Name: name})
+	}
+	if err != nil {
+		return err
+	}
+	opening, cancel := context.WithTimeout(ctx, monitorTimeout)
+	defer cancel()
+	if ss.inner, err = nbdproxy.Dial(opening, socket, name); err != nil {
+		return err
+	}
+	ss.live.change(func(l *Live) { l.Generation = ss.gen.Number })
+	for id := range ss.voters {
+		ss.live.replica(id, func(r *LiveReplica) { r.State, r.Why = Voting, "" })
+	}
+	// What another one asks about this set is answered from now on.
+	if err := ss.listenControl(ctx); err != nil {
+		return err
+	}
+	if d.Unclean {
+		err = ss.equalise(ctx, through)
+	} else {
+		err = ss.ready(ctx, through, daemonSocket)
+	}
+	go ss.online(ctx, ss.stale(d))
+	return err
+}
+
+// ready shows the socket to guests.
+func (ss *session) ready(ctx context.Context, through bool, nbdSocket string) error {
+	name := ss.set.Name
+	if ss.use.kind() == VhostUser {
+		path := VhostPath(ss.Layout, name)
+		_ = os.Remove(path)
+		err := ss.daemon.export(ctx, export{ID: "vhost", Type: "vhost-user-blk", Node: QuorumNode, Writable: true, WriteThrough: through, Addr: args{"type": "unix", "path": path}, Queues: 1})
+		if err == nil {
+			err = ss.own(name, path)
+		}
+		if err != nil {
+			return err
+		}
+	} else if err := ss.publish(name, nbdSocket); err != nil {
+		return err
+	}
+	ss.note(name, Event{Event: EventServed, Generation: ss.gen.Number})
+	ss.live.change(func(l *Live) { l.State = Serving })
+	notify("READY=1")
+	ss.log.InfoContext(ctx, "replica set is served", "generation", ss.gen.Number, "replicas", ss.voting(), "use", ss.use.String())
+	if ss.Resumer != nil {
+		go ss.resumeGuests(ctx)
+	}
+	return nil
+}
+
+// Resumer resumes the domains that were paused for an I/O error on a set's disk.
+type Resumer interface {
+	Resume(ctx context.Context, set string) error
+}
+
+func (ss *session) resumeGuests(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if err := ss.Resumer.Resume(ctx, ss.set.Name); err != nil {
+		ss.log.WarnContext(ctx, "paused domains are not resumed", "err", err)
+	}
+}
+
+// post hands work to the loop; it is dropped when the session ends.
+func (ss *session) post(ctx context.Context, f func()) {
+	select {
+	case ss.work <- f:
+	case <-ctx.Done():
+	}
+}
+
+// call is post, and waits for the result.
+func (ss *session) call(ctx context.Context, f func() error) error {
+	result := make(chan error, 1)
+	ss.post(ctx, func() { result <- f() })
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// claimEvery is how often the claim is looked at. Whoever releases a set also
+// says so; this is for one that died in between.
+const claimEvery = 2 * time.Second
+
+// loop serves until ctx ends, the claim is gone or the daemon is.
+func (ss *session) loop(ctx context.Context) error {
+	claim := time.NewTicker(claimEvery)
+	defer claim.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-ss.daemon.qmp.Events():
+			if !ok {
+				return fmt.Errorf("%s: %w", &ss.set, errDaemonGone)
+			}
+			ss.event(ctx, e)
+		case f := <-ss.work:
+			f()
+		case <-ss.released:
+			if ss.unclaimed(ctx) {
+				return nil
+			}
+		case <-claim.C:
+			if ss.unclaimed(ctx) {
+				return nil
+			}
+		}
+	}
+}
+
+// unclaimed says that nobody uses the set any more, or somebody else would.
+func (ss *session) unclaimed(ctx context.Context) bool {
+	use, err := ss.Claim(ss.set.Name)
+	if !errors.Is(err, failure.NotFound) && (err != nil || use.same(ss.use)) {
+		return false
+	}
+	ss.log.InfoContext(ctx, "its claim is gone")
+	return true
+}
+
+// noteOpen writes down which daemons have replicas open.
+func (ss *session) noteOpen() error {
+	daemons := []*daemon{ss.daemon}
+	for _, m := range ss.voters {
+		if m.remote != nil {
+			daemons = append(daemons, m.remote.daemon)
+		}
+	}
+	return ss.noteDaemons(ss.set.Name, daemons)
+}

@@ -5,6 +5,7 @@ package xmlrewrite
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -194,11 +195,17 @@ func (s Source) identity() string {
 	if s.Type != "network" {
 		return path.Clean(s.Path())
 	}
-	key := s.Protocol + ":" + s.Name
+	ports := map[string]string{"nbd": "10809", "iscsi": "3260", "rbd": "6789"}
+	var hosts []string
 	for _, h := range s.Hosts {
-		key += fmt.Sprintf(" %q", []string{h.Name, h.Port, path.Clean(h.Socket)})
+		if h.Socket != "" {
+			hosts = append(hosts, path.Clean(h.Socket))
+		} else {
+			hosts = append(hosts, strings.ToLower(h.Name)+":"+or(h.Port, ports[s.Protocol]))
+		}
 	}
-	return key
+	slices.Sort(hosts)
+	return fmt.Sprintf("%s %q %q", s.Protocol, s.Name, hosts)
 }
 
 // isNodeName tells whether QEMU takes the name for a block node: 31 bytes at

@@ -27,6 +27,11 @@ func children(e *etree.Element, local string) []*etree.Element {
 
 func readQuorum(e *etree.Element) (*QuorumDisk, error) {
 	q := &QuorumDisk{Target: attr(child(e, "target"), "dev")}
+	for _, name := range []string{"driver", "threshold", "target"} {
+		if n := len(children(e, name)); n > 1 {
+			return nil, q.errorf("it has %d <%s>s", n, name)
+		}
+	}
 	driver := child(e, "driver")
 	if kind, format := or(attr(e, "type"), "file"), or(attr(driver, "type"), "quorum"); kind != format {
 		return nil, q.errorf("the disk is of type %q, its driver of type %q", clip(kind), clip(format))
@@ -61,7 +66,10 @@ func readQuorum(e *etree.Element) (*QuorumDisk, error) {
 	default:
 		return nil, q.errorf("blkverify %q is neither on nor off", clip(blkverify))
 	}
-	return q, q.readReplicas(e)
+	if err := q.readReplicas(e); err != nil {
+		return nil, err
+	}
+	return q, nil
 }
 
 // agreed returns a value that may be spelled as an attribute of the disk, as one

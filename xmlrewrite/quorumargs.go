@@ -119,15 +119,16 @@ func findProperty(device *etree.Element) (frontend, property *etree.Element) {
 	if device == nil {
 		return nil, nil
 	}
-	for _, frontend := range qemuChildren(device, "frontend") {
-		for _, property := range qemuChildren(frontend, "property") {
-			if attr(property, "name") == "drive" {
-				return frontend, property
-			}
-		}
-		return frontend, nil
+	all := qemuChildren(device, "frontend")
+	if len(all) == 0 {
+		return nil, nil
 	}
-	return nil, nil
+	for _, property := range qemuChildren(all[0], "property") {
+		if attr(property, "name") == "drive" {
+			return all[0], property
+		}
+	}
+	return all[0], nil
 }
 
 func (d *Document) setDrive(alias, node string) error {

@@ -39,12 +39,15 @@ type ExportQuorum struct {
 	VhostUser bool
 	// Reconnect in seconds; 0 writes nothing. Over NBD: for how long QEMU holds
 	// requests back while it looks for a server that went away, before they
-	// fail. libvirt before 9.1 has no such element and refuses it when it
-	// validates (9.0's diskSourceNetworkProtocolNBD lacks it); without
-	// validation it is dropped in silence. vhost-user: after how long QEMU
-	// tries again (libvirt 7.1).
+	// fail. Only libvirt from ReconnectSince on has that element: an older one
+	// refuses it when it validates (diskSourceNetworkProtocolNBD in 9.0's
+	// domaincommon.rng), and else drops it in silence. vhost-user: after how
+	// long QEMU tries again (libvirt 7.1).
 	Reconnect int
 }
+
+// ReconnectSince is the libvirt whose NBD disks have <reconnect>: 9.2.0.
+const ReconnectSince = 9_002_000
 
 // Rewrite fails with ErrUnsupported if the disk cannot be reached so.
 func (x ExportQuorum) Rewrite(doc *Document) error {

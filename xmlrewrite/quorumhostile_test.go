@@ -169,10 +169,10 @@ func TestQuorumHostile(t *testing.T) {
 	began := time.Now()
 	for text, want := range map[string]string{
 		quorumDisk(" threshold='2'", strings.Repeat(store(image("/a")), 20_000)): "disk vda: impossible quorum: it has 20000 replicas, more than 32",
-		quorumDisk(" threshold='2'", strings.Repeat(deep(200), 32)):               "disk vda: impossible quorum: replica 1 has /x twice in its chain",
-		quorumDisk(" threshold='2'", deep(201)+deep(1)):                           "disk vda: impossible quorum: replica 1: a chain of more than 200 images",
-		quorumDisk(" threshold='2'", deep(300)):                                   "XML nested too deeply: line 1: more than 256 levels",
-		quorumDisk(" threshold='"+strings.Repeat("9", 1<<20)+"'", two):            `disk vda: impossible quorum: threshold "` + strings.Repeat("9", 80) + `…" is no number`,
+		quorumDisk(" threshold='2'", strings.Repeat(deep(200), 32)):              "disk vda: impossible quorum: replica 1 has /x twice in its chain",
+		quorumDisk(" threshold='2'", deep(201)+deep(1)):                          "disk vda: impossible quorum: replica 1: a chain of more than 200 images",
+		quorumDisk(" threshold='2'", deep(300)):                                  "XML nested too deeply: line 1: more than 256 levels",
+		quorumDisk(" threshold='"+strings.Repeat("9", 1<<20)+"'", two):           `disk vda: impossible quorum: threshold "` + strings.Repeat("9", 80) + `…" is no number`,
 		quorumDisk(" threshold='2'", store(image("/"+strings.Repeat("a", 1<<20)))+store("<format type='raw'/><source file='/b'><slices/></source>")): "disk vda: impossible quorum: replica 2: /b: slices, data stores, reservations, encryption, cookies and descriptors are not supported",
 	} {
 		doc, err := Parse([]byte(text))

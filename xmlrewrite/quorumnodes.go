@@ -132,9 +132,10 @@ const (
 
 // RawNode tells which of the two it is for a libvirt and a QEMU, of versions as
 // libvirt writes them (9002000 is 9.2.0). libvirt leaves the raw format out
-// when QEMU's block jobs can name a protocol node in its place: from libvirt
-// 10.1 on, with QEMU 9.0 or newer, whose commands have
-// backing-mask-protocol (qemuBlockStorageSourceNeedsFormatLayer).
+// when QEMU's block jobs can name a protocol node in its place
+// (backing-mask-protocol, QEMU 9.0): 9.0 never does, 11.3 does
+// (qemuBlockStorageSourceNeedsFormatLayer), and 10.1 is taken to be the first.
+// With a wrong name QEMU does not start, since there is no such node.
 func RawNode(libvirt, qemu int) string {
 	if libvirt >= 10_001_000 && qemu >= 9_000_000 {
 		return RawNodeStorage

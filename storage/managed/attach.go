@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package managed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/managed/connector"
+	"diskhook/storage/managed/database"
+)
+
+// Request asks for a volume.
+type Request struct {
+	ID string
+	// Connection is the connection_info; nil is that of the definition. Only
+	// a definition may name files with secrets.
+	Connection json.RawMessage
+	// Domain is the UUID of the domain that is to have the volume to itself.
+	// Without one nobody claims it, and a volume that is attached already is
+	// an error of code AlreadyAttached, as in VDSM.
+	Domain string
+}
+
+// Attached is the answer to a request, with VDSM's names.
+type Attached struct {
+	ID         string          `json:"vol_id"`
+	Path       string          `json:"path"`
+	Attachment json.RawMessage `json:"attachment"`
+	// ManagedPath is the link that stays the same.
+	ManagedPath string `json:"managed_path"`
+}
+
+// Attach connects a volume and returns where it is. After an error nothing of
+// it is connected, unless the error says so.
+func (s *Service) Attach(ctx context.Context, r Request) (Attached, error) {
+	if err := checkID(r.ID); err != nil {
+		return Attached{}, err
+	}
+	a, err := s.attach(ctx, r)
+	if err != nil {
+		return Attached{}, fmt.Errorf("volume %s: %w", r.ID, err)
+	}
+	return a, nil
+}
+
+// attaching is one call of Attach.
+type attaching struct {
+	*Service
+	Request
+	info      connector.Info
+	connector connector.Connector
+	boot      string
+	others    []connector.Connector
+}
+
+func (s *Service) attach(ctx context.Context, r Request) (Attached, error) {
+	if r.Domain != "" && !host.IsUUID(r.Domain) {
+		return Attached{}, failure.New(failure.Usage, "domain %q: not a uuid", r.Domain)
+	}
+	a := &attaching{Service: s, Request: r}
+	var err error
+	if a.info, err = s.connection(r); err != nil {
+		return Attached{}, err
+	}
+	if a.connector, err = s.Host.Open(r.ID, a.info); err != nil {
+		return Attached{}, err
+	}
+	if a.boot, err = s.Boot(); err != nil {
+		return Attached{}, err
+	}
+	unlock, err := s.lockVolume(ctx, r.ID)
+	if err != nil {
+		return Attached{}, err
+	}
+	defer unlock()
+	row, err := s.row(ctx, r.ID)
+	if err != nil {
+		return Attached{}, err
+	}
+	if row != nil {
+		if there, err := a.resume(ctx, *row); err != nil || there {
+			return a.answer(row.Path, row.Attachment), err
+		}
+	}
+	unshare, err := s.lockShared(ctx, a.connector)
+	if err != nil {
+		return Attached{}, err
+	}
+	defer unshare()
+	if err := a.record(ctx); err != nil {
+		return Attached{}, err
+	}
+	return a.connect(ctx)
+}
+
+// connection is what the request says, or the definition.
+func (s *Service) connection(r Request) (connector.Info, error) {
+	if r.Connection == nil {
+		return s.definition(r.ID)
+	}
+	info, err := connector.ParseInfo(r.Connection)
+	if err != nil {
+		return info, err
+	}
+	if keys := info.SecretFiles(); len(keys) > 0 {
+		err := failure.New(failure.Usage, "%w: %s names a file of this host, which only a definition may", connector.ErrInvalid, keys[0])
+		return info, failure.Hint(err, "run `diskhook volume define %s --connection-info FILE`", r.ID)
+	}
+	return info, nil
+}
+
+func (a *attaching) answer(path string, attachment []byte) Attached {
+	return Attached{ID: a.ID, Path: path, Attachment: attachment, ManagedPath: a.Link(a.ID)}
+}
+
+// resume looks at a row that is there. It returns true when the volume is
+// attached and the domain has it; otherwise the caller connects, which
+// finishes what an earlier call began.
+func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, error) {
+	known, err := connector.ParseInfo(row.Connection)
+	same := err == nil && known.Same(a.info)
+	if stale(row, a.boot) {
+		a.Log.WarnContext(ctx, "the volume was attached in an earlier boot", "volume", a.ID)
+		if !same {
+			a.sweep(ctx, row)
+		}
+		return false, nil
+	}
+	if !same {
+		err := failure.New(failure.Conflict, "%w: vol_id=%s", ConnectionMismatch, a.ID)
+		return false, failure.Hint(err, "run `diskhook volume detach %s` first", a.ID)
+	}
+	attached, err := here(ctx, row.Path)
+	if err != nil || !attached {
+		return false, err
+	}
+	if err := a.stillItself(ctx, row.Path); err != nil {
+		return false, err
+	}
+	if a.Domain == "" {
+		err := failure.New(failure.Conflict, "%w: vol_id=%s path=%s attachment=%s", AlreadyAttached, a.ID, row.Path, row.Attachment)
+		return false, failure.Hint(err, "use it, or run `diskhook volume detach %s`", a.ID)
+	}
+	if err := a.update(ctx, func(tx *database.Tx) error { return a.claim(tx, false) }); err != nil {
+		return false, err
+	}
+	return true, a.link(a.ID, row.Path)
+}
+
+// stale says that the row is of an earlier boot: what it tells of the kernel
+// is no more. A row without a boot is VDSM's, which writes none.
+func stale(row database.Volume, boot string) bool { return row.Boot != "" && row.Boot != boot }
+
+// sweep takes away what an earlier boot left of another connection: a record
+// of a node, or a session that came up by itself. The host may have lost the
+// storage since, so that this is tried, and not needed.
+func (a *attaching) sweep(ctx context.Context, row database.Volume) {
+	if err := a.disconnect(ctx, row); err != nil {
+		a.Log.WarnContext(ctx, "what an earlier boot left of the volume stays", "volume", a.ID, "err", err)
+	}
+}
+
+// record writes the intent, and the claim. Another volume with the same
+// device, or another domain with this volume, is refused here, while nobody
+// else can write.
+func (a *attaching) record(ctx context.Context) error {
+	err := a.update(ctx, func(tx *database.Tx) error {
+		rows, err := tx.Volumes()
+		if err != nil {
+			return err
+		}
+		a.others = nil
+		for id, other := range a.open(rows, a.ID, a.boot) {
+			a.others = append(a.others, other)
+			for _, taken := range other.Takes() {
+				if slices.Contains(a.connector.Takes(), taken) {
+					err := failure.New(failure.Conflict, "%s is volume %s on this host", taken, id)
+					return failure.Hint(err, "run `diskhook volume detach %s` if it is not needed any more", id)
+				}
+			}
+		}
+		return errors.Join(a.claim(tx, true), tx.Record(a.ID, a.info.Raw(), a.boot))
+	})
+	if err != nil {
+		return err
+	}
+	return failpoint.Hit("attach.recorded")
+}
+
+// open returns the connectors of the other volumes of this boot.
+func (s *Service) open(rows []database.Volume, but, boot string) map[string]connector.Connector {
+	all := map[string]connector.Connector{}
+	for _, row := range rows {
+		if row.ID == but || stale(row, boot) {
+			continue
+		}
+		info, err := connector.ParseInfo(row.Connection)
+		if err != nil {
+			continue // of a type that only VDSM knows; it shares nothing with ours
+		}
+		if c, err := s.Host.Open(row.ID, info); err == nil {
+			all[row.ID] = c
+		}
+	}
+	return all
+}
+
+// claim gives the volume to the domain, unless another one of this boot has it.
+func (a *attaching) claim(tx *database.Tx, attached bool) error {
+	now, err := tx.Claim(a.ID)
+	if err != nil {
+		return err
+	}
+	if now != nil && now.Boot == a.boot {
+		if now.Domain != a.Domain {
+			return claimed(*now)
+		}
+		return nil // it keeps saying who attached it
+	}
+	if a.Domain == "" {
+		return tx.DropClaim(a.ID)
+	}
+	return tx.SetClaim(database.Claim{Volume: a.ID, Domain: a.Domain, Boot: a.boot, Attached: attached})
+}
+
+func claimed(c database.Claim) error {
+	err := failure.New(failure.Conflict, "domain %s has it", c.Domain)
+	return failure.Hint(err, "stop that domain, or run `diskhook volume detach --domain %s %s` if it is gone", c.Domain, c.Volume)
+}
+
+// connect does the work, and undoes it if any step fails.
+func (a *attaching) connect(ctx context.Context) (Attached, error) {
+	attachment, err := a.connector.Attach(ctx)
+	if err == nil {
+		err = failpoint.Hit("attach.connected")
+	}
+	if err == nil {
+		err = a.verify(ctx, attachment.Identity)
+	}
+	if err == nil {
+		err = a.finish(ctx, attachment)
+	}
+	if err != nil {
+		return Attached{}, a.undo(ctx, attachment, err)
+	}
+	return a.answer(attachment.Path, attachment.JSON), nil
+}
+
+// finish writes the outcome and makes the link.
+func (a *attaching) finish(ctx context.Context, attachment connector.Attachment) error {
+	if err := a.update(ctx, func(tx *database.Tx) error {
+		if a.Connection == nil {
+			if err := tx.SetIdentity(a.identity(attachment.Identity)); err != nil {
+				return err
+			}
+		}
+		return tx.Attached(database.Volume{ID: a.ID, Path: attachment.Path, Attachment: attachment.JSON, MultipathID: attachment.MultipathID})
+	}); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("attach.noted"); err != nil {
+		return err
+	}
+	if err := a.link(a.ID, attachment.Path); err != nil {
+		return err
+	}
+	return failpoint.Hit("attach.linked")
+}
+
+// undo takes away what was connected and forgets the volume. Where that fails
+// the row stays, so that a later detach knows what to look for. A device that
+// belongs to another row is left to that.
+func (a *attaching) undo(ctx context.Context, was connector.Attachment, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	if !errors.Is(cause, database.ErrMultipathTaken) {
+		if err := a.connector.Detach(ctx, was, a.others); err != nil {
+			a.Log.ErrorContext(ctx, "what was connected could not be taken away", "volume", a.ID, "err", err)
+			return failure.Hint(fmt.Errorf("%w; and what was connected stays: %w", cause, err), "run `diskhook volume detach %s`", a.ID)
+		}
+	}
+	if err := errors.Join(a.unlink(a.ID), a.update(ctx, func(tx *database.Tx) error { return tx.Forget(a.ID) })); err != nil {
+		a.Log.ErrorContext(ctx, "the volume stays in the database", "volume", a.ID, "err", err)
+	}
+	return cause
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connector
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/command"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+)
+
+// portal is an address of a target. The host is an IP address without
+// brackets, in its canonical form, or a name.
+type portal struct{ host, port string }
+
+func (p portal) String() string { return net.JoinHostPort(p.host, p.port) }
+
+const iscsiPort = "3260" // RFC 7143, 4.2.2
+
+// parsePortal reads "10.0.0.5:3260", "[fd00::5]:3260", "name", each with or
+// without the number of the portal group behind a comma.
+func parsePortal(text string) (portal, error) {
+	address, _, _ := strings.Cut(text, ",")
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		host, port = strings.Trim(address, "[]"), iscsiPort
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return portal{}, invalid("portal %q: not an address and a port", text)
+	}
+	ip := net.ParseIP(host)
+	switch {
+	case ip != nil:
+		host = ip.String()
+	case !word(host, ".-"):
+		return portal{}, invalid("portal %q: not an address and a port", text)
+	}
+	return portal{host, port}, nil
+}
+
+// iscsiSession is a session that the kernel has.
+type iscsiSession struct {
+	id     string // N of /sys/class/iscsi_session/sessionN
+	host   uint64 // SCSI host
+	iqn    string
+	portal portal
+}
+
+// has says whether a device, by its resolved directory in sysfs, is of the session.
+func (s iscsiSession) has(dir string) bool { return strings.Contains(dir, "/session"+s.id+"/") }
+
+// iscsiSessions reads /sys/class/iscsi_session, where a session of one
+// connection, and Linux has no others, has connectionN:0.
+func (h *Host) iscsiSessions() []iscsiSession {
+	var all []iscsiSession
+	for _, dir := range h.glob("sys/class/iscsi_session/session*") {
+		s := iscsiSession{id: strings.TrimPrefix(filepath.Base(dir), "session"), iqn: attr(dir, "targetname")}
+		connection := h.at("sys/class/iscsi_connection", "connection"+s.id+":0")
+		p, err := parsePortal(net.JoinHostPort(strings.Trim(attr(connection, "persistent_address"), "[]"), attr(connection, "persistent_port")))
+		resolved, err2 := filepath.EvalSymlinks(dir)
+		if err != nil || err2 != nil || s.iqn == "" {
+			continue // it is coming or going
+		}
+		s.portal = p
+		for _, element := range strings.Split(resolved, "/") {
+			if n, ok := strings.CutPrefix(element, "host"); ok {
+				if number, err := strconv.ParseUint(n, 10, 32); err == nil {
+					s.host = number
+					all = append(all, s)
+				}
+			}
+		}
+	}
+	return all
+}
+
+func (h *Host) iscsiSession(t iscsiTarget) *iscsiSession {
+	for _, s := range h.iscsiSessions() {
+		if s.iqn == t.iqn && s.portal == t.portal {
+			return &s
+		}
+	}
+	return nil
+}
+
+// iscsiadm runs the program; the code also is a success.
+func (h *Host) iscsiadm(ctx context.Context, also int, args ...string) error {
+	_, err := h.Run.Run(ctx, command.Cmd{Name: "iscsiadm", Args: args, Timeout: loginTime})
+	var failed *command.Error
+	if errors.As(err, &failed) && failed.Code == also {
+		return nil
+	}
+	return err
+}
+
+// session logs in at the target, unless that has been done, and returns the session.
+func (c *iscsi) session(ctx context.Context, t iscsiTarget, password string) (*iscsiSession, error) {
+	if s := c.host.iscsiSession(t); s != nil {
+		return s, nil
+	}
+	node := []string{"-m", "node", "-T", t.iqn, "-p", t.portal.String()}
+	run := func(also int, args ...string) error {
+		if err := c.host.iscsiadm(ctx, also, append(append([]string{}, node...), args...)...); err != nil {
+			return fmt.Errorf("target %s at %s: %w", t.iqn, t.portal, err)
+		}
+		return nil
+	}
+	if err := run(0, "--interface", "default", "--op", "new"); err != nil {
+		return nil, err
+	}
+	if err := failpoint.Hit("iscsi.recorded"); err != nil {
+		return nil, err
+	}
+	// A dead portal would keep login busy for minutes by default.
+	if err := run(0, "--op", "update", "-n", "node.startup", "-v", "manual", "-n", "node.session.scan", "-v", "manual",
+		"-n", "node.session.initial_login_retry_max", "-v", "2", "-n", "node.conn[0].timeo.login_timeout", "-v", "15"); err != nil {
+		return nil, err
+	}
+	if c.username != "" {
+		if err := c.host.chap(t, c.username, password); err != nil {
+			return nil, fmt.Errorf("target %s at %s: %w", t.iqn, t.portal, err)
+		}
+	}
+	if err := failpoint.Hit("iscsi.configured"); err != nil {
+		return nil, err
+	}
+	if err := run(iscsiSessionExists, "--login"); err != nil {
+		var failed *command.Error
+		if errors.As(err, &failed) && failed.Code == iscsiAuthFailed {
+			err = failure.Hint(failure.Wrap(failure.Precondition, err), "check user and password of the volume, and that the target knows this host's initiator name")
+		}
+		return nil, err
+	}
+	if err := failpoint.Hit("iscsi.logged-in"); err != nil {
+		return nil, err
+	}
+	var s *iscsiSession
+	err := c.host.await(ctx, "the session", func() bool { s = c.host.iscsiSession(t); return s != nil })
+	return s, err
+}
+
+func (c *iscsi) logout(ctx context.Context, s iscsiSession) error {
+	if err := c.host.iscsiadm(ctx, iscsiNoRecords, "-m", "node", "-T", s.iqn, "-p", s.portal.String(), "--logout"); err != nil {
+		return fmt.Errorf("target %s at %s: log out: %w", s.iqn, s.portal, err)
+	}
+	if err := failpoint.Hit("iscsi.logged-out"); err != nil {
+		return err
+	}
+	return c.host.await(ctx, "the end of the session", func() bool { return c.host.iscsiSession(iscsiTarget{s.portal, s.iqn, 0}) == nil })
+}
+
+// chap writes user and password into open-iscsi's record of the node.
+// iscsiadm takes a value in argv only, where every user of the host can read
+// it. The record is a file with lines NAME = VALUE between two comments, mode
+// 0600: nodes/IQN/HOST,PORT where the portal group is not known, else
+// nodes/IQN/HOST,PORT,GROUP/IFACE. Tried with iscsiadm 2.1.8: it reads a value
+// up to the end of the line, and keeps it when it writes the record anew.
+func (h *Host) chap(t iscsiTarget, username, password string) error {
+	if strings.ContainsAny(password, "\n\r\x00") {
+		return invalid("data.auth_password: it has more than one line")
+	}
+	record, err := h.nodeRecord(t)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(record)
+	if err != nil {
+		return err
+	}
+	var lines []string
+	for _, line := range strings.Split(strings.TrimRight(string(text), "\n"), "\n") {
+		name, _, _ := strings.Cut(line, " ")
+		switch name {
+		case "node.session.auth.authmethod", "node.session.auth.username", "node.session.auth.password":
+			continue
+		}
+		if strings.HasPrefix(line, "# END RECORD") {
+			lines = append(lines, "node.session.auth.authmethod = CHAP",
+				"node.session.auth.username = "+username, "node.session.auth.password = "+password)
+		}
+		lines = append(lines, line)
+	}
+	if !strings.Contains(strings.Join(lines, "\n"), "authmethod = CHAP") {
+		return failure.New(failure.Precondition, "%s: not a record that this program knows how to write", record)
+	}
+	return atomicfile.Write(record, []byte(strings.Join(lines, "\n")+"\n"), 0o600)
+}
+
+// nodeRecord finds the record; distributions keep them in either place.
+func (h *Host) nodeRecord(t iscsiTarget) (string, error) {
+	for _, nodes := range []string{"etc/iscsi/nodes", "var/lib/iscsi/nodes"} {
+		// A bracket would begin a class in a pattern; there is none in a name.
+		base := h.at(nodes, t.iqn, t.portal.host+","+t.portal.port)
+		for _, path := range append([]string{base}, h.glob(filepath.Join(nodes, t.iqn, t.portal.host+","+t.portal.port+",*", "default"))...) {
+			st, err := os.Lstat(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil && st.IsDir() {
+				path = filepath.Join(path, "default")
+				st, err = os.Lstat(path)
+			}
+			if err == nil && st.Mode().IsRegular() {
+				return path, nil
+			}
+		}
+	}
+	return "", failure.New(failure.Precondition, "target %s at %s: no record below /etc/iscsi/nodes or /var/lib/iscsi/nodes", t.iqn, t.portal)
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connector
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+)
+
+// mapPrefix begins the uuid of a multipath map; the rest is its WWID.
+const mapPrefix = "mpath-"
+
+// multipathTime bounds a command of multipath-tools. Removing a map waits for
+// udev, and for what is queued.
+const multipathTime = 2 * time.Minute
+
+// multipathd says whether the daemon runs and answers.
+func (h *Host) multipathd(ctx context.Context) bool {
+	_, err := h.Run.Run(ctx, command.Cmd{Name: "multipathd", Args: []string{"show", "status"}, Timeout: multipathTime})
+	return err == nil
+}
+
+// holders are the multipath maps over a disk.
+func (h *Host) holders(disk string) []string {
+	var maps []string
+	for _, holder := range h.glob(filepath.Join("sys/class/block", disk, "holders/dm-*")) {
+		dm := filepath.Base(holder)
+		if strings.HasPrefix(attr(h.at("sys/class/block", dm, "dm/uuid")), mapPrefix) {
+			maps = append(maps, dm)
+		}
+	}
+	return maps
+}
+
+// mapOf returns the map over the paths (dm-N), and has multipathd make it
+// where it did not by itself: by default it does so only for volumes that it
+// has seen before, or that have two paths (multipath.conf(5), find_multipaths).
+func (h *Host) mapOf(ctx context.Context, paths []scsiPath, wwid string) (string, error) {
+	first := func() string {
+		for _, p := range paths {
+			if maps := h.holders(p.disk); len(maps) > 0 {
+				return maps[0]
+			}
+		}
+		return ""
+	}
+	if dm := first(); dm != "" {
+		return dm, nil
+	}
+	if !h.multipathd(ctx) {
+		return "", failure.Hint(fmt.Errorf("volume %s: %w: multipathd does not run", wwid, ErrNoMultipath), "run `systemctl enable --now multipathd`")
+	}
+	if _, err := h.Run.Run(ctx, command.Cmd{Name: "multipath", Args: []string{"-a", wwid}, Timeout: multipathTime}); err != nil {
+		return "", fmt.Errorf("volume %s: %w: %w", wwid, ErrNoMultipath, err)
+	}
+	if err := failpoint.Hit("multipath.added"); err != nil {
+		return "", err
+	}
+	for _, p := range paths {
+		if _, err := h.Run.Run(ctx, command.Cmd{Name: "multipathd", Args: []string{"add", "path", p.disk}, Timeout: multipathTime}); err != nil {
+			return "", fmt.Errorf("volume %s: %w: %w", wwid, ErrNoMultipath, err)
+		}
+	}
+	if err := h.await(ctx, "a multipath map", func() bool { return first() != "" }); err != nil {
+		err = fmt.Errorf("volume %s: %w: %w", wwid, ErrNoMultipath, err)
+		return "", failure.Hint(err, "see whether multipath.conf excludes it: `multipath -v3 /dev/%s`", paths[0].disk)
+	}
+	return first(), nil
+}
+
+// mapsOver are the maps over any of the paths, and the one of that id.
+func (h *Host) mapsOver(paths []scsiPath, wwid string) []string {
+	var maps []string
+	for _, p := range paths {
+		maps = append(maps, h.holders(p.disk)...)
+	}
+	if wwid != "" {
+		for _, uuid := range h.glob("sys/class/block/dm-*/dm/uuid") {
+			if attr(uuid) == mapPrefix+wwid {
+				maps = append(maps, filepath.Base(filepath.Dir(filepath.Dir(uuid))))
+			}
+		}
+	}
+	slices.Sort(maps)
+	return slices.Compact(maps)
+}
+
+// flushMap removes a map. Where none of its paths works, nothing can be
+// written out any more: what is queued has to fail, or the removal hangs.
+func (h *Host) flushMap(ctx context.Context, dm string) error {
+	name := attr(h.at("sys/class/block", dm), "dm/name")
+	if !word(name, "_-.:+#=@") {
+		return failure.New(failure.Precondition, "multipath map %s: its name %q is none", dm, name)
+	}
+	if h.alive(dm) {
+		if err := h.flush(ctx, dm); err != nil {
+			return err
+		}
+	} else if _, err := h.Run.Run(ctx, command.Cmd{Name: "multipathd", Args: []string{"disablequeueing", "map", name}, Timeout: multipathTime}); err != nil {
+		return fmt.Errorf("multipath map %s: let what is queued fail: %w", name, err)
+	}
+	const tries = 3 // udev looks at the map now and then, and has it open meanwhile
+	var err error
+	for range tries {
+		if _, err = h.Run.Run(ctx, command.Cmd{Name: "multipath", Args: []string{"-f", name}, Timeout: multipathTime}); err == nil {
+			break
+		}
+		if !exists(h.at("sys/class/block", dm)) {
+			return nil
+		}
+		_ = h.awaitOnce(ctx)
+	}
+	if err != nil {
+		err = failure.New(failure.Conflict, "multipath map %s: remove: %w", name, err)
+		return failure.Hint(err, "see who has it open with `lsof /dev/mapper/%s`", name)
+	}
+	return nil
+}
+
+// alive says whether a path of the map works (scsi_sysfs(5), state).
+func (h *Host) alive(dm string) bool {
+	for _, slave := range h.glob(filepath.Join("sys/class/block", dm, "slaves/*")) {
+		if attr(slave, "device/state") == "running" {
+			return true
+		}
+	}
+	return false
+}
+
+// flush writes out what the page cache holds of a device (blockdev(8)).
+func (h *Host) flush(ctx context.Context, name string) error {
+	node := h.at("dev", name)
+	if !exists(node) {
+		return nil
+	}
+	if _, err := h.Run.Run(ctx, command.Cmd{Name: "blockdev", Args: []string{"--flushbufs", node}, Timeout: multipathTime}); err != nil {
+		return fmt.Errorf("device %s: write out what is cached: %w", name, err)
+	}
+	return nil
+}
+
+// awaitOnce is one pause.
+func (h *Host) awaitOnce(ctx context.Context) error {
+	pause := h.Pause
+	if pause <= 0 {
+		pause = defaultPause
+	}
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(pause):
+		return nil
+	}
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connector
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+)
+
+// What iSCSI and Fibre Channel have in common: a volume is a LUN of one or more
+// SCSI targets, each path to it is a device of its own, and multipathd makes
+// one device of them.
+
+// scsiPath is one path to a volume.
+type scsiPath struct {
+	address string // HOST:CHANNEL:TARGET:LUN
+	disk    string // sdX
+	dir     string // /sys/bus/scsi/devices/H:C:T:L
+}
+
+// scsiDevices lists the disks whose address is accepted, in order of name.
+func (h *Host) scsiDevices(accept func(address [4]uint64, dir string) bool) []scsiPath {
+	var all []scsiPath
+	for _, dir := range h.glob("sys/bus/scsi/devices/*:*:*:*") {
+		address, ok := parseAddress(filepath.Base(dir))
+		resolved, err := filepath.EvalSymlinks(dir)
+		if !ok || err != nil || !accept(address, resolved) {
+			continue
+		}
+		for _, block := range h.glob(filepath.Join("sys/bus/scsi/devices", filepath.Base(dir), "block/*")) {
+			all = append(all, scsiPath{filepath.Base(dir), filepath.Base(block), dir})
+		}
+	}
+	slices.SortFunc(all, func(a, b scsiPath) int { return strings.Compare(a.disk, b.disk) })
+	return all
+}
+
+func parseAddress(s string) (address [4]uint64, ok bool) {
+	parts := strings.Split(s, ":")
+	if len(parts) != 4 {
+		return address, false
+	}
+	for i, part := range parts {
+		n, err := strconv.ParseUint(part, 10, 64)
+		if err != nil {
+			return address, false
+		}
+		address[i] = n
+	}
+	return address, true
+}
+
+// lunFor is the number that the kernel has for a LUN: SAM-2's flat addressing
+// has 01b in the top bits of the two bytes (SAM-5, 4.7.7.3).
+func lunFor(lun uint64, mode string) uint64 {
+	const flat = 0x4000
+	if mode == "SAM3-flat" || mode == "SAM2" && lun > 255 {
+		return lun + flat
+	}
+	return lun
+}
+
+// addressingMode is data.addressing_mode; the default numbers LUNs as they are.
+func addressingMode(info Info) (string, error) {
+	mode, err := info.optional("addressing_mode")
+	if err != nil {
+		return "", err
+	}
+	if !slices.Contains([]string{"", "SAM", "SAM2", "SAM3-flat"}, mode) {
+		return "", invalid("data.addressing_mode: %q is not SAM, SAM2 or SAM3-flat", mode)
+	}
+	return mode, nil
+}
+
+// scan has a SCSI host look for one LUN, and for no other. A "-" is any
+// channel or target.
+func (h *Host) scan(host uint64, channel, target string, lun uint64) error {
+	path := h.at("sys/class/scsi_host", "host"+strconv.FormatUint(host, 10), "scan")
+	if err := h.writeAttr(path, fmt.Sprintf("%s %s %d", channel, target, lun)); err != nil {
+		return fmt.Errorf("scsi host %d: scan for lun %d: %w", host, lun, err)
+	}
+	return nil
+}
+
+// wwn is a designator as multipath and udev's scsi_id write it: a digit for
+// its kind, then the rest.
+func wwn(designator string) string {
+	for prefix, kind := range map[string]string{"t10.": "1", "eui.": "2", "naa.": "3"} {
+		if rest, ok := strings.CutPrefix(designator, prefix); ok {
+			return kind + strings.Join(strings.Fields(rest), "_")
+		}
+	}
+	if designator == "" {
+		return ""
+	}
+	return "8" + strings.Join(strings.Fields(designator), "_")
+}
+
+// sameVolume has the kernel ask each path again what it is, since a device
+// that a lost detach left behind still says what was there then, and returns
+// the one WWN that all have.
+func (h *Host) sameVolume(paths []scsiPath) (string, error) {
+	var id string
+	for i, p := range paths {
+		if err := h.writeAttr(filepath.Join(p.dir, "rescan"), "1"); err != nil {
+			return "", fmt.Errorf("device %s: ask it again: %w", p.disk, err)
+		}
+		now := wwn(attr(p.dir, "wwid"))
+		if now == "" {
+			return "", failure.New(failure.Precondition, "device %s: it does not tell which volume it is", p.disk)
+		}
+		if i > 0 && now != id {
+			return "", failure.New(failure.Conflict, "%w: %s is %s, and %s is %s", ErrMismatch, paths[0].disk, id, p.disk, now)
+		}
+		id = now
+	}
+	return id, nil
+}
+
+// attachSCSI makes one device of the paths that find returns, once there are any.
+func (h *Host) attachSCSI(ctx context.Context, what string, find func() []scsiPath) (Attachment, error) {
+	var paths []scsiPath
+	if err := h.await(ctx, what, func() bool { paths = find(); return len(paths) > 0 }); err != nil {
+		return Attachment{}, err
+	}
+	id, err := h.sameVolume(paths)
+	if err != nil {
+		return Attachment{}, err
+	}
+	if err := failpoint.Hit("scsi.found"); err != nil {
+		return Attachment{}, err
+	}
+	dm, err := h.mapOf(ctx, paths, id)
+	switch {
+	case errors.Is(err, ErrNoMultipath) && !h.NeedMultipath && !h.multipathd(ctx):
+		return h.single(paths[0], id)
+	case err != nil:
+		return Attachment{}, err
+	}
+	identity := h.identity(dm)
+	if identity.WWN != id {
+		return Attachment{}, failure.New(failure.Conflict, "%w: the multipath map %s is %s, and its path %s is %s", ErrMismatch, dm, identity.WWN, paths[0].disk, id)
+	}
+	path := h.at("dev/mapper", attr(h.at("sys/class/block", dm), "dm/name"))
+	if err := h.await(ctx, path, func() bool { return exists(path) }); err != nil {
+		return Attachment{}, err
+	}
+	body, err := json.Marshal(map[string]string{"type": "block", "scsi_wwn": id, "path": h.at("dev", dm), "multipath_id": id})
+	return Attachment{Path: path, MultipathID: id, JSON: body, Identity: identity}, err
+}
+
+// single is a path without a map, on a host where no multipathd runs.
+func (h *Host) single(p scsiPath, id string) (Attachment, error) {
+	identity := h.identity(p.disk)
+	identity.WWN = id
+	body, err := json.Marshal(map[string]string{"type": "block", "scsi_wwn": id, "path": h.at("dev", p.disk)})
+	return Attachment{Path: h.at("dev", p.disk), JSON: body, Identity: identity}, err
+}
+
+// detachSCSI takes away the maps over the paths, or the map of that id if all
+// its paths have vanished, and then the paths. Before it begins it makes sure
+// that nobody has any of them open.
+func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID string) error {
+	maps := h.mapsOver(paths, multipathID)
+	for _, dm := range maps {
+		if err := h.unused(h.at("dev", dm)); err != nil {
+			return err
+		}
+	}
+	for _, p := range paths {
+		if len(h.holders(p.disk)) > 0 {
+			continue // it is held by its map, which nobody has open
+		}
+		if err := h.unused(h.at("dev", p.disk)); err != nil {
+			return err
+		}
+	}
+	for _, dm := range maps {
+		if err := h.flushMap(ctx, dm); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("scsi.flushed"); err != nil {
+			return err
+		}
+	}
+	for _, p := range paths {
+		if err := h.deletePath(ctx, p, len(maps) > 0); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("scsi.deleted"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deletePath writes out what is in the page cache of a path, unless that went
+// through a map, and has the kernel forget it.
+func (h *Host) deletePath(ctx context.Context, p scsiPath, mapped bool) error {
+	if !mapped && attr(p.dir, "state") == "running" {
+		if err := h.flush(ctx, p.disk); err != nil {
+			return err
+		}
+	}
+	if err := h.writeAttr(filepath.Join(p.dir, "delete"), "1"); err != nil && exists(p.dir) {
+		return fmt.Errorf("device %s: delete: %w", p.disk, err)
+	}
+	return h.await(ctx, "the end of "+p.disk, func() bool { return !exists(p.dir) })
+}

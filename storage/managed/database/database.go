@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package database remembers which managed volumes are attached to this host.
+//
+// The table volumes is VDSM's (lib/vdsm/storage/managedvolumedb.py, version 1),
+// down to JSON as UTF-8 bytes in BLOBs, so that the file may be VDSM's own: it
+// then keeps owner and mode, and VDSM goes on filtering our multipath devices
+// from what it offers as LUNs. What VDSM does not know stands beside it, in
+// tables of which it takes no notice:
+//
+//	diskhook_rows        in which boot a row was written
+//	diskhook_claims      which domain has a volume to itself
+//	diskhook_identities  what a volume was when it was attached first
+//
+// A file of our own is made with mode 0600, since connection data holds
+// passwords. There is one writer at a time, across processes: an Update is one
+// transaction that has SQLite's write lock from its start, and waits for it.
+// Nothing is ever half written; a transaction that was cut off is rolled back
+// by whoever opens the file next. Errors of the file are plain failures, one
+// of a newer schema is a failure.Precondition.
+package database
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver "sqlite", without cgo
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failure"
+)
+
+// patience is how long a writer waits for another one. A write takes
+// milliseconds.
+const patience = 10 * time.Second
+
+// DB is an open database. It may be used from any goroutine.
+type DB struct {
+	sql  *sql.DB
+	path string
+}
+
+// schema is VDSM's, then ours. It changes nothing where it already is.
+var schema = [...]string{
+	`CREATE TABLE IF NOT EXISTS volumes (
+		vol_id TEXT PRIMARY KEY,
+		path TEXT,
+		connection_info TEXT,
+		attachment TEXT,
+		multipath_id TEXT,
+		updated datetime
+	)`,
+	`CREATE UNIQUE INDEX IF NOT EXISTS multipath_id ON volumes (multipath_id)`,
+	`CREATE TABLE IF NOT EXISTS versions (
+		version INTEGER PRIMARY KEY,
+		description TEXT,
+		updated datetime
+	)`,
+	`INSERT INTO versions SELECT 1, 'Initial version', datetime('now') WHERE NOT EXISTS (SELECT 1 FROM versions)`,
+	`CREATE TABLE IF NOT EXISTS diskhook_rows (
+		vol_id TEXT PRIMARY KEY,
+		boot TEXT NOT NULL
+	)`,
+	`CREATE TABLE IF NOT EXISTS diskhook_claims (
+		vol_id TEXT PRIMARY KEY,
+		domain TEXT NOT NULL,
+		boot TEXT NOT NULL,
+		attached INTEGER NOT NULL
+	)`,
+	`CREATE TABLE IF NOT EXISTS diskhook_identities (
+		vol_id TEXT PRIMARY KEY,
+		connection TEXT NOT NULL,
+		wwn TEXT NOT NULL,
+		size INTEGER NOT NULL
+	)`,
+}
+
+// Open opens the file, and makes it and what is missing in it. The caller closes it.
+func Open(ctx context.Context, path string) (*DB, error) {
+	if err := create(path); err != nil {
+		return nil, fmt.Errorf("database of managed volumes: %w", err)
+	}
+	// _txlock: a transaction that reads before it writes must not find out in
+	// the middle that somebody else writes.
+	name := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: url.Values{
+		"_txlock": {"immediate"},
+		"_pragma": {"busy_timeout(" + strconv.FormatInt(patience.Milliseconds(), 10) + ")"},
+	}.Encode()}
+	pool, err := sql.Open("sqlite", name.String())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	pool.SetMaxOpenConns(1)
+	d := &DB{sql: pool, path: path}
+	if err := d.prepare(ctx); err != nil {
+		return nil, errors.Join(err, pool.Close())
+	}
+	return d, nil
+}
+
+// create makes the file before SQLite does, which would leave the mode to the
+// umask. A file that is there keeps its mode and its owner.
+func create(path string) error {
+	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case err != nil:
+		return failure.Full(err)
+	}
+	return errors.Join(f.Close(), atomicfile.Sync(filepath.Dir(path)))
+}
+
+// newest is the version of VDSM's schema that this package knows.
+const newest = 1
+
+func (d *DB) prepare(ctx context.Context) error {
+	var tables int
+	const ours = `SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN
+		('volumes', 'versions', 'diskhook_rows', 'diskhook_claims', 'diskhook_identities')`
+	if err := d.sql.QueryRowContext(ctx, ours).Scan(&tables); err != nil {
+		return d.failed("read", err)
+	}
+	if tables < 5 {
+		if err := d.Update(ctx, func(tx *Tx) error {
+			for _, statement := range schema {
+				if err := tx.exec(statement); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	var version sql.NullInt64
+	if err := d.sql.QueryRowContext(ctx, `SELECT max(version) FROM versions`).Scan(&version); err != nil {
+		return d.failed("read", err)
+	}
+	if version.Int64 > newest {
+		err := failure.New(failure.Precondition, "%s: its schema has version %d, and this program knows %d", d.path, version.Int64, newest)
+		return failure.Hint(err, "set `database` in section [managed] of diskhook.toml to a file of its own")
+	}
+	return nil
+}
+
+// Close closes the file.
+func (d *DB) Close() error { return d.sql.Close() }
+
+func (d *DB) failed(what string, err error) error {
+	return failure.Full(fmt.Errorf("%s: %s: %w", d.path, what, err))
+}
+
+// Tx is what one caller of Update sees and does, alone.
+type Tx struct {
+	ctx context.Context
+	tx  *sql.Tx
+	db  *DB
+}
+
+// Update calls change while nobody else writes, and makes durable what it did
+// when it returns nil. Otherwise nothing happened.
+func (d *DB) Update(ctx context.Context, change func(*Tx) error) error {
+	tx, err := d.sql.BeginTx(ctx, nil)
+	if err != nil {
+		return d.failed("write", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // after a commit there is nothing to roll back
+	if err := change(&Tx{ctx, tx, d}); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return d.failed("write", err)
+	}
+	return nil
+}
+
+func (t *Tx) exec(statement string, args ...any) error {
+	if _, err := t.tx.ExecContext(t.ctx, statement, args...); err != nil {
+		return t.db.failed("write", err)
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package managed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/managed/connector"
+	"diskhook/storage/managed/database"
+)
+
+// Definition is what this host knows of a volume, attached or not. It is a
+// file that only root can read: it holds secrets, or the names of files that do.
+type Definition struct {
+	ID         string          `json:"id"`
+	Connection json.RawMessage `json:"connection_info"`
+}
+
+// maxID keeps file names and links with a prefix and a suffix within 255 bytes.
+const maxID = 200
+
+// checkID admits what is one element of a path, and no option.
+func checkID(id string) error {
+	ok := id != "" && len(id) <= maxID && id[0] != '-' && id[0] != '.'
+	for _, r := range id {
+		ok = ok && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r))
+	}
+	if !ok {
+		return failure.New(failure.Usage, "volume %q: not an id of letters, digits, dot, _ and -", id)
+	}
+	return nil
+}
+
+func (s *Service) definitionPath(id string) string {
+	return filepath.Join(s.Layout.Definitions("volumes"), id+".json")
+}
+
+// Define makes a volume known by its connection_info, or changes that. Where
+// a secret is expected at KEY, KEY_file may name a file that has it. What
+// could never be attached is refused, as is a change while it is attached.
+func (s *Service) Define(ctx context.Context, id string, connection []byte) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	info, err := connector.ParseInfo(connection)
+	if err == nil {
+		_, err = s.Host.Open(id, info)
+	}
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", id, err)
+	}
+	unlock, err := s.lockVolume(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if known, err := s.definition(id); err == nil && known.Same(info) {
+		return nil
+	}
+	if row, err := s.row(ctx, id); err != nil {
+		return err
+	} else if row != nil {
+		return s.stillAttached(id, "changed")
+	}
+	if err := atomicfile.MkdirAll(s.Layout.Definitions("volumes"), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.WriteJSON(s.definitionPath(id), Definition{id, connection}, 0o600)
+}
+
+func (s *Service) stillAttached(id, what string) error {
+	err := failure.New(failure.Conflict, "volume %s: it is attached, and its definition cannot be %s", id, what)
+	return failure.Hint(err, "run `diskhook volume detach %s` first", id)
+}
+
+// Undefine forgets a volume and what it was. One that is not defined is a
+// failure.NotFound, one that is attached a failure.Conflict.
+func (s *Service) Undefine(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	unlock, err := s.lockVolume(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(s.definitionPath(id)); err != nil {
+		return s.notDefined(id, err)
+	}
+	if row, err := s.row(ctx, id); err != nil {
+		return err
+	} else if row != nil {
+		return s.stillAttached(id, "removed")
+	}
+	// What it was goes first: a definition that comes later under the same
+	// id must not be measured by it.
+	if err := s.update(ctx, func(tx *database.Tx) error { return tx.ForgetIdentity(id) }); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("undefine.forgotten"); err != nil {
+		return err
+	}
+	return atomicfile.Remove(s.definitionPath(id))
+}
+
+func (s *Service) notDefined(id string, err error) error {
+	if !errors.Is(err, fs.ErrNotExist) {
+		return failure.Hint(failure.Wrap(failure.Precondition, fmt.Errorf("volume %s: %w", id, err)), "run this as root")
+	}
+	err = failure.New(failure.NotFound, "volume %s: not defined on this host", id)
+	return failure.Hint(err, "run `diskhook volume define %s --connection-info FILE`", id)
+}
+
+// definition reads one. A damaged one is an error that tells nothing of it.
+func (s *Service) definition(id string) (connector.Info, error) {
+	raw, err := os.ReadFile(s.definitionPath(id))
+	if err != nil {
+		return connector.Info{}, s.notDefined(id, err)
+	}
+	var d Definition
+	if err := json.Unmarshal(raw, &d); err != nil {
+		return connector.Info{}, fmt.Errorf("%s: not a definition: %w", s.definitionPath(id), err)
+	}
+	info, err := connector.ParseInfo(d.Connection)
+	if err != nil {
+		return connector.Info{}, fmt.Errorf("%s: %w", s.definitionPath(id), err)
+	}
+	return info, nil
+}
+
+// Definitions lists them by id, secrets masked. One that cannot be read is in
+// the error, beside those that can.
+func (s *Service) Definitions() ([]Definition, error) {
+	entries, err := os.ReadDir(s.Layout.Definitions("volumes"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, failure.Hint(failure.Wrap(failure.Precondition, fmt.Errorf("definitions of volumes: %w", err)), "run this as root")
+	}
+	var all []Definition
+	var damaged []error
+	for _, e := range entries {
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || checkID(id) != nil {
+			continue // an editor's backup, or a file that is being written
+		}
+		info, err := s.definition(id)
+		if err != nil {
+			damaged = append(damaged, err)
+			continue
+		}
+		all = append(all, Definition{id, connector.Redact(info.Raw())})
+	}
+	return all, errors.Join(damaged...)
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package managed
+
+import (
+	"context"
+	"encoding/json"
+
+	"diskhook/storage/managed/connector"
+	"diskhook/storage/managed/database"
+)
+
+// Info describes a volume that is in the database, with VDSM's names. Exists
+// is there when a path is, and says whether that leads anywhere now. Secrets
+// in the connection are masked.
+type Info struct {
+	ID         string          `json:"vol_id"`
+	Connection json.RawMessage `json:"connection_info"`
+	Path       string          `json:"path,omitempty"`
+	Attachment json.RawMessage `json:"attachment,omitempty"`
+	Exists     *bool           `json:"exists,omitempty"`
+}
+
+// VolumesInfo describes these volumes, or all, by id. One that is not in the
+// database is left out.
+func (s *Service) VolumesInfo(ctx context.Context, ids ...string) ([]Info, error) {
+	var rows []database.Volume
+	err := s.withDatabase(ctx, func(db *database.DB) (err error) {
+		rows, err = db.Volumes(ctx, ids...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Info, len(rows)) // [] in JSON, never null
+	for i, row := range rows {
+		all[i] = Info{ID: row.ID, Connection: connector.Redact(row.Connection), Path: row.Path}
+		if row.Path == "" {
+			continue
+		}
+		all[i].Attachment = connector.Redact(row.Attachment)
+		exists, err := here(ctx, row.Path)
+		if err != nil {
+			return nil, err
+		}
+		all[i].Exists = &exists
+	}
+	return all, nil
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package managed
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+	"diskhook/storage/managed/connector"
+	"diskhook/storage/managed/database"
+)
+
+// Problem is a way in which database, links and kernel disagree.
+type Problem string
+
+// The problems, and what is done about each.
+const (
+	EarlierBoot  Problem = "it was attached in an earlier boot"    // detached, and forgotten
+	Incomplete   Problem = "it was left half attached"             // detached, and forgotten
+	Vanished     Problem = "its device has vanished"               // detached, unless a domain has it
+	NoLink       Problem = "its link is missing or leads astray"   // linked
+	StrayLink    Problem = "there is a link, and no such volume"   // the link goes
+	StrayClaim   Problem = "there is a claim, and no such volume"  // the claim goes
+	OtherDevice  Problem = "its device is another volume"          // reported
+	BadRow       Problem = "its connection can not be understood"  // reported
+	VanishedUsed Problem = "its device has vanished under a guest" // reported
+)
+
+// Finding is one problem of one volume.
+type Finding struct {
+	Volume  string  `json:"volume"`
+	Problem Problem `json:"problem"`
+	// Action is what is done about it; empty where that is for the operator.
+	Action string `json:"action,omitempty"`
+	// Error says why it could not be done.
+	Error string `json:"error,omitempty"`
+	Done  bool   `json:"done"`
+}
+
+// Actions.
+const (
+	detachIt = "detach"
+	linkIt   = "link"
+	unlinkIt = "remove link"
+	unclaim  = "remove claim"
+)
+
+// Reconcile compares the database with links and kernel, and says what is
+// wrong and what would be done about it; with apply it does that. A volume
+// that somebody works on right now is left out. The error is about the
+// comparison; what could not be done is in the findings.
+func (s *Service) Reconcile(ctx context.Context, apply bool) ([]Finding, error) {
+	boot, err := s.Boot()
+	if err != nil {
+		return nil, err
+	}
+	findings, err := s.findings(ctx, boot)
+	if err != nil || !apply {
+		return findings, err
+	}
+	for i := range findings {
+		f := &findings[i]
+		if f.Action == "" {
+			continue
+		}
+		if err := s.repair(ctx, *f, boot); err != nil {
+			f.Error = failure.Line(err)
+			continue
+		}
+		f.Done = true
+	}
+	return findings, nil
+}
+
+func (s *Service) findings(ctx context.Context, boot string) ([]Finding, error) {
+	var rows []database.Volume
+	var claims map[string]database.Claim
+	err := s.withDatabase(ctx, func(db *database.DB) (err error) {
+		if rows, err = db.Volumes(ctx); err == nil {
+			claims, err = db.Claims(ctx)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	links, err := s.links()
+	if err != nil {
+		return nil, err
+	}
+	var all []Finding
+	for _, row := range rows {
+		claim, claimed := claims[row.ID]
+		delete(links, row.ID)
+		delete(claims, row.ID)
+		if s.busy(row.ID) {
+			continue
+		}
+		problem, action, err := s.judge(ctx, row, boot, claimed && claim.Boot == boot)
+		if err != nil {
+			return nil, err
+		}
+		if problem != "" {
+			all = append(all, Finding{Volume: row.ID, Problem: problem, Action: action})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(links)) {
+		if !s.busy(id) {
+			all = append(all, Finding{Volume: id, Problem: StrayLink, Action: unlinkIt})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(claims)) {
+		if !s.busy(id) {
+			all = append(all, Finding{Volume: id, Problem: StrayClaim, Action: unclaim})
+		}
+	}
+	return all, nil
+}
+
+// judge finds the first thing that is wrong with a row, in order of weight.
+func (s *Service) judge(ctx context.Context, row database.Volume, boot string, used bool) (Problem, string, error) {
+	info, err := connector.ParseInfo(row.Connection)
+	if err == nil {
+		_, err = s.Host.Open(row.ID, info)
+	}
+	switch {
+	case err != nil:
+		return BadRow, "", nil
+	case stale(row, boot):
+		return EarlierBoot, detachIt, nil
+	case row.Path == "":
+		return Incomplete, detachIt, nil
+	}
+	there, err := here(ctx, row.Path)
+	switch {
+	case err != nil:
+		return "", "", err
+	case !there && used:
+		return VanishedUsed, "", nil
+	case !there:
+		return Vanished, detachIt, nil
+	}
+	other, err := s.otherDevice(ctx, row, info)
+	if err != nil || other {
+		return OtherDevice, "", err
+	}
+	if to, err := os.Readlink(s.Link(row.ID)); err != nil || to != row.Path {
+		return NoLink, linkIt, nil
+	}
+	return "", "", nil
+}
+
+// otherDevice says whether a defined volume is not what it was any more.
+func (s *Service) otherDevice(ctx context.Context, row database.Volume, info connector.Info) (bool, error) {
+	if known, err := s.definition(row.ID); err != nil || !known.Same(info) {
+		return false, nil // it was attached by a connection of the request's own
+	}
+	a := &attaching{Service: s, Request: Request{ID: row.ID}, info: info}
+	now, err := command.Abandon(ctx, func() (connector.Identity, error) { return s.Host.Look(row.Path) })
+	if err != nil {
+		return false, err
+	}
+	err = a.verify(ctx, now)
+	if errors.Is(err, connector.ErrMismatch) {
+		return true, nil
+	}
+	return false, err
+}
+
+// links lists the names of the stable paths.
+func (s *Service) links() (map[string]bool, error) {
+	entries, err := os.ReadDir(s.Links())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	all := map[string]bool{}
+	for _, e := range entries {
+		if checkID(e.Name()) == nil && e.Type()&fs.ModeSymlink != 0 {
+			all[e.Name()] = true
+		}
+	}
+	return all, nil
+}
+
+// busy says whether somebody works on the volume.
+func (s *Service) busy(id string) bool {
+	held, err := lock.Held(s.Layout.Locks(), volumeLock(id))
+	return held || err != nil
+}
+
+// repair does what was found to be needed, if it still is.
+func (s *Service) repair(ctx context.Context, f Finding, boot string) error {
+	if f.Action == detachIt {
+		return s.detach(ctx, f.Volume, "", func(row database.Volume) (bool, error) {
+			problem, _, err := s.judge(ctx, row, boot, false)
+			return problem == f.Problem, err
+		})
+	}
+	unlock, err := s.lockVolume(ctx, f.Volume)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	row, err := s.row(ctx, f.Volume)
+	switch {
+	case err != nil:
+		return err
+	case f.Action == linkIt && row != nil && row.Path != "" && !stale(*row, boot):
+		return s.link(f.Volume, row.Path)
+	case f.Action == unlinkIt && row == nil:
+		return s.unlink(f.Volume)
+	case f.Action == unclaim && row == nil:
+		return s.update(ctx, func(tx *database.Tx) error { return tx.DropClaim(f.Volume) })
+	}
+	return nil
+}

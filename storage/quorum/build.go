@@ -209,5 +209,5 @@ func (s *Service) alike(ctx context.Context, set Set, report progress.Func, held
 	if err != nil || v.Equal() {
 		return err
 	}
-	return failure.Hint(v.Err(), "copy one of them over the others with `diskhook quorum build %s --overwrite --from IMAGE …`", set.Name)
+	return failure.Hint(v.Err(), "copy one of them over the others with `diskhook quorum build --overwrite --from IMAGE … %s`", set.Name)
 }

@@ -227,7 +227,7 @@ func (h *history) veto(d Decision) error {
 	}
 	switch intent := h.set.Intent; {
 	case intent != nil && intent.Verb == verbBuild:
-		return failure.Hint(refuse("its build did not end"), "run the same `diskhook quorum build %s …` again", h.set.Name)
+		return failure.Hint(refuse("its build did not end"), "run the same `diskhook quorum build … %s` again", h.set.Name)
 	case intent != nil && intent.Verb == verbRemove:
 		return failure.Hint(refuse("its removal did not end"), "run `diskhook quorum remove %s` again", h.set.Name)
 	}
@@ -267,7 +267,7 @@ func (h *history) out(d Decision, err error) error {
 	if len(d.Open) > 0 {
 		believe = d.Open[0]
 	}
-	command := fmt.Sprintf("`diskhook quorum resync %s --from %s`", h.set.Name, believe)
+	command := fmt.Sprintf("`diskhook quorum resync --from %s %s`", believe, h.set.Name)
 	for _, l := range d.Left {
 		if h.seen[l.ID].Image != nil {
 			return failure.Hint(err, "bring %s back, or believe one that is there with %s", l.ID, command)

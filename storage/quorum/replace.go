@@ -48,6 +48,9 @@ func (s *Service) Replace(ctx context.Context, name string, o Replacing) (string
 		if set, err = s.planReplace(ctx, set, o); err != nil {
 			return "", err
 		}
+		if err := s.intend(set); err != nil {
+			return "", err
+		}
 	} else if i := set.Intent; i.Replica != o.Old || i.With.Top().String() != o.New.String() {
 		return "", refuseWhile(set, "")
 	}
@@ -71,7 +74,8 @@ func replaced(set Set, o Replacing) (string, bool) {
 	return "", false
 }
 
-// planReplace makes the intent durable. The id is spent, whatever becomes of it.
+// planReplace is the set with the intent. Once that is durable the id is spent,
+// whatever becomes of it. Nothing is changed.
 func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, error) {
 	if _, ok := set.Replica(o.Old); !ok {
 		return set, noReplica(set, o.Old)
@@ -83,7 +87,9 @@ func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, e
 	set.NextID++
 	set.Intent = &Intent{Verb: verbReplace, Replica: o.Old, With: &r}
 	both := set.joining()
-	if err := both.Check(); err != nil {
+	all := both
+	all.AllowMinority = true // one of them is about to leave
+	if err := all.Check(); err != nil {
 		return set, err
 	}
 	if err := s.admit(ctx, both, []Replica{r}, o.Overwrite); err != nil {
@@ -94,10 +100,7 @@ func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, e
 	if err != nil {
 		return set, err
 	}
-	if err := mayReplace(set, d); err != nil {
-		return set, err
-	}
-	return set, s.intend(set)
+	return set, mayReplace(set, d)
 }
 
 // joining is the set while both replicas are in it.

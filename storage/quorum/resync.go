@@ -127,7 +127,7 @@ func (s *Service) mayResync(set Set, d Decision, o Resyncing, voters, others []s
 func (c *crew) decided(found Verification) error {
 	if len(c.voters) < c.need {
 		err := failure.New(failure.Problems, "%s: %d of its replicas could be opened, %d have to agree", &c.set, len(c.voters), c.need)
-		return failure.Hint(err, "see `diskhook quorum status %s`; believe one of them with `diskhook quorum resync %s --from ID`", c.set.Name, c.set.Name)
+		return failure.Hint(err, "see `diskhook quorum status %s`; believe one of them with `diskhook quorum resync --from ID %s`", c.set.Name, c.set.Name)
 	}
 	if len(found.NoMajority) > 0 {
 		return found.Err()

@@ -48,10 +48,14 @@ func (s *Service) Lock(name string) (*lock.Lock, error) {
 	}
 	l, err := lock.Try(s.Layout.Locks(), lockName(name))
 	if errors.Is(err, lock.ErrHeld) {
-		err := failure.New(failure.Conflict, "replica set %s: it is served to a guest, or another verb works on it", name)
-		return nil, failure.Hint(err, "see `diskhook quorum status %s`; try again when it is free", name)
+		return nil, setInUse(name)
 	}
 	return l, err
+}
+
+func setInUse(name string) error {
+	err := failure.New(failure.Conflict, "replica set %s: it is served to a guest, or another verb works on it", name)
+	return failure.Hint(err, "see `diskhook quorum status %s`; try again when it is free", name)
 }
 
 // Locked says whether somebody holds the set's lock.
@@ -103,7 +107,7 @@ func again(set Set) string {
 	switch i.Verb {
 	case verbResync:
 		if i.Replica != "" {
-			return "diskhook quorum resync " + set.Name + " --from " + i.Replica
+			return "diskhook quorum resync --from " + i.Replica + " " + set.Name
 		}
 		return "diskhook quorum resync " + set.Name
 	case verbReplace:
@@ -111,7 +115,7 @@ func again(set Set) string {
 	case verbRemove:
 		return "diskhook quorum remove " + set.Name
 	}
-	return "diskhook quorum build " + set.Name + " …"
+	return "diskhook quorum build … " + set.Name
 }
 
 // stopped is the context's error, if it has ended.

@@ -63,7 +63,7 @@ func (s *Service) Load(name string) (Set, error) {
 	b, err := readOwn(path, maxDefinition)
 	if errors.Is(err, fs.ErrNotExist) {
 		err = failure.New(failure.NotFound, "replica set %s: it is not defined on this host", name)
-		return Set{}, failure.Hint(err, "see `diskhook quorum list`; build it with `diskhook quorum build %s --replicas A,B,C --threshold 2 --from SRC`", name)
+		return Set{}, failure.Hint(err, "see `diskhook quorum list`; build it with `diskhook quorum build --replicas A,B,C --threshold 2 --from SRC %s`", name)
 	}
 	if err != nil {
 		return Set{}, fmt.Errorf("replica set %s: %w", name, err)

@@ -54,7 +54,7 @@ func (v Verification) Err() error {
 	err := failure.New(failure.Problems, "replica set %s: %s", v.Set, strings.Join(words, "; "))
 	switch {
 	case len(v.NoMajority) > 0:
-		return failure.Hint(err, "look which replica is right, then `diskhook quorum resync %s --from ID`", v.Set)
+		return failure.Hint(err, "look which replica is right, then `diskhook quorum resync --from ID %s`", v.Set)
 	case len(v.Differs) > 0:
 		return failure.Hint(err, "repair with `diskhook quorum resync %s`", v.Set)
 	}

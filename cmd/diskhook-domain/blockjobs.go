@@ -30,6 +30,7 @@ func blockVerbs() map[string]verb {
 		domains.VerbBlockCopy:   typed(blockCopy),
 		domains.VerbSuspend:     typed(suspend),
 		domains.VerbResume:      typed(resume),
+		domains.VerbResumeIO:    typed(resumeIO),
 	}
 }
 

@@ -59,6 +59,10 @@ func tellVersion(conn *libvirt.Connect, _ struct{}) (v domains.Version, err erro
 	if v.Daemon, err = conn.GetLibVersion(); err != nil {
 		return v, classified("libvirt: version", err)
 	}
+	if v.Driver == "QEMU" {
+		// A host without any emulator has no version of one.
+		v.QEMU, _ = conn.GetVersion()
+	}
 	if v.Library, err = libvirt.GetVersion(); err != nil {
 		return v, classified("libvirt: version of the library", err)
 	}

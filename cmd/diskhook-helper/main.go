@@ -11,10 +11,12 @@ import (
 	"log/slog"
 	"os"
 
+	"diskhook/hooks/bindings"
 	"diskhook/hooks/privileged"
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/quorum"
 )
 
 // Set by the linker.
@@ -34,7 +36,8 @@ func main() {
 		privileged.Refuse(os.Stdout, err)
 		os.Exit(1)
 	}
-	server := privileged.Server{Service: service}
+	sets := &quorum.Service{Layout: service.Layout, Config: service.Config, Run: service.Run, Log: log, Program: service.Program}
+	server := privileged.Server{Service: service, Quorum: bindings.DirectQuorum(sets)}
 	if !server.Serve(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr) {
 		os.Exit(1)
 	}

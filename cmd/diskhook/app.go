@@ -56,6 +56,7 @@ func New(p *program) *cli.App {
 		Commands: []*cli.Command{
 			domainCommand(p),
 			localCommand(p),
+			quorumCommand(p),
 			rewriteCommand(p),
 			showCommand(p),
 			doctorCommand(p),

@@ -32,9 +32,9 @@ func domainCommand(p *program) *cli.Command {
 		Name: "domain", Usage: "bind the disks of libvirt's domains",
 		Subcommands: []*cli.Command{
 			verb("apply", "bind disks: rewrite the definition once, and fill the copies", "NAME", domainApply,
-				bindFlag(), localFlag(), refresh, dryRunFlag()),
+				bindFlag(), localFlag(), quorumFlag(), refresh, dryRunFlag()),
 			verb("plan", "show what apply would do; the same as apply -n", "NAME", domainPlan,
-				bindFlag(), localFlag(), refresh),
+				bindFlag(), localFlag(), quorumFlag(), refresh),
 			verb("revert", "give disks their origins back, or a file with what the guest wrote, and remove their copies", "NAME [TARGET]", domainRevert,
 				export(), discard(), dryRunFlag()),
 			verb("rebind", "give a cloned definition bindings and copies of its own", "NAME", domainRebind, discard(), dryRunFlag()),
@@ -262,14 +262,10 @@ func domainList(p *program, c *cli.Context) error {
 			continue
 		}
 		for _, e := range d.Metadata.Disks {
-			item := boundDomain{
+			items = append(items, boundDomain{
 				Name: d.Facts.Name, UUID: d.Facts.UUID, State: d.Facts.State,
-				Target: e.Target, Binding: describeBinding(&e), Problem: problemOf(d),
-			}
-			if origin, err := e.OriginDisk(); err == nil {
-				item.Origin = origin.Source.String()
-			}
-			items = append(items, item)
+				Target: e.Target, Binding: describeBinding(&e), Origin: originOf(&e), Problem: problemOf(d),
+			})
 		}
 	}
 	for _, i := range items {

@@ -104,9 +104,14 @@ func (p *program) hook(ctx context.Context, c call) error {
 		if err != nil {
 			return err
 		}
-		h.Local, h.Reader = bindings.Direct(local), local.User
+		sets, err := p.quorumService(config, log)
+		if err != nil {
+			return err
+		}
+		h.Local, h.Quorum, h.Reader = bindings.Direct(local), bindings.DirectQuorum(sets), local.User
 	} else {
-		h.Local = privileged.NewClient(command.System{Log: log}, p.layout, config)
+		helper := privileged.NewClient(command.System{Log: log}, p.layout, config)
+		h.Local, h.Quorum = helper, helper.Quorum()
 	}
 	if c.vdsm != nil {
 		return vdsm.Run(ctx, h, *c.vdsm)

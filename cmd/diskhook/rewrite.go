@@ -21,7 +21,7 @@ func rewriteCommand(p *program) *cli.Command {
 		Description: "Without flags the rules of the configuration bind. Nothing but the XML is read: no image,\n" +
 			"no storage, no libvirt. XML that nothing binds is printed as it is, byte for byte.",
 		Flags: []cli.Flag{
-			bindFlag(), localFlag(), dryRunFlag(),
+			bindFlag(), localFlag(), quorumFlag(), dryRunFlag(),
 			&cli.BoolFlag{Name: "diff", Aliases: []string{"d"}, Usage: "print the change as a diff instead of the XML"},
 		},
 		Action: func(c *cli.Context) error { return rewrite(p, c) },
@@ -38,7 +38,7 @@ func localFlag() cli.Flag {
 		Usage: "give a disk a local copy: `DISK`[=BACKEND[,opt=value…]], where DISK may be * (repeatable)"}
 }
 
-// flagBindings reads --bind, and --local, which is short for it:
+// flagBindings reads --bind, and --local and --quorum, which are short for it:
 // vda=lvmthin,on-stop=keep is vda:local=lvmthin,on-stop=keep.
 func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 	var all []bindings.Binding
@@ -52,24 +52,31 @@ func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 			return nil, err
 		}
 	}
-	for _, text := range c.StringSlice("local") {
-		disk, options, has := strings.Cut(text, ",")
-		disk, backend, valued := strings.Cut(disk, "=")
-		binding := disk + ":local"
-		if valued {
-			binding += "=" + backend
-		}
-		if has {
-			binding += "," + options
-		}
-		if strings.Contains(text, ";") {
-			return nil, failure.Hint(failure.New(failure.Usage, "--local %q: it takes one disk", text), "repeat --local for each disk")
-		}
-		if err := take("--local", binding); err != nil {
-			return nil, err
+	for _, kind := range []string{"local", "quorum"} {
+		for _, text := range c.StringSlice(kind) {
+			if strings.Contains(text, ";") {
+				return nil, failure.Hint(failure.New(failure.Usage, "--%s %q: it takes one disk", kind, text), "repeat --%s for each disk", kind)
+			}
+			if err := take("--"+kind, inFull(kind, text)); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return all, nil
+}
+
+// inFull is DISK=VALUE,opt=value of a kind in the grammar of bindings.
+func inFull(kind, text string) string {
+	disk, options, has := strings.Cut(text, ",")
+	disk, value, valued := strings.Cut(disk, "=")
+	binding := disk + ":" + kind
+	if valued {
+		binding += "=" + value
+	}
+	if has {
+		binding += "," + options
+	}
+	return binding
 }
 
 func rewrite(p *program, c *cli.Context) error {
@@ -98,6 +105,11 @@ func rewrite(p *program, c *cli.Context) error {
 		return err
 	}
 	r := bindings.Rewritten{Before: doc, After: doc}
+	elements, err := s.elements(c, d, written)
+	if err != nil {
+		return err
+	}
+	written = append(written, elements...)
 	// What nothing binds need not even be a domain.
 	if written = append(written, rules...); len(written) > 0 || d.Metadata != nil {
 		if root := doc.Root(); root != "domain" {

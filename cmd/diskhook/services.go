@@ -19,6 +19,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/quorum"
 )
 
 // services are the packages that verbs call, set up for this host.
@@ -26,6 +27,7 @@ type services struct {
 	config  host.Config
 	log     *slog.Logger
 	local   *localdisk.Service
+	quorum  *quorum.Service
 	host    *bindings.Host
 	domains *domains.Service
 }
@@ -42,9 +44,16 @@ func (p *program) services(c *cli.Context) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &bindings.Host{Layout: p.layout, Config: config, Log: log, Local: bindings.Direct(local), Reader: local.User}
+	sets, err := p.quorumService(config, log)
+	if err != nil {
+		return nil, err
+	}
+	h := &bindings.Host{
+		Layout: p.layout, Config: config, Log: log, Reader: local.User,
+		Local: bindings.Direct(local), Quorum: bindings.DirectQuorum(sets),
+	}
 	client := &domains.Client{Run: command.System{Log: log}, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
-	return &services{config, log, local, h, &domains.Service{Libvirt: client, Host: h, Local: local}}, nil
+	return &services{config, log, local, sets, h, &domains.Service{Libvirt: client, Host: h, Local: local, Quorum: sets}}, nil
 }
 
 func (p *program) localService(config host.Config, log *slog.Logger) (*localdisk.Service, error) {

@@ -35,8 +35,11 @@ type shownDisk struct {
 	Source  string `json:"source"`
 	Binding string `json:"binding"`
 	Origin  string `json:"origin"` // what a bound disk was before
-	Start   string `json:"start"`  // what a start would do with it
-	Unfit   string `json:"unfit"`  // why it cannot be bound
+	// Replicas are the images of a disk that is, or was before it was lowered, an
+	// element of replicas, or else those of the set that it is bound to.
+	Replicas []string `json:"replicas,omitempty"`
+	Start    string   `json:"start"` // what a start would do with it
+	Unfit    string   `json:"unfit"` // why it cannot be bound
 }
 
 func show(p *program, c *cli.Context) error {
@@ -57,6 +60,7 @@ func show(p *program, c *cli.Context) error {
 		return err
 	}
 	disks := shownDisks(doc)
+	s.showReplicas(doc, disks)
 	plan, err := bindings.Simulate(c.Context, s.host, "prepare", doc.Bytes(), nil)
 	if err != nil {
 		return err
@@ -121,9 +125,7 @@ func shownDisks(doc *xmlrewrite.Document) []shownDisk {
 		}
 		if entry, bound := metadata.Disk(x.Target); bound {
 			d.Binding, d.Unfit = describeBinding(entry), ""
-			if origin, err := entry.OriginDisk(); err == nil {
-				d.Origin = origin.Source.String()
-			}
+			d.Origin = originOf(entry)
 		}
 		shown = append(shown, d)
 	}
@@ -131,15 +133,74 @@ func shownDisks(doc *xmlrewrite.Document) []shownDisk {
 }
 
 func describeBinding(e *xmlrewrite.BoundDisk) string {
-	l := e.Local
-	if l == nil {
-		return e.Kind()
+	var options [][2]string
+	text := e.Kind()
+	switch l, q := e.Local, e.Quorum; {
+	case l != nil:
+		text += "=" + l.Backend
+		options = [][2]string{{"fill", l.Fill}, {"on-stop", l.OnStop}}
+	case q != nil:
+		text += "=" + q.Set
+		options = [][2]string{{"lower", q.Lower}, {"transport", q.Transport}}
 	}
-	text := "local=" + l.Backend
-	for _, option := range [][2]string{{"fill", l.Fill}, {"on-stop", l.OnStop}} {
+	for _, option := range options {
 		if option[1] != "" {
 			text += "," + option[0] + "=" + option[1]
 		}
 	}
 	return text
+}
+
+// originOf is what a bound disk was before; "" if nobody knows.
+func originOf(e *xmlrewrite.BoundDisk) string {
+	origin, err := e.OriginDisk()
+	if err != nil {
+		return ""
+	}
+	if origin.Type == "quorum" {
+		return "replicas: " + strings.Join(replicasIn(e.Origin, origin.Target), " ")
+	}
+	return origin.Source.String()
+}
+
+// replicasIn are the top images of a quorum element.
+func replicasIn(xml []byte, target string) []string {
+	doc, err := xmlrewrite.Parse(xml)
+	if err != nil {
+		return nil
+	}
+	elements, err := xmlrewrite.ReadQuorum(doc)
+	if err != nil {
+		return nil // which vetoes a start, which is told
+	}
+	var all []string
+	for _, q := range elements {
+		for _, r := range q.Replicas {
+			if (target == "" || q.Target == target) && len(r.Chain) > 0 {
+				all = append(all, r.Chain[0].Source.String())
+			}
+		}
+	}
+	return all
+}
+
+func (s *services) showReplicas(doc *xmlrewrite.Document, disks []shownDisk) {
+	metadata, _ := doc.Metadata()
+	for i := range disks {
+		d := &disks[i]
+		entry, bound := metadata.Disk(d.Target)
+		if d.Type == "quorum" {
+			d.Replicas = replicasIn(doc.Bytes(), d.Target)
+		}
+		if !bound || entry.Quorum == nil || d.Replicas != nil {
+			continue
+		}
+		set, err := s.quorum.Load(entry.Quorum.Set)
+		if err != nil {
+			continue // which vetoes a start, which is told
+		}
+		for _, r := range set.Replicas {
+			d.Replicas = append(d.Replicas, r.Top().String())
+		}
+	}
 }

@@ -19,11 +19,12 @@ const (
 	Flag     Spelling = iota // --bind of the command line
 	Property                 // custom property of an oVirt VM
 	Metadata                 // <dh:disks> in the domain's own XML
+	Element                  // <disk type='quorum'>
 	Rule                     // [[rule]] of the configuration
 )
 
 func (s Spelling) String() string {
-	return [...]string{"flag", "property", "metadata", "rule"}[s]
+	return [...]string{"flag", "property", "metadata", "element", "rule"}[s]
 }
 
 // All selects every disk that can be bound.
@@ -154,6 +155,9 @@ func parseTerm(term string) (b Binding, problem string) {
 	}
 	return b, ""
 }
+
+// IsWord says whether s may be a part of a binding.
+func IsWord(s string) bool { return isWord(s) }
 
 // isWord bounds every part of a binding to characters that mean nothing to
 // anybody: not to this grammar, not to a path, not to a shell.

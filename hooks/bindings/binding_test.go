@@ -67,7 +67,7 @@ func TestParseRefuses(t *testing.T) {
 		"local=lv\x00m":                          {failure.Usage, "not a value"},
 		"local=$(reboot)":                        {failure.Usage, "not a value"},
 		"floppy=1":                               {failure.Usage, "floppy"},
-		"quorum=db":                              {failure.Precondition, "quorum"},
+		"quorum=db":                              {failure.Usage, "name the disk"},
 		"image=x":                                {failure.Precondition, "image"},
 		strings.Repeat("x", 5000):                {failure.Usage, "5000 bytes"},
 		strings.Repeat("local=dir;", 300):        {failure.Usage, "256"},

@@ -37,6 +37,9 @@ func (h *Host) Vanished(d Domain) error {
 			if disk.At() != "" && disk.At() == entry.Source {
 				return drifted(d, entry.Target, entry.Source, "the disk "+disk.Target+" has it now")
 			}
+			if entry.Quorum != nil && disk.shows(origin) {
+				return hidden(d, entry, disk)
+			}
 			if err := h.standsIn(d, entry, disk, origin); err != nil {
 				return err
 			}
@@ -134,9 +137,18 @@ func displaced(d Domain, target string, disk Disk) error {
 	return failure.Hint(err, "give the disk the target %s again with `virsh edit %s`, or leave the copy: `diskhook domain revert --export FILE %s` saves its data, `diskhook domain revert --discard-guest-data %s` gives it up", target, d.NameArg(), args, args)
 }
 
-// receiptTargets lists the targets for which a domain of libvirt's has receipts.
-// Those of oVirt are named by images. Who may not list the directory gets none.
-func receiptTargets(l host.Layout, domain string) ([]string, error) {
+// hidden refuses a disk that has what another one was before it was bound to a
+// replica set.
+func hidden(d Domain, entry xmlrewrite.BoundDisk, disk Disk) error {
+	target := failure.OneLine(clip(entry.Target))
+	err := failure.New(failure.Conflict, "%s: disk %s has %s, which disk %s was before it was bound to the replica set %s, and disk %s is no longer in the domain",
+		d, disk.Target, describe(disk), target, failure.OneLine(clip(entry.Quorum.Set)), target)
+	return failure.Hint(err, "give the disk the target %s again with `virsh edit %s`, or give up what the guest wrote with `diskhook domain revert --discard-guest-data %s %s`", target, d.NameArg(), d.NameArg(), target)
+}
+
+// receiptFiles lists what is in a domain's directory of receipts. Where that
+// is none, or not for us to list, there is nothing.
+func receiptFiles(l host.Layout, domain string) ([]os.DirEntry, error) {
 	dir := filepath.Join(l.Receipts(), domain)
 	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
 		return nil, nil
@@ -147,6 +159,16 @@ func receiptTargets(l host.Layout, domain string) ([]string, error) {
 	}
 	if err != nil {
 		return nil, failure.New(failure.Precondition, "receipts: %w", err)
+	}
+	return entries, nil
+}
+
+// receiptTargets lists the targets for which a domain of libvirt's has receipts.
+// Those of oVirt are named by images.
+func receiptTargets(l host.Layout, domain string) ([]string, error) {
+	entries, err := receiptFiles(l, domain)
+	if err != nil {
+		return nil, err
 	}
 	var targets []string
 	for _, e := range entries {

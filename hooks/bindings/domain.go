@@ -35,10 +35,17 @@ type Disk struct {
 	Image  string // oVirt's id of the disk; "" elsewhere
 	Volume string // oVirt's id of its leaf volume
 
-	Type   string // of its source: file, block, network, …
-	Path   string // of its file or block source, "" for others
-	Socket string // of a source behind a unix socket
+	Type string // of its source: file, block, network, …
+	Path string // of its file or block source, "" for others
+	// Socket is that of a source behind a unix socket, or else what a disk of
+	// replicas is known by: its first one.
+	Socket string
 	Format string
+	// Element is what a disk of type quorum says, ElementErr why that cannot be
+	// read.
+	Element    *xmlrewrite.QuorumDisk
+	ElementErr error
+
 	// Chain are the layers below Path as far as they were told. Complete says
 	// that there is nothing below the last one; else only image headers know.
 	Chain    []imagecheck.Layer
@@ -102,7 +109,14 @@ func ReadDomain(doc *xmlrewrite.Document) (Domain, error) {
 	vdsm, ovirt := doc.VDSM()
 	d.OVirt = ovirt
 	for _, x := range doc.Disks() {
-		d.Disks = append(d.Disks, ReadDisk(x, ovirt, vdsm.Disks[x.Target]))
+		disk := ReadDisk(x, ovirt, vdsm.Disks[x.Target])
+		if disk.Type == "quorum" {
+			disk.Element, _, disk.ElementErr = doc.Quorum(x.Target)
+			if disk.ElementErr == nil {
+				disk.ElementErr = disk.Element.Check()
+			}
+		}
+		d.Disks = append(d.Disks, disk)
 	}
 	return d, nil
 }
@@ -117,8 +131,8 @@ func ReadDisk(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) Disk {
 	if x.Source.Type == "file" || x.Source.Type == "block" {
 		d.Path = x.Source.Path()
 	}
-	if d.Socket = x.Source.Socket; x.Source.Type == "network" && len(x.Source.Hosts) == 1 {
-		d.Socket = x.Source.Hosts[0].Socket
+	if d.Path == "" {
+		d.Socket = x.QuorumPath()
 	}
 	if d.Format == "" {
 		d.Format = "raw" // what libvirt takes an image without format for
@@ -145,7 +159,7 @@ func unfit(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) string {
 		{x.Transient, "it is transient"},
 		{x.Mirror, "a block copy of it is under way"},
 		{x.Encrypted, "it is encrypted"},
-		{x.Type != "file" && x.Type != "block", "its source is of type " + x.Type},
+		{x.Type != "file" && x.Type != "block", wrongSource(x.Type)},
 		{x.Source.Path() == "", "it has no medium"},
 		{ovirt && (told.ImageID == "" || told.VolumeID == ""), "it is not an image of oVirt"},
 	} {
@@ -155,6 +169,8 @@ func unfit(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) string {
 	}
 	return ""
 }
+
+func wrongSource(kind string) string { return "its source is of type " + kind }
 
 // IsShared reads oVirt's word for who else uses a disk: "shareable",
 // "exclusive" and "transient" are; "none", "false" and nothing are not.

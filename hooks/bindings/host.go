@@ -20,9 +20,14 @@ type Host struct {
 	Config host.Config
 	Log    *slog.Logger
 	Local  Local
+	Quorum Quorum
 	// Reader reads the sources of oVirt's disks; nil is ourselves. See
 	// localdisk.OVirtIdentities.
 	Reader *command.Credential
+	// Libvirt and QEMU are their versions in libvirt's numbers (1000000·major +
+	// 1000·minor + release); 0: not known, and nothing is written that older
+	// ones lack.
+	Libvirt, QEMU uint32
 	// Notify, if set, is told how a copy goes on while a start waits for it.
 	Notify func(localdisk.Disk, progress.Status)
 }

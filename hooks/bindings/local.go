@@ -299,7 +299,9 @@ func (b Bound) memo() (fill, origin string) {
 func OnlyReady(bound []Bound) []Bound {
 	ready := slices.Clone(bound)
 	for i, b := range ready {
-		ready[i].Binding = b.Binding.with("fill", fillNow)
+		if b.Binding.Kind == (local{}).Name() {
+			ready[i].Binding = b.Binding.with("fill", fillNow)
+		}
 	}
 	return ready
 }

@@ -39,6 +39,9 @@ func (h *Host) Forsaken(d Domain, bound []Bound) error {
 			return err
 		}
 	}
+	if err := h.withoutReplicas(d, bound); err != nil {
+		return err
+	}
 	return h.displaced(d, isBound)
 }
 

@@ -53,6 +53,13 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 			if err := stays(r.Domain, b); err != nil {
 				return r, err
 			}
+			if q := b.Recorded.Quorum; q != nil && q.Lower == lowerInline {
+				again, err := replicated{}.Point(h, r.Domain, *b.Recorded)
+				if err != nil {
+					return r, err
+				}
+				changes = append(changes, again)
+			}
 			continue
 		}
 		change, entry, err := h.bind(doc, r.Domain, b)
@@ -63,7 +70,7 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 	}
 	r.After = doc
 	if len(changes) > 0 {
-		r.After, err = xmlrewrite.Apply(doc, append(changes, xmlrewrite.SetMetadata{Disks: entries})...)
+		r.After, err = xmlrewrite.Apply(doc, append(h.together(changes), xmlrewrite.SetMetadata{Disks: entries})...)
 	}
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", r.Domain, failure.Wrap(failure.Precondition, err))
@@ -206,7 +213,7 @@ func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Kind, Domain, Disk
 		}
 		entries = append(entries, entry)
 	}
-	after, err := xmlrewrite.Apply(doc, append(changes, xmlrewrite.SetMetadata{Disks: entries})...)
+	after, err := xmlrewrite.Apply(doc, append(h.together(changes), xmlrewrite.SetMetadata{Disks: entries})...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
 	}

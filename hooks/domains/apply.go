@@ -45,7 +45,11 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.Host.Rewrite(p.After, append(written, rules...))
+	host, err := s.hostFor(ctx, d, written)
+	if err != nil {
+		return nil, err
+	}
+	r, err := host.Rewrite(p.After, append(written, rules...))
 	if err != nil {
 		return nil, err
 	}
@@ -74,6 +78,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if err := s.unbindable(ctx, d, p.binds); err != nil {
 		return nil, err
 	}
+	p.Notes = append(p.Notes, left(p.binds)...)
 	return p, s.planRoom(ctx, p)
 }
 

@@ -9,6 +9,7 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/quorum"
 	"diskhook/xmlrewrite"
 )
 
@@ -17,6 +18,7 @@ type Service struct {
 	Libvirt *Client
 	Host    *bindings.Host
 	Local   *localdisk.Service
+	Quorum  *quorum.Service
 }
 
 // Domain is a domain as libvirt has it now.

@@ -24,9 +24,12 @@ import (
 // planExport takes up that a disk is to be exported. That there is no copy to
 // export is a failure.NotFound.
 func (p *Plan) planExport(target, to string, r localdisk.Receipt, filled bool) error {
-	d := p.Domain
+	d, set := p.Domain, ""
+	if e := p.Domain.entry(target); e != nil && e.Quorum != nil {
+		set = e.Quorum.Set
+	}
 	switch {
-	case !filled || r.Discarding:
+	case set == "" && (!filled || r.Discarding):
 		err := failure.New(failure.NotFound, "%s: disk %s: --export %s: it has no local copy with data", d, target, to)
 		return failure.Hint(err, "run `diskhook domain revert %s %s` without it", d.NameArg(), target)
 	case !filepath.IsAbs(to) || filepath.Clean(to) != to:
@@ -45,7 +48,7 @@ func (p *Plan) planExport(target, to string, r localdisk.Receipt, filled bool) e
 	if isThere(to) {
 		return failure.Hint(failure.New(failure.Conflict, "%s: disk %s: --export: %s: exists", d, target, to), "name a file that does not exist")
 	}
-	p.Exports = append(p.Exports, Export{target, to})
+	p.Exports = append(p.Exports, Export{Target: target, To: to, Set: set})
 	return nil
 }
 

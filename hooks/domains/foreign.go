@@ -24,8 +24,8 @@ import (
 func (s *Service) foreign(ctx context.Context, d Domain, bound []bindings.Bound, receipts map[string]localdisk.Receipt) ([]bindings.Bound, error) {
 	var found []bindings.Bound
 	for _, b := range bound {
-		if b.Recorded == nil {
-			continue
+		if b.Recorded == nil || b.Recorded.Local == nil {
+			continue // a replica set has what the guest wrote, whatever the source is now
 		}
 		stable := localdisk.StablePath(s.Host.Layout, d.UUID, b.Disk.Target)
 		if b.Disk.Path == stable {

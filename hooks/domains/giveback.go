@@ -29,6 +29,12 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 	}
 	defer release()
 	for _, e := range p.Exports {
+		if e.Set != "" {
+			if err := s.exportReplicas(ctx, e, notify); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := s.Local.Export(ctx, p.Domain.UUID, e.Target, localdisk.ExportOptions{To: e.To, Format: ExportFormat(e.To), Progress: notify}); err != nil {
 			return err
 		}
@@ -47,7 +53,7 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 		}
 	}
 	s.removeUnfinished(ctx, p)
-	return nil
+	return s.forgetReplicas(p)
 }
 
 // removeUnfinished removes copies that were interrupted: the domain goes on

@@ -37,11 +37,17 @@ type Plan struct {
 	originless []string             // targets that are their copy, and nobody knows what they were before
 	base       *xmlrewrite.Document // what a release starts from: the definition with what was remembered; nil: as it is
 
+	uses   []bindings.QuorumUse // replica sets that the domain's disks have used
+	forget []bindings.QuorumUse // those whose data is given up after the definition
+
 	exported map[string]string // files that have or get the disks' data, by target
 }
 
 // Export is one disk to be written to a file.
-type Export struct{ Target, To string }
+type Export struct {
+	Target, To string
+	Set        string // the replica set that has the data; "": a local copy has it
+}
 
 // Redefines says that the definition will change.
 func (p *Plan) Redefines() bool { return !bytes.Equal(p.Domain.Doc.Bytes(), p.After.Bytes()) }
@@ -51,7 +57,7 @@ func (p *Plan) replaces(target string) bool { return slices.Contains(p.anew, tar
 
 // Changes says that there is anything to do.
 func (p *Plan) Changes() bool {
-	return p.Redefines() || len(p.Exports)+len(p.Fill)+len(p.Remove) > 0
+	return p.Redefines() || len(p.Exports)+len(p.Fill)+len(p.Remove)+len(p.forget) > 0
 }
 
 // Diff is how the definition changes; "" if it does not.
@@ -73,6 +79,9 @@ func (p *Plan) Commands(c *Client) []string {
 	}
 	for _, r := range p.Remove {
 		lines = append(lines, fmt.Sprintf("remove the copy %s/%s of disk %s and its receipt", r.Home, r.Name, r.Target))
+	}
+	for _, u := range p.forget {
+		lines = append(lines, fmt.Sprintf("forget that disk %s has used replica set %s", u.Target, u.Set))
 	}
 	return lines
 }

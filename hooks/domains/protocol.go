@@ -23,6 +23,7 @@ type Version struct {
 	URI     string `json:"uri"`
 	Driver  string `json:"driver"` // "QEMU"
 	Daemon  uint32 `json:"daemon"`
+	QEMU    uint32 `json:"qemu"` // 0: not known
 	Library uint32 `json:"library"`
 }
 

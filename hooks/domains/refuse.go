@@ -70,6 +70,9 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 	if err := s.notShared(ctx, d, bound, others); err != nil {
 		return err
 	}
+	if err := s.replicasFit(ctx, d, bound, others); err != nil {
+		return err
+	}
 	for _, b := range bound {
 		if err := notOpen(ctx, d, b); err != nil {
 			return err

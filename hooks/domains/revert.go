@@ -35,7 +35,11 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if err != nil {
 		return nil, err
 	}
-	chosen, err := choose(d, receipts, targets)
+	uses, err := bindings.QuorumUses(s.Host.Layout, d.UUID)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, err)
+	}
+	chosen, err := choose(d, receipts, uses, targets)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +54,7 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if d.Domain, err = bindings.ReadDomain(base); err != nil {
 		return nil, err
 	}
-	p := &Plan{Domain: d, After: d.Doc, base: base}
+	p := &Plan{Domain: d, After: d.Doc, base: base, uses: uses}
 	if len(chosen) == 0 {
 		return p, nil
 	}
@@ -77,6 +81,9 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 		if err := s.mayRevert(ctx, d, target, receipts, g); err != nil {
 			return nil, err
 		}
+		if err := s.planReplicas(p, target, g); err != nil {
+			return nil, err
+		}
 		r, filled := receipts[target]
 		if filled {
 			p.Remove = append(p.Remove, r)
@@ -101,8 +108,11 @@ func unrevertable(d Domain, f forgotten, r localdisk.Receipt) error {
 }
 
 // choose returns the targets to revert, sorted.
-func choose(d Domain, receipts map[string]localdisk.Receipt, targets []string) ([]string, error) {
+func choose(d Domain, receipts map[string]localdisk.Receipt, uses []bindings.QuorumUse, targets []string) ([]string, error) {
 	known := map[string]bool{}
+	for _, u := range uses {
+		known[u.Target] = true
+	}
 	for target := range receipts {
 		known[target] = true
 	}
@@ -227,7 +237,7 @@ func (p *Plan) release(targets []string) error {
 
 // without is the definition in which the targets are not bound any more.
 func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []string, err error) {
-	var changes []xmlrewrite.Rewriter
+	var changes, inline []xmlrewrite.Rewriter
 	for _, target := range targets {
 		e, to := p.Domain.entry(target), p.exported[target]
 		disk, there := p.Domain.Disk(target)
@@ -245,6 +255,10 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 		case disk.At() != e.Source:
 			notes = append(notes, stays(disk))
 		default:
+			if e.Quorum != nil {
+				changes = append(changes, xmlrewrite.RemoveInline{Target: target})
+				inline = append(inline, xmlrewrite.InlineQuorum{}) // the others' nodes are numbered anew
+			}
 			changes = append(changes, xmlrewrite.RestoreOrigin{Target: target})
 			if to != "" {
 				changes = append(changes, exportedDisk{target, to})
@@ -264,7 +278,7 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 	if base == nil {
 		base = p.Domain.Doc
 	}
-	if doc, err = xmlrewrite.Apply(base, changes...); err != nil {
+	if doc, err = xmlrewrite.Apply(base, append(changes, inline...)...); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
 	}
 	return doc, notes, nil

@@ -42,6 +42,14 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 		err := failure.New(failure.Conflict, "%s: it has local copies of its own", d)
 		return nil, failure.Hint(err, "run `diskhook domain revert %s`", d.NameArg())
 	}
+	uses, err := bindings.QuorumUses(s.Host.Layout, d.UUID)
+	if err != nil && !damaged {
+		return nil, fmt.Errorf("%s: %w", d, err)
+	}
+	if len(uses) > 0 && !damaged {
+		err := failure.New(failure.Conflict, "%s: disk %s has used the replica set %s", d, uses[0].Target, uses[0].Set)
+		return nil, failure.Hint(err, "run `diskhook domain revert %s`", d.NameArg())
+	}
 	for target, r := range receipts {
 		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its local copy %s/%s stays", target, r.Home, r.Name))
 	}

@@ -40,7 +40,7 @@ func NewClient(run command.Runner, layout host.Layout, config host.Config) *Clie
 // Observe is localdisk.Service.Observe.
 func (c *Client) Observe(ctx context.Context, disks []localdisk.Disk) ([]localdisk.Observed, error) {
 	var observed []localdisk.Observed
-	return observed, c.call(ctx, "observe", observeRequest{disks}, &observed, quickly)
+	return observed, c.call(ctx, "local", "observe", observeRequest{disks}, &observed, quickly)
 }
 
 // Commands is localdisk.Service.Commands; it needs no privilege.
@@ -53,7 +53,7 @@ func (c *Client) Commands(ctx context.Context, o localdisk.Observed, d localdisk
 func (c *Client) Fulfil(ctx context.Context, disks []localdisk.Disk, w localdisk.Waiting) ([]localdisk.Placement, error) {
 	var placements []localdisk.Placement
 	request := fulfilRequest{disks, w.Deadline.Milliseconds()}
-	return placements, c.call(ctx, "fulfil", request, &placements, 0)
+	return placements, c.call(ctx, "local", "fulfil", request, &placements, 0)
 }
 
 // Release is localdisk.Service.Release.
@@ -61,43 +61,43 @@ func (c *Client) Release(ctx context.Context, domain string, disks []localdisk.D
 	if len(disks) == 0 {
 		return nil
 	}
-	return c.call(ctx, "release", releaseRequest{domain, disks, reason}, nil, quickly)
+	return c.call(ctx, "local", "release", releaseRequest{domain, disks, reason}, nil, quickly)
 }
 
 // ReleaseRest is localdisk.Service.ReleaseRest.
 func (c *Client) ReleaseRest(ctx context.Context, domain string) error {
-	return c.call(ctx, "release-rest", domainRequest{domain}, nil, quickly)
+	return c.call(ctx, "local", "release-rest", domainRequest{domain}, nil, quickly)
 }
 
 // Abandon is localdisk.Service.Abandon.
 func (c *Client) Abandon(ctx context.Context, domain string) error {
-	return c.call(ctx, "abandon", domainRequest{domain}, nil, quickly)
+	return c.call(ctx, "local", "abandon", domainRequest{domain}, nil, quickly)
 }
 
 // SetOwner is localdisk.Service.SetOwner for the one owner that oVirt's disks
 // have.
 func (c *Client) SetOwner(ctx context.Context, p localdisk.Placement, uid, gid int) error {
-	return c.call(ctx, "owner", ownerRequest{p, uid, gid}, nil, quickly)
+	return c.call(ctx, "local", "owner", ownerRequest{p, uid, gid}, nil, quickly)
 }
 
 // MarkSaved is localdisk.MarkSaved.
 func (c *Client) MarkSaved(ctx context.Context, domain string) error {
-	return c.call(ctx, "mark-saved", domainRequest{domain}, nil, quickly)
+	return c.call(ctx, "local", "mark-saved", domainRequest{domain}, nil, quickly)
 }
 
 // ClearSaved is localdisk.ClearSaved.
 func (c *Client) ClearSaved(ctx context.Context, domain string) error {
-	return c.call(ctx, "clear-saved", domainRequest{domain}, nil, quickly)
+	return c.call(ctx, "local", "clear-saved", domainRequest{domain}, nil, quickly)
 }
 
 // call runs one verb and decodes its result into result, unless that is nil.
-func (c *Client) call(ctx context.Context, verb string, request, result any, timeout time.Duration) error {
+func (c *Client) call(ctx context.Context, noun, verb string, request, result any, timeout time.Duration) error {
 	in, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
 	done, failed := c.run.Run(ctx, command.Cmd{
-		Name: "sudo", Args: []string{"-n", Helper, "local", verb},
+		Name: "sudo", Args: []string{"-n", Helper, noun, verb},
 		Stdin: bytes.NewReader(in), Timeout: timeout,
 	})
 	var r response

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/progress"
@@ -20,6 +21,7 @@ import (
 // the only owner that is ever given.
 type Server struct {
 	Service *localdisk.Service
+	Quorum  bindings.Quorum
 }
 
 type verb func(*Server, context.Context, io.Reader, io.Writer) (any, error)
@@ -42,6 +44,10 @@ var verbs = map[string]verb{
 	"local clear-saved": ofDomain("saved memory", func(_ context.Context, s *localdisk.Service, domain string) error {
 		return localdisk.ClearSaved(s.Layout, domain)
 	}),
+	"quorum definition": (*Server).definition,
+	"quorum plan":       ofUse(planUse),
+	"quorum start":      ofUse(startUse),
+	"quorum stop":       ofUse(stopUse),
 }
 
 // Serve answers one call: args is the verb, in the request, out the response,

@@ -112,7 +112,7 @@ func idOrNone(s string) string {
 func (v *vm) identified(d bindings.Domain) error {
 	for _, disk := range v.unknown {
 		meant := func(b bindings.Binding) bool {
-			return !b.Named() || b.Select == disk.Target || b.Select == disk.Serial
+			return b.Kind == "local" && (!b.Named() || b.Select == disk.Target || b.Select == disk.Serial)
 		}
 		if _, recorded := d.Metadata.Disk(disk.Target); recorded || slices.ContainsFunc(v.written, meant) {
 			err := failure.New(failure.Precondition, "%s: disk %s: nothing tells which image of oVirt %s is (serial %q)", d, disk.Target, failure.OneLine(disk.Path), failure.OneLine(disk.Serial))

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
@@ -30,7 +31,11 @@ func afterDiskPrepare(ctx context.Context, v *vm) error {
 		return v.unusable("_hook_json", err)
 	}
 	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true, Disks: []bindings.Disk{dict.disk()}}
-	placements, err := v.fulfil(ctx, d)
+	bound, err := v.settle(ctx, d)
+	if bound = named(bound, "local"); err != nil || len(bound) == 0 {
+		return err // a replica set takes the disk's place in the XML, later
+	}
+	placements, err := v.Fulfil(ctx, d, bound, noDeadline)
 	if err != nil || len(placements) == 0 {
 		return err
 	}
@@ -58,13 +63,9 @@ func (v *vm) settle(ctx context.Context, d bindings.Domain) ([]bindings.Bound, e
 	return v.Settle(ctx, d, v.written)
 }
 
-// fulfil makes the bound disks of d ready. None bound, nothing is done.
-func (v *vm) fulfil(ctx context.Context, d bindings.Domain) ([]bindings.Placement, error) {
-	bound, err := v.settle(ctx, d)
-	if err != nil || len(bound) == 0 {
-		return nil, err
-	}
-	return v.Fulfil(ctx, d, bound, noDeadline)
+// named are the disks that are bound to a kind of storage.
+func named(bound []bindings.Bound, kind string) []bindings.Bound {
+	return slices.DeleteFunc(slices.Clone(bound), func(b bindings.Bound) bool { return b.Binding.Kind != kind })
 }
 
 // beforeVMStart does the work for all disks at once. Where after_disk_prepare
@@ -82,6 +83,9 @@ func beforeVMStart(ctx context.Context, v *vm) error {
 	}
 	told, _ := doc.VDSM()
 	for i, b := range bound {
+		if b.Binding.Kind != "local" {
+			continue
+		}
 		_, placed, err := v.Placed(d, b)
 		if err == nil && placed {
 			bound[i], err = v.received(ctx, d, b, told.Disks[b.Disk.Target])

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/hooks/bindings"
+	"diskhook/hooks/domains"
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/quorum"
+)
+
+func quorumCommand(p *program) *cli.Command {
+	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
+		return &cli.Command{
+			Name: name, Usage: usage, ArgsUsage: args, Flags: append(flags, outputFlag()),
+			Action: func(c *cli.Context) error { return act(p, c) },
+		}
+	}
+	return &cli.Command{
+		Name: "quorum", Usage: "disks of several replicas that vote (replica sets)",
+		Subcommands: []*cli.Command{
+			verb("build", "make a set: its replicas are filled from an image, or with zeros", "NAME", quorumBuild, buildFlags()...),
+			verb("list", "list the sets of this host", "", quorumList),
+			verb("status", "show who votes, who is suspect and since when", "[NAME]", quorumStatus),
+			verb("verify", "compare all replicas; exit 8 if they differ", "NAME", quorumVerify),
+			verb("resync", "make all replicas equal: to the majority, or to the one you name", "NAME", quorumResync,
+				&cli.StringFlag{Name: "from", Usage: "believe this replica `ID` instead of the majority"}, dryRunFlag()),
+			verb("replace", "take a replica out and build another from the majority", "NAME ID REPLICA", quorumReplace,
+				replicaFormatFlag(), overwriteFlag(), dryRunFlag()),
+			verb("remove", "take a set's definition and marks away", "NAME", quorumRemove,
+				&cli.BoolFlag{Name: "delete-images", Usage: "delete the images of all replicas as well, and with them what the guest wrote"}, dryRunFlag()),
+			verb("forget", "give up what a guest wrote to a set, so that its VM may start without it", "DOMAIN DISK", quorumForget,
+				&cli.BoolFlag{Name: "discard-guest-data", Usage: "your word that what the guest wrote is given up"}, connectFlag(), dryRunFlag()),
+			{
+				Name: "serve", Usage: "serve a set to its guest (started by diskhook itself)", ArgsUsage: "NAME", Hidden: true,
+				Action: func(c *cli.Context) error { return quorumServe(p, c) },
+			},
+		},
+	}
+}
+
+func replicaFormatFlag() cli.Flag {
+	return &cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "image `FORMAT` of replicas: raw or qcow2 (default: by the file's name, else raw)"}
+}
+
+func overwriteFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "overwrite", Usage: "write over images that exist, and over what is on a device"}
+}
+
+// quorumFlag is --bind DISK:quorum=SET in short.
+func quorumFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "quorum", Aliases: []string{"q"},
+		Usage: "make a disk a replica set: `DISK`=SET[,lower=export|inline|none,transport=nbd|vhost-user] (repeatable)"}
+}
+
+func (p *program) quorumService(config host.Config, log *slog.Logger) (*quorum.Service, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find diskhook itself: %w", err)
+	}
+	return &quorum.Service{
+		Layout: p.layout, Config: config, Run: command.System{Log: log}, Log: log,
+		Program: pathOf("DISKHOOK_PROGRAM", self),
+	}, nil
+}
+
+// quorumServe is the main process of a set's unit. Nobody reads its output.
+func quorumServe(p *program, c *cli.Context) error {
+	words, err := operands(c, "NAME")
+	if err != nil {
+		return err
+	}
+	log, closeLog := hookLog(p.layout)
+	defer closeLog()
+	config, err := host.Load(p.layout)
+	if err != nil {
+		log.Warn("configuration", "err", err) // as the hook that started us did
+	}
+	s, err := p.quorumService(config, log)
+	if err != nil {
+		return err
+	}
+	s.Resumer = resumer{s, &domains.Client{Run: s.Run, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}, log}
+	return s.Serve(c.Context, words[0])
+}
+
+// resumer lets the guest of a set go on that was stopped while nothing served
+// it. A domain of oVirt's goes on as well: VDSM takes it for an operator's word.
+type resumer struct {
+	sets    *quorum.Service
+	libvirt *domains.Client
+	log     *slog.Logger
+}
+
+// Resume waits while libvirt is busy with a start: its hook is who started us.
+func (r resumer) Resume(ctx context.Context, set string) error {
+	use, err := r.sets.Claim(set)
+	if err != nil || r.libvirt.URI == "" {
+		return err
+	}
+	answer, err := r.libvirt.ResumeIO(ctx, use.Domain, use.Target)
+	if err == nil {
+		r.log.Info("guest of the set", "set", set, "domain", use.Domain, "resumed", answer.Resumed, "state", answer.State, "why", answer.Why)
+	}
+	return err
+}
+
+// setSteps prints or does what a verb on a set is about to do. No steps is
+// nothing to do.
+func (p *program) setSteps(f format, dryRun bool, set string, steps []string, act func() (string, error)) error {
+	ended := "nothing to do"
+	if len(steps) > 0 && !dryRun {
+		var err error
+		if ended, err = act(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case f == inJSON:
+		if err := p.printJSON(map[string]any{
+			"schema": "diskhook.quorum-change/v1", "set": set, "dry_run": dryRun, "changed": len(steps) > 0, "commands": orEmpty(steps),
+		}); err != nil {
+			return err
+		}
+	case !dryRun || len(steps) == 0:
+		fmt.Fprintf(p.stderr, "diskhook: replica set %s: %s\n", harmless(set), ended)
+	default:
+		for _, line := range steps {
+			fmt.Fprintln(p.stdout, harmless(line))
+		}
+	}
+	if dryRun && len(steps) > 0 {
+		return wouldChange()
+	}
+	return nil
+}
+
+// setArgs is what every verb on one set begins with.
+func setArgs(p *program, c *cli.Context, more ...string) (format, *services, quorum.Set, []string, error) {
+	f, s, words, err := verbArgs(p, c, append([]string{"NAME"}, more...)...)
+	if err != nil {
+		return f, nil, quorum.Set{}, nil, err
+	}
+	set, err := s.quorum.Load(words[0])
+	return f, s, set, words, err
+}
+
+func quorumRemove(p *program, c *cli.Context) error {
+	f, s, set, _, err := setArgs(p, c)
+	if err != nil {
+		return err
+	}
+	steps := []string{"remove the definition and the marks of replica set " + set.Name}
+	if c.Bool("delete-images") {
+		for _, r := range set.Replicas {
+			steps = append(steps, "delete "+r.Top().String())
+		}
+	}
+	return p.setSteps(f, c.Bool("dry-run"), set.Name, steps, func() (string, error) {
+		return "removed", s.quorum.Remove(c.Context, set.Name, c.Bool("delete-images"))
+	})
+}
+
+// quorumForget is the way out of a VM whose disk is no longer bound to a set
+// that it has used.
+func quorumForget(p *program, c *cli.Context) error {
+	f, s, words, err := verbArgs(p, c, "DOMAIN", "DISK")
+	if err != nil {
+		return err
+	}
+	domain := strings.ToLower(words[0])
+	if !host.IsUUID(domain) {
+		facts, err := s.domains.Libvirt.Facts(c.Context, words[0])
+		if err != nil {
+			return failure.Hint(err, "name the domain by its UUID")
+		}
+		domain = facts.UUID
+	}
+	uses, err := bindings.QuorumUses(p.layout, domain)
+	if err != nil {
+		return err
+	}
+	for _, u := range uses {
+		if u.Target != words[1] && u.Key != words[1] {
+			continue
+		}
+		if !c.Bool("discard-guest-data") {
+			err := failure.New(failure.Conflict, "domain %s: disk %s: what the guest wrote is in the replica set %s, and nowhere else", words[0], words[1], u.Set)
+			return failure.Hint(err, "bind the disk to it again, or give that up with `diskhook quorum forget --discard-guest-data %s %s`", words[0], words[1])
+		}
+		steps := []string{fmt.Sprintf("forget that disk %s of domain %s has used replica set %s", u.Target, domain, u.Set)}
+		return p.setSteps(f, c.Bool("dry-run"), u.Set, steps, func() (string, error) {
+			return "the domain may start without it; its replicas stay as they are", bindings.ForgetQuorumUse(p.layout, domain, u.Key)
+		})
+	}
+	err = failure.New(failure.NotFound, "domain %s: disk %s has used no replica set on this host", words[0], words[1])
+	return failure.Hint(err, "see `diskhook quorum list`")
+}
+
+// elements binds disks whose element names replicas.
+func (s *services) elements(c *cli.Context, d bindings.Domain, written []bindings.Binding) ([]bindings.Binding, error) {
+	if !slices.ContainsFunc(d.Disks, func(disk bindings.Disk) bool { return disk.Type == "quorum" }) {
+		return nil, nil
+	}
+	sets, err := s.quorum.List(c.Context)
+	if err != nil {
+		s.log.Warn("replica sets", "err", err)
+	}
+	return bindings.FromElements(d, sets, written)
+}

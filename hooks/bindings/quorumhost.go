@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bindings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/quorum"
+)
+
+// QuorumUse is one disk of one domain that uses a replica set.
+type QuorumUse struct {
+	Set        string `json:"set"`
+	Domain     string `json:"domain"` // its uuid
+	DomainName string `json:"domain_name"`
+	Target     string `json:"target"`
+	// Key is by what the disk is found again: its target, or oVirt's image.
+	Key       string `json:"key"`
+	VhostUser bool   `json:"vhost_user"`
+	Inline    bool   `json:"inline"` // QEMU opens the replicas itself
+}
+
+// QuorumPlan is what the start of a set would do.
+type QuorumPlan struct {
+	Text     string   `json:"text"`
+	Commands []string `json:"commands"`
+}
+
+// Quorum is what bindings need of replica sets. Root uses storage/quorum
+// itself (DirectQuorum); the user vdsm goes through diskhook-helper.
+type Quorum interface {
+	Definition(set string) (quorum.Set, error)
+	// Plan looks what Start or Open would do. It changes nothing.
+	Plan(context.Context, QuorumUse) (QuorumPlan, error)
+	// Start claims the set for the disk, serves it, and returns when QEMU can
+	// connect. Started again for the same disk it looks whether it still is
+	// served.
+	Start(context.Context, QuorumUse, time.Duration) (quorum.Endpoint, error)
+	// Open claims the set for a QEMU that opens the replicas itself.
+	Open(context.Context, QuorumUse) error
+	// Stop undoes both; nothing to undo is no error.
+	Stop(context.Context, QuorumUse) error
+	// Own gives QEMU the socket or, inline, the replicas.
+	Own(context.Context, QuorumUse, Label) error
+}
+
+// DirectQuorum is Quorum for a caller that may do everything itself.
+func DirectQuorum(s *quorum.Service) Quorum { return directQuorum{s} }
+
+type directQuorum struct{ *quorum.Service }
+
+func (d directQuorum) Definition(set string) (quorum.Set, error) { return d.Load(set) }
+
+func (d directQuorum) Plan(ctx context.Context, u QuorumUse) (QuorumPlan, error) {
+	set, err := d.Load(u.Set)
+	if err != nil {
+		return QuorumPlan{}, err
+	}
+	decision, _, err := d.Decide(ctx, set)
+	if err == nil {
+		err = decision.Veto
+	}
+	if err != nil {
+		return QuorumPlan{}, err
+	}
+	text := fmt.Sprintf("serve %s of %d replicas on %s", strings.Join(decision.Open, ", "), len(set.Replicas), endpointOf(d.Layout, u.Set, u.VhostUser).Socket)
+	if u.Inline {
+		text = fmt.Sprintf("count %s of %d replicas in a new generation", strings.Join(decision.Open, ", "), len(set.Replicas))
+	}
+	if decision.Unclean {
+		text += ", which were not closed cleanly and are brought in line by majority"
+	}
+	for _, left := range decision.Left {
+		text += fmt.Sprintf("; %s is left out: %s", left.ID, left.Why)
+	}
+	return QuorumPlan{text, []string{"diskhook quorum serve " + u.Set}}, nil
+}
+
+func (d directQuorum) Start(ctx context.Context, u QuorumUse, deadline time.Duration) (quorum.Endpoint, error) {
+	endpoint, err := d.Service.Start(ctx, u.Set, u.use(), deadline)
+	if err != nil {
+		return endpoint, err
+	}
+	if err := markQuorumUsed(d.Layout, u); err != nil {
+		return endpoint, errors.Join(err, d.Stop(context.WithoutCancel(ctx), u))
+	}
+	return endpoint, nil
+}
+
+func (d directQuorum) Open(ctx context.Context, u QuorumUse) error {
+	return failure.New(failure.Precondition, "replica set %s: only lower=export is started so far", u.Set)
+}
+
+func (d directQuorum) Stop(ctx context.Context, u QuorumUse) error {
+	return d.Service.Stop(ctx, u.Set, u.use())
+}
+
+func (u QuorumUse) use() quorum.Use {
+	use := quorum.Use{Domain: u.Domain, Target: u.Target, Name: u.DomainName, Kind: quorum.NBDExport}
+	if u.VhostUser {
+		use.Kind = quorum.VhostUser
+	}
+	return use
+}
+
+// endpointOf is where a set is served, and under which name.
+func endpointOf(l host.Layout, set string, vhost bool) quorum.Endpoint {
+	if vhost {
+		return quorum.Endpoint{Kind: quorum.VhostUser, Socket: quorum.VhostPath(l, set)}
+	}
+	return quorum.Endpoint{Kind: quorum.NBDExport, Socket: quorum.SocketPath(l, set), Export: set}
+}
+
+func (d directQuorum) Own(ctx context.Context, u QuorumUse, l Label) error {
+	if !l.Owned && l.SELinux == "" {
+		return nil // this libvirt labels nothing: QEMU runs as whoever started it
+	}
+	o := quorum.Owner{UID: l.UID, GID: l.GID, SELinux: l.SELinux}
+	if !l.Owned {
+		o.UID, o.GID = -1, -1
+	}
+	return d.Service.Own(ctx, u.Set, o)
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/progress"
+	"diskhook/storage/quorum"
+	"diskhook/xmlrewrite"
+)
+
+// What verbs on definitions have to know of replica sets.
+
+// hostFor is the host with what its libvirt and QEMU can do, where a disk is or
+// will be a replica set; nothing else asks.
+func (s *Service) hostFor(ctx context.Context, d Domain, written []bindings.Binding) (*bindings.Host, error) {
+	involved := slices.ContainsFunc(written, func(b bindings.Binding) bool { return b.Kind == "quorum" })
+	if d.Metadata != nil {
+		involved = involved || slices.ContainsFunc(d.Metadata.Disks, func(e xmlrewrite.BoundDisk) bool { return e.Quorum != nil })
+	}
+	if !involved {
+		return s.Host, nil
+	}
+	v, err := s.Libvirt.Version(ctx)
+	if err != nil {
+		return nil, err
+	}
+	host := *s.Host
+	host.Libvirt, host.QEMU = v.Daemon, v.QEMU
+	return &host, nil
+}
+
+// replicasFit refuses a set that another domain is bound to, and one whose size
+// is not that of the disk.
+func (s *Service) replicasFit(ctx context.Context, d Domain, bound []bindings.Bound, others []Facts) error {
+	for _, b := range bound {
+		if b.Binding.Kind != "quorum" {
+			continue
+		}
+		set, err := s.Host.Quorum.Definition(b.Binding.Value)
+		if err != nil {
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+		for _, other := range others {
+			if err := notBoundTo(d, b, other); err != nil {
+				return err
+			}
+		}
+		if err := s.sameSize(ctx, d, b, set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func notBoundTo(d Domain, b bindings.Bound, other Facts) error {
+	doc, err := xmlrewrite.Parse([]byte(other.XML))
+	if err != nil {
+		return nil // libvirt's own output, of a domain that is not ours to judge
+	}
+	metadata, err := doc.Metadata()
+	if err != nil || metadata == nil || metadata.Domain != other.UUID {
+		return nil
+	}
+	for _, e := range metadata.Disks {
+		if e.Quorum == nil || e.Quorum.Set != b.Binding.Value || other.UUID == d.UUID && e.Target == b.Disk.Target {
+			continue
+		}
+		err := failure.New(failure.Conflict, "%s: disk %s: replica set %s is disk %s of domain %s", d, b.Disk.Target, e.Quorum.Set, failure.OneLine(e.Target), failure.OneLine(other.Name))
+		return failure.Hint(err, "build a set of its own with `diskhook quorum build`, or end the other binding with `diskhook domain revert %s %s`", failure.OneLine(other.Name), failure.OneLine(e.Target))
+	}
+	return nil
+}
+
+// sameSize looks at the disk as it is now. The guest has its partitions there,
+// so that a disk of another size is not the one it knows.
+func (s *Service) sameSize(ctx context.Context, d Domain, b bindings.Bound, set quorum.Set) error {
+	if b.Disk.Path == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	checker := imagecheck.Checker{Allowed: s.Host.Config.Paths.Allowed}
+	layers := b.Disk.Layers()
+	if !b.Disk.Complete {
+		last := len(layers) - 1
+		below, err := checker.Discover(ctx, layers[last])
+		if err != nil {
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+		layers = append(layers[:last:last], below...)
+	}
+	info, err := checker.Chain(ctx, layers)
+	if err != nil {
+		return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+	}
+	if info.VirtualSize == set.Size {
+		return nil
+	}
+	err = failure.New(failure.Conflict, "%s: disk %s has %d bytes, replica set %s has %d", d, b.Disk.Target, info.VirtualSize, set.Name, set.Size)
+	return failure.Hint(err, "build a set of the disk with `diskhook quorum build --replicas A,B,C --threshold 2 --from %s NAME`", failure.OneLine(b.Disk.Path))
+}
+
+// left says what becomes of the images that disks had.
+func left(bound []bindings.Bound) []string {
+	var notes []string
+	for _, b := range bound {
+		if b.Binding.Kind == "quorum" && b.Disk.Path != "" {
+			notes = append(notes, fmt.Sprintf("disk %s: from its next start it is replica set %s; what is in %s stays there, and is not copied", b.Disk.Target, b.Binding.Value, b.Disk.Path))
+		}
+	}
+	return notes
+}
+
+// planReplicas asks for the operator's word where what a guest wrote to a
+// replica set would go out of sight.
+func (s *Service) planReplicas(p *Plan, target string, g GivingUp) error {
+	i := slices.IndexFunc(p.uses, func(u bindings.QuorumUse) bool { return u.Target == target })
+	if i < 0 {
+		return nil
+	}
+	u, to := p.uses[i], g.Export[target]
+	if !g.DiscardGuestData && to == "" {
+		command := func(option string) string {
+			return fmt.Sprintf("diskhook domain revert %s %s %s", option, p.Domain.NameArg(), target)
+		}
+		err := failure.New(failure.Conflict, "%s: disk %s: what the guest wrote is in the replica set %s, and nowhere else", p.Domain, target, u.Set)
+		return failure.Hint(err, "keep it with `%s`, or give it up with `%s`", command("--export FILE"), command("--discard-guest-data"))
+	}
+	p.forget = append(p.forget, u)
+	return nil
+}
+
+func (s *Service) exportReplicas(ctx context.Context, e Export, notify progress.Func) error {
+	return s.Quorum.Export(ctx, e.Set, e.To, ExportFormat(e.To), notify)
+}
+
+// forgetReplicas comes after the definition: until then a start finds the use.
+func (s *Service) forgetReplicas(p *Plan) error {
+	for _, u := range p.forget {
+		if err := bindings.ForgetQuorumUse(s.Host.Layout, u.Domain, u.Key); err != nil {
+			return fmt.Errorf("%s: disk %s: %w", p.Domain, u.Target, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package libvirt_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"diskhook/hooks/hooktest"
+	"diskhook/hooks/libvirt"
+	"diskhook/storage/failure"
+	"diskhook/storage/quorum"
+)
+
+func replicas(t *testing.T) (*hooktest.World, *hooktest.Quorum) {
+	w, _ := fake(t)
+	sets := &hooktest.Quorum{Layout: w.Layout, Err: map[string]error{}, Sets: map[string]quorum.Set{"db": hooktest.Set("db")}}
+	w.Quorum = sets
+	return w, sets
+}
+
+// TestQuorumOperations: the set is served before libvirt looks at the disk, its
+// socket labelled when labels are known, and it is stopped whatever happened.
+func TestQuorumOperations(t *testing.T) {
+	selinux := []byte("<seclabel type='dynamic' model='selinux' relabel='yes'><imagelabel>system_u:object_r:svirt_image_t:s0:c1,c2</imagelabel></seclabel>\n</domain>")
+	for _, c := range []struct {
+		op, sub, extra string
+		calls          []string
+		refused        bool
+	}{
+		{"prepare", "begin", "-", []string{"start db vda 20s"}, false},
+		{"start", "begin", "-", []string{"own db vda true 64055:64056 system_u:object_r:svirt_image_t:s0:c1,c2"}, false},
+		{"started", "begin", "-", nil, false},
+		{"stopped", "end", "-", nil, false},
+		{"release", "end", "-", []string{"stop db vda"}, false},
+		{"release", "end", "shutdown", []string{"stop db vda"}, false},
+		{"migrate", "begin", "-", nil, true},
+		{"restore", "begin", "-", []string{"plan db vda"}, false},
+		{"reconnect", "begin", "-", []string{"start db vda 10s"}, false},
+	} {
+		t.Run(c.op+" "+c.extra, func(t *testing.T) {
+			w, sets := replicas(t)
+			xml := bytes.Replace(bind(t, w, "vda:quorum=db"), []byte("</domain>"), selinux, 1)
+			stdout, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: c.op, SubOp: c.sub, Extra: c.extra, Stdin: xml})
+			if len(stdout) != 0 || (err != nil) != c.refused {
+				t.Errorf("stdout %q, %v", stdout, err)
+			}
+			if diff := cmp.Diff(c.calls, sets.Calls); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestQuorumVeto(t *testing.T) {
+	w, sets := replicas(t)
+	xml := bind(t, w, "vda:quorum=db")
+	sets.Err["start"] = failure.Hint(failure.New(failure.Precondition, "replica set db: 1 of its replicas have the newest generation 7, 2 are needed (r2: no such file; r3: no such file)"), "bring r2 back, or believe one that is there with `diskhook quorum resync --from r1 db`")
+	_, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: "prepare", SubOp: "begin", Extra: "-", Stdin: xml})
+	if line := failure.Line(err); err == nil || !strings.HasPrefix(line, "domain vm: disk vda: replica set db: 1 of its replicas") || !strings.HasSuffix(line, "resync --from r1 db`") {
+		t.Errorf("%v", err)
+	}
+	// A running domain is never killed for it.
+	if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: "reconnect", SubOp: "begin", Extra: "-", Stdin: xml}); err != nil {
+		t.Error(err)
+	}
+	if !strings.Contains(w.Log.String(), "newest generation 7") {
+		t.Error("the log does not tell")
+	}
+}
+
+// TestQuorumUnplugged: a set that a disk used which was unplugged since is
+// stopped with the domain.
+func TestQuorumUnplugged(t *testing.T) {
+	w, sets := replicas(t)
+	sets.Sets["logs"] = hooktest.Set("logs")
+	xml := bind(t, w, "vda:quorum=db")
+	w.Write("var/lib/diskhook/receipts/"+id+"/vdq.quorum", `{"schema":"diskhook.quorum-use/v1","set":"logs","domain":"`+id+`","target":"vdq","key":"vdq"}`)
+	if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: "release", SubOp: "end", Extra: "shutdown", Stdin: xml}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"stop db vda", "stop logs vdq"}, sets.Calls); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -15,6 +15,8 @@
 //	Disks, Disk      what the disks say: source, driver, chain
 //	Metadata, VDSM   what diskhook and oVirt say about them
 //	Apply            runs Rewriters on a copy: LocalDisk, RestoreOrigin, SetMetadata, …
+//	Quorum           disks of several replicas: read, checked (Check), produced
+//	                 (ProduceQuorum), lowered (ExportQuorum, InlineQuorum)
 //	EditDisk         what rewriters are made of
 //	Bytes, Diff      Document → text, and what changed
 //

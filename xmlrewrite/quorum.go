@@ -163,6 +163,8 @@ func (l Layer) refused() string {
 		return "its path is missing"
 	case l.Type != "network" && !strings.HasPrefix(s.Path(), "/"):
 		return "its path is not absolute"
+	case or(s.StartupPolicy, "mandatory") != "mandatory":
+		return "its startupPolicy is " + clip(s.StartupPolicy) + ", but which replicas may be missing the threshold says"
 	case s.HasSlices, s.HasDataStore, s.HasReservations, s.HasEncryption, s.HasCookies, s.FDGroup != "":
 		return "slices, data stores, reservations, encryption, cookies and descriptors are not supported"
 	}

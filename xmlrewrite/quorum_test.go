@@ -77,7 +77,7 @@ func TestQuorumSpellings(t *testing.T) {
 		quorumDisk(" threshold='2' read_pattern='fifo'", "<driver read_pattern='fifo' blkverify='no'/>"+two):   fifo,
 		quorumDisk(" threshold='2'", "<driver blkverify='on'/>"+two):                                           blk,
 		quorumDisk(" threshold='2' blkverify='yes'", two):                                                      blk,
-		quorumDisk(" threshold='2' xmlns:x='urn:x' x:threshold='3'", "<x:backingStore/><x:threshold/>"+two):    plain,
+		quorumDisk(" xmlns:x='urn:x' x:threshold='3' threshold='2'", "<x:backingStore/><x:threshold/>"+two):    plain,
 		"<disk type='file'><driver/><target dev='vda'/></disk>":                                                {},
 		"<disk type='block'><source dev='/a'/><backingStore/><threshold value='2'/><target dev='vda'/></disk>": {},
 	} {
@@ -222,6 +222,8 @@ func TestQuorumCheck(t *testing.T) {
 		{2, []QuorumReplica{a, with(Source{Type: "file", File: "/b", HasDataStore: true})}, nil, "replica 2: /b: " + odd},
 		{2, []QuorumReplica{a, with(Source{Type: "file", File: "/b", HasEncryption: true})}, nil, "replica 2: /b: " + odd},
 		{2, []QuorumReplica{a, with(Source{Type: "file", File: "/b", FDGroup: "x"})}, nil, "replica 2: /b: " + odd},
+		{2, []QuorumReplica{a, with(Source{Type: "file", File: "/b", StartupPolicy: "optional"})}, nil,
+			"replica 2: /b: its startupPolicy is optional, but which replicas may be missing the threshold says"},
 		{2, []QuorumReplica{named("r1", a), named("r1", b)}, nil, "replicas 1 and 2 both have the node name r1"},
 		{2, []QuorumReplica{named("1r", a), b}, nil, `replica 1: "1r" is no node name (a letter, then letters, digits and -._, less than 32)`},
 		{2, []QuorumReplica{a, named("r,x", b)}, nil, `replica 2: "r,x" is no node name (a letter, then letters, digits and -._, less than 32)`},

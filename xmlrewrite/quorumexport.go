@@ -21,7 +21,7 @@ import (
 //	  </source>
 //
 //	<disk type='vhostuser' device='disk'>
-//	  <driver name='qemu' type='raw'/>
+//	  <driver name='qemu' type='raw' queues='1'/>
 //	  <source type='unix' path='/run/…/vhost.sock'>
 //	    <reconnect enabled='yes' timeout='1'/>
 //	  </source>
@@ -37,6 +37,10 @@ type ExportQuorum struct {
 	// SharedMemory, the disk the bus virtio, and libvirt allows it next to
 	// nothing else: no serial above all.
 	VhostUser bool
+	// Queues is how many the vhost-user server has; 0 means 1. QEMU does not
+	// start when the disk wants more, and it wants one for each vCPU unless it
+	// is told: so the disk always says how many.
+	Queues int
 	// Reconnect in seconds; 0 writes nothing. Over NBD: for how long QEMU holds
 	// requests back while it looks for a server that went away, before they
 	// fail. Only libvirt from ReconnectSince on has that element: an older one
@@ -68,13 +72,17 @@ func (x ExportQuorum) Rewrite(doc *Document) error {
 				driver.RemoveAttr(key)
 			}
 			remove(child(driver, "iothreads"))
+			has := max(x.Queues, 1)
+			if wants, err := strconv.Atoi(attr(driver, "queues")); err != nil || wants < 1 || wants > has {
+				driver.CreateAttr("queues", strconv.Itoa(has))
+			}
 			ed.exchange(disk, "vhostuser", x.vhostUserSource())
 			return nil
 		}
 		driver := ed.driver(disk, "raw")
 		driver.RemoveAttr("io")           // of files and block devices
 		driver.RemoveAttr("copy_on_read") // nothing is below
-		if driver.SelectAttr("error_policy") == nil && driver.SelectAttr("rerror_policy") == nil {
+		if !hasAttr(driver, "error_policy") && !hasAttr(driver, "rerror_policy") {
 			driver.CreateAttr("error_policy", "stop")
 			driver.CreateAttr("rerror_policy", "stop")
 		}

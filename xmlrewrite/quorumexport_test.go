@@ -15,6 +15,7 @@ const sharedMemory = "<memoryBacking><source type='memfd'/><access mode='shared'
 func TestExportQuorum(t *testing.T) {
 	nbd, vhost := ExportQuorum{Target: "vda", Socket: "/run/q.sock", Name: "db"}, ExportQuorum{Target: "vda", Socket: "/run/v.sock", VhostUser: true}
 	later := func(x ExportQuorum) ExportQuorum { x.Reconnect = 7; return x }
+	queued := func(x ExportQuorum, n int) ExportQuorum { x.Queues = n; return x }
 	at := func(x ExportQuorum, socket string) ExportQuorum { x.Socket = socket; return x }
 	const source = "<source protocol='nbd' name='db'><host transport='unix' socket='/run/q.sock'/></source><target"
 	const stop = " error_policy='stop' rerror_policy='stop'/>"
@@ -39,8 +40,11 @@ func TestExportQuorum(t *testing.T) {
 		{ExportQuorum{Target: "vdz", Socket: "/s"}, "", "", "disk vdz: not in the domain XML", ErrNotFound},
 
 		{later(vhost), "", "<driver name='qemu' type='qcow2' cache='none' io='native' error_policy='stop' iothread='1' queues='2' event_idx='on'><metadata_cache/><iothreads/></driver>",
-			"<disk type='vhostuser'><driver name='qemu' type='raw' queues='2' event_idx='on'/><source type='unix' path='/run/v.sock'><reconnect enabled='yes' timeout='7'/></source><target", nil},
-		{vhost, " snapshot='no'", "<source file='/a'/><backingStore/>", "<disk snapshot='no' type='vhostuser'><driver name='qemu' type='raw'/><source type='unix' path='/run/v.sock'/><target", nil},
+			"<disk type='vhostuser'><driver name='qemu' type='raw' queues='1' event_idx='on'/><source type='unix' path='/run/v.sock'><reconnect enabled='yes' timeout='7'/></source><target", nil},
+		{vhost, " snapshot='no'", "<source file='/a'/><backingStore/>", "<disk snapshot='no' type='vhostuser'><driver name='qemu' type='raw' queues='1'/><source type='unix' path='/run/v.sock'/><target", nil},
+		{queued(vhost, 4), "", "<driver queues='3'/>", "<driver queues='3' type='raw'/>", nil},
+		{queued(vhost, 4), "", "<driver queues='5'/>", "<driver queues='4' type='raw'/>", nil},
+		{queued(vhost, 4), "", "<driver/>", "<driver type='raw' queues='4'/>", nil},
 		{vhost, " snapshot='external'", "", "vhost-user has no snapshots, and the disk asks for external ones", ErrUnsupported},
 		{vhost, "", "<serial>x</serial>", "vhost-user has no <serial>, which the disk has", ErrUnsupported},
 		{vhost, "", "<iotune/>", "vhost-user has no <iotune>, which the disk has", ErrUnsupported},

@@ -169,7 +169,7 @@ func sameElements(a, b []*etree.Element) bool {
 			return false
 		}
 		for _, at := range b[i].Attr {
-			if v := a[i].SelectAttr(at.Key); v == nil || v.Value != at.Value {
+			if !hasAttr(a[i], at.Key) || attr(a[i], at.Key) != at.Value {
 				return false
 			}
 		}

@@ -4,6 +4,7 @@ package xmlrewrite
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/beevik/etree"
@@ -23,6 +24,10 @@ func children(e *etree.Element, local string) []*etree.Element {
 		}
 	}
 	return all
+}
+
+func hasAttr(e *etree.Element, key string) bool {
+	return slices.ContainsFunc(e.Attr, func(a etree.Attr) bool { return a.Space == "" && a.Key == key })
 }
 
 func readQuorum(e *etree.Element) (*QuorumDisk, error) {
@@ -83,7 +88,7 @@ func (q *QuorumDisk) agreed(e *etree.Element, key, element, elementKey string) (
 	}{
 		{child(e, "driver"), key, "<driver>"}, {e, key, "<disk>"}, {child(e, or(element, "driver")), elementKey, "<" + element + ">"},
 	} {
-		if at.e == nil || at.key == "" || at.e.SelectAttr(at.key) == nil {
+		if at.e == nil || at.key == "" || !hasAttr(at.e, at.key) {
 			continue
 		}
 		v := attr(at.e, at.key)

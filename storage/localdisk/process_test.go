@@ -24,6 +24,7 @@ import (
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lock"
 	"diskhook/storage/lvm/lvmtest"
+	"diskhook/storage/proctest"
 )
 
 const domain = "69b6b942-b5bf-4740-bb95-6752ffbd3bcf"
@@ -53,7 +54,9 @@ func TestMain(m *testing.M) {
 			os.Exit(exitCode(exportTo(os.Getenv("DISKHOOK_TEST_EXPORT"))))
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(proctest.Main(m, "TestTemplateSurvivesACrashAtEveryPoint", "TestConvertSurvivesACrashAtEveryPoint",
+		"TestAnyOrderOfEventsWithTemplatesKeepsTheGuestsData", "TestFirstStartSurvivesACrashAtEveryPoint",
+		"TestFirstInstantStartSurvivesACrashAtEveryPoint", "TestSettleOfflineSurvivesACrashAtEveryPoint"))
 }
 
 func exitCode(err error) int {

@@ -30,8 +30,15 @@ func interrupted(t *testing.T, backend string) *world {
 	w.flat = w.largeImage()
 	w.source = []imagecheck.Layer{{Path: w.flat, Format: imagecheck.Raw}}
 	w.interrupt(func() {
-		first := w.cursor() // it says that nothing is done
-		for bytes.Equal(w.cursor(), first) && !w.ready() {
+		var first []byte // it says that nothing is done
+		for !w.ready() {
+			now := w.cursor()
+			if first != nil && now != nil && !bytes.Equal(now, first) {
+				return
+			}
+			if first == nil {
+				first = now
+			}
 			time.Sleep(25 * time.Millisecond)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -94,24 +95,64 @@ func (h host) inGuest(t *testing.T, step string) {
 	t.Fatalf("no boot is called %q", step)
 }
 
-// pack makes the payload: what `make install` lays out, this program, a
-// diskhook with failpoints, and the images.
+// pack makes the payload: the programs and the images.
 func (h host) pack(t *testing.T, payload string) {
-	root, err := filepath.Abs("../..")
+	programs, err := programs[h.install]()
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Built apart, as another tier may be building at the same time.
-	command(t, "make", "--no-print-directory", "-C", root, h.install, "out="+filepath.Join(t.TempDir(), "out"), "DESTDIR="+filepath.Join(payload, "root"))
-	command(t, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-tags", "libvirt_dlopen,testroot", "-o", filepath.Join(payload, "diskhook.failpoints"), "../../cmd/diskhook")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	command(t, "cp", self, filepath.Join(payload, "e2e.test"))
+	command(t, "cp", "-al", programs, payload)
 	for _, c := range h.images {
 		c.create(t, filepath.Join(payload, "images"))
 	}
+}
+
+// programs are directories, by make target, with what that lays out, this
+// program, and a diskhook with failpoints. Each is built once for all hosts.
+var programs = map[string]func() (string, error){
+	"install":      sync.OnceValues(func() (string, error) { return build("install") }),
+	"install-vdsm": sync.OnceValues(func() (string, error) { return build("install-vdsm") }),
+}
+
+// built is where they are.
+var built string
+
+func TestMain(m *testing.M) {
+	if os.Getenv(stepVariable) != "" {
+		os.Exit(m.Run()) // in the guest
+	}
+	var err error
+	if built, err = os.MkdirTemp("", "diskhook-e2e-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(built)
+	os.Exit(code)
+}
+
+func build(target string) (string, error) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return "", err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(built, target)
+	for _, argv := range [][]string{
+		{"mkdir", dir},
+		// Built apart, as another tier may be building at the same time.
+		{"make", "--no-print-directory", "-C", root, target, "out=" + dir + ".out", "DESTDIR=" + filepath.Join(dir, "root")},
+		{"env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "libvirt_dlopen,testroot", "-o", filepath.Join(dir, "diskhook.failpoints"), "../../cmd/diskhook"},
+		{"strip", "-o", filepath.Join(dir, "e2e.test"), self}, // each boot of a guest unpacks it
+	} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%q: %w\n%s", argv, err, out)
+		}
+	}
+	return dir, nil
 }
 
 // usedDisk makes a disk whose earlier owner left something on every byte.

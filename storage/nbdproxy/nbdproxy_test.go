@@ -85,6 +85,33 @@ func TestClientAndServer(t *testing.T) {
 	}
 }
 
+// What a relay passes on is what the server at its other end does.
+func TestRelay(t *testing.T) {
+	m := &memory{data: make([]byte, 4096)}
+	s := &Server{Name: "db", Export: Export{4096, FlagHasFlags | FlagFlush}, Do: m.do}
+	ours, front := net.Pipe()
+	back, theirs := net.Pipe()
+	served, relayed := make(chan error, 1), make(chan error, 1)
+	go func() { served <- s.Serve(t.Context(), theirs) }()
+	go func() { relayed <- (&Server{Name: "db", Export: s.Export}).Relay(t.Context(), front, back) }()
+	c, err := Open(t.Context(), ours, "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteAt(t.Context(), 512, []byte("hello")); err != nil {
+		t.Error(err)
+	}
+	if got, err := c.ReadAt(t.Context(), 512, 5); err != nil || string(got) != "hello" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := c.ReadAt(t.Context(), 2048, 512); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%v", err)
+	}
+	_ = c.Close()
+	<-served
+	<-relayed
+}
+
 func TestReadOnlyAndUnknownExport(t *testing.T) {
 	s := &Server{Name: "db", Export: Export{4096, FlagHasFlags | FlagReadOnly}, Do: (&memory{data: make([]byte, 4096)}).do}
 	ours, theirs := net.Pipe()

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -27,15 +25,12 @@ import (
 // would lose a write that comes between looking and repairing. So guests' requests
 // come through here, chunk by chunk in turn with the repair: a read waits until
 // its chunk is equal, a write until nobody repairs its chunk. When all chunks
-// are done, new connections go to the daemon; old ones stay, with nothing to
-// wait for.
+// are done, new connections are passed on as they are; old ones have nothing to
+// wait for any more.
 type gate struct {
-	ss       *session
-	clients  map[string]*nbdproxy.Client // of the replicas alone
-	need     int                         // how many of them must agree
-	listener net.Listener
-	conns    sync.WaitGroup
-	cancel   context.CancelFunc
+	ss      *session
+	clients map[string]*nbdproxy.Client // of the replicas alone
+	need    int                         // how many of them must agree
 
 	over     atomic.Bool // all chunks were looked at
 	repaired atomic.Int64
@@ -49,8 +44,6 @@ type gate struct {
 
 // chunk is what is compared at a time, in bytes.
 const chunk = 1 << 20
-
-const gateSocket = "gate.sock"
 
 // mostNoted bounds the events of one equalising.
 const mostNoted = 100
@@ -71,15 +64,6 @@ func (ss *session) equalise(ctx context.Context, through bool) error {
 	ss.gate = g
 	ss.log.WarnContext(ctx, "it was not closed cleanly: replicas are made equal by majority")
 	ss.live.change(func(l *Live) { l.Equalising, l.Total = true, ss.set.Size })
-	path := ss.private(ss.set.Name, gateSocket)
-	_ = os.Remove(path)
-	var err error
-	if g.listener, err = net.Listen("unix", path); err != nil {
-		return err
-	}
-	serving, cancel := context.WithCancel(ctx)
-	g.cancel = cancel
-	go g.accept(serving)
 	go func() {
 		err := g.run(ctx)
 		ss.post(ctx, func() { ss.equalised(ctx, err, through) })
@@ -87,7 +71,7 @@ func (ss *session) equalise(ctx context.Context, through bool) error {
 	if ss.use.kind() == VhostUser {
 		return nil
 	}
-	return ss.ready(ctx, through, gateSocket)
+	return ss.ready(ctx, through)
 }
 
 // equalised ends the gate.
@@ -102,12 +86,10 @@ func (ss *session) equalised(ctx context.Context, err error, through bool) {
 		g.over.Store(true)
 		ss.log.InfoContext(ctx, "replicas are equal", "repaired", g.repaired.Load(), "without majority", g.torn.Load())
 	}
-	if ss.use.kind() == VhostUser {
-		err = ss.ready(ctx, through, daemonSocket)
-	} else if err == nil {
-		err = ss.publish(ss.set.Name, daemonSocket)
+	if ss.use.kind() != VhostUser {
+		return
 	}
-	if err != nil {
+	if err := ss.ready(ctx, through); err != nil {
 		ss.log.ErrorContext(ctx, "the socket is not shown", "err", err)
 	}
 }
@@ -115,25 +97,6 @@ func (ss *session) equalised(ctx context.Context, err error, through bool) {
 // equal says that the set may be called clean: there was no need of a gate, or
 // it found all replicas equal or made them so.
 func (g *gate) equal() bool { return g == nil || g.over.Load() && g.torn.Load() == 0 }
-
-// shut ends what guests have under way.
-func (g *gate) shut() {
-	g.cancel()
-	_ = g.listener.Close()
-	g.conns.Wait()
-}
-
-func (g *gate) accept(ctx context.Context) {
-	flags := g.ss.inner.Flags & (nbdproxy.FlagHasFlags | nbdproxy.FlagReadOnly | nbdproxy.FlagFlush | nbdproxy.FlagFUA | nbdproxy.FlagTrim | nbdproxy.FlagWriteZeroes | nbdproxy.FlagMultiConn)
-	server := &nbdproxy.Server{Name: g.ss.set.Name, Export: nbdproxy.Export{Size: g.ss.inner.Size, Flags: flags}, Do: g.do}
-	for {
-		conn, err := g.listener.Accept()
-		if err != nil {
-			return
-		}
-		g.conns.Go(func() { _ = server.Serve(ctx, conn) })
-	}
-}
 
 // do runs a guest's request in turn with the repair.
 func (g *gate) do(ctx context.Context, r nbdproxy.Request) ([]byte, error) {

@@ -39,6 +39,7 @@ type session struct {
 	released chan struct{}  // somebody says that the claim is gone
 	jobs     chan resyncJob // for online
 	gate     *gate          // after an unclean end; nil: it was clean
+	door     *door          // where guests connect; nil until it is open
 }
 
 // member is a replica that is open in the daemon.
@@ -227,14 +228,14 @@ func (ss *session) offer(ctx context.Context, d Decision) error {
 	if d.Unclean {
 		err = ss.equalise(ctx, through)
 	} else {
-		err = ss.ready(ctx, through, daemonSocket)
+		err = ss.ready(ctx, through)
 	}
 	go ss.online(ctx, ss.stale(d))
 	return err
 }
 
 // ready shows the socket to guests.
-func (ss *session) ready(ctx context.Context, through bool, nbdSocket string) error {
+func (ss *session) ready(ctx context.Context, through bool) error {
 	name := ss.set.Name
 	if ss.use.kind() == VhostUser {
 		path := VhostPath(ss.Layout, name)
@@ -246,8 +247,14 @@ func (ss *session) ready(ctx context.Context, through bool, nbdSocket string) er
 		if err != nil {
 			return err
 		}
-	} else if err := ss.publish(name, nbdSocket); err != nil {
-		return err
+	} else {
+		err := ss.openDoor(ctx)
+		if err == nil {
+			err = ss.publish(name, doorSocket)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	ss.note(name, Event{Event: EventServed, Generation: ss.gen.Number})
 	ss.live.change(func(l *Live) { l.State = Serving })

@@ -25,9 +25,7 @@ func (ss *session) close() error {
 	if ss.use.kind() == VhostUser {
 		_ = ss.daemon.do(ctx, "block-export-del", args{"id": "vhost", "mode": "hard"}, nil)
 	}
-	if ss.gate != nil {
-		ss.gate.shut()
-	}
+	ss.door.shut()
 	flushed := ss.inner.Flush(ctx)
 	ss.settle(ctx)
 	_ = ss.inner.Close()
@@ -79,6 +77,7 @@ func (ss *session) settle(ctx context.Context) {
 // abandon ends what is left of a session that failed. The marks stay unclean.
 func (ss *session) abandon() {
 	ss.hide(ss.set.Name)
+	ss.door.shut()
 	if ss.inner != nil {
 		_ = ss.inner.Close()
 	}

@@ -23,6 +23,13 @@ type memory struct {
 }
 
 func (m *memory) do(ctx context.Context, r Request) ([]byte, error) {
+	switch r.Command {
+	case WriteZeroes:
+		return nil, ErrClosed
+	case Trim: // one that hangs
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -32,9 +39,6 @@ func (m *memory) do(ctx context.Context, r Request) ([]byte, error) {
 		return nil, syscall.EIO
 	case r.Command == Read:
 		return bytes.Clone(m.data[r.Offset : r.Offset+uint64(r.Length)]), nil
-	case r.Command == Trim:
-		<-ctx.Done() // one that hangs
-		return nil, ctx.Err()
 	}
 	return nil, nil
 }
@@ -76,9 +80,12 @@ func TestClientAndServer(t *testing.T) {
 	if _, err := c.Do(short, Request{Command: Trim, Length: 512}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
 	}
-	_ = c.Close()
+	// What the server does not know, the client must not take for a refusal.
+	if _, err := c.Do(ctx, Request{Command: WriteZeroes, Length: 512}); !errors.Is(err, ErrClosed) {
+		t.Errorf("%v", err)
+	}
 	if err := <-served; err == nil {
-		t.Error("it went without a word, and nobody noticed")
+		t.Error("the connection ended, and nobody noticed")
 	}
 	if _, err := c.ReadAt(ctx, 0, 1); !errors.Is(err, ErrClosed) || !errors.Is(err, failure.Temporary) {
 		t.Errorf("%v", err)

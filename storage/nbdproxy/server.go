@@ -18,7 +18,9 @@ import (
 type Server struct {
 	Name   string
 	Export Export
-	// Do runs a request as Client.Do does. It is called from many goroutines.
+	// Do runs a request as Client.Do does. It is called from many goroutines. An
+	// error that is no syscall.Errno ends the connection: whether the request was
+	// done is unknown, and a client that connects again asks again.
 	Do func(ctx context.Context, r Request) ([]byte, error)
 	// InFlight bounds the requests of one connection that run at once; 0 is 64.
 	InFlight int
@@ -130,7 +132,7 @@ func (s *Server) option(out io.Writer, o option, short bool) (ready, end bool, e
 
 // transmit runs requests side by side until the client leaves, then waits for
 // those under way.
-func (s *Server) transmit(ctx context.Context, in io.Reader, out io.Writer) error {
+func (s *Server) transmit(ctx context.Context, in io.Reader, out io.WriteCloser) error {
 	most := s.InFlight
 	if most == 0 {
 		most = 64
@@ -154,6 +156,11 @@ func (s *Server) transmit(ctx context.Context, in io.Reader, out io.Writer) erro
 			err := s.check(r)
 			if err == nil {
 				data, err = s.Do(ctx, r)
+			}
+			var refused syscall.Errno
+			if err != nil && !errors.As(err, &refused) {
+				_ = out.Close()
+				return
 			}
 			answering.Lock()
 			defer answering.Unlock()

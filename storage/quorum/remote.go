@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +39,7 @@ type remote struct {
 	daemon *daemon
 	relay  *relay
 	cancel context.CancelFunc // of the probe
+	why    atomic.Value       // Reason of a cut, before what fails by it is reported
 }
 
 // openRemote opens a replica in a daemon of its own, within most. hung is called
@@ -80,6 +82,7 @@ func (s *Service) openRemote(ctx context.Context, log *slog.Logger, set Set, r R
 	go func() {
 		err := probe(probing, socket, r.ID, most)
 		if probing.Err() == nil {
+			m.why.Store(hangReason(err))
 			m.cut()
 			hung(err)
 		}
@@ -104,6 +107,17 @@ func (m *remote) end(grace time.Duration) error {
 	m.cancel()
 	m.relay.hangUp()
 	return m.daemon.end(grace)
+}
+
+// reason is why the replica was cut off; other if it was not.
+func (m *remote) reason(other Reason) Reason {
+	if m == nil {
+		return other
+	}
+	if why, ok := m.why.Load().(Reason); ok {
+		return why
+	}
+	return other
 }
 
 // errHung is why a replica was cut off.

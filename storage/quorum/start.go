@@ -104,19 +104,23 @@ func (s *Service) served(ctx context.Context, name string, use Use) error {
 }
 
 // refuseVerb says at once that a verb works on the set. A daemon that is on its
-// way out has the lock, too; the unit waits for that one.
+// way out has the lock, too, and is waited for by the unit; one that was killed
+// goes in a moment.
 func (s *Service) refuseVerb(name string) error {
-	locked, err := s.Locked(name)
-	if err != nil || !locked {
-		return err
+	for began := time.Now(); ; time.Sleep(pollEvery) {
+		l, err := s.Lock(name)
+		if err == nil {
+			l.Release()
+			return nil
+		}
+		live, unknown := s.Live(name)
+		if unknown == nil && startOf(live.PID) != "" || len(s.orphans(name)) > 0 {
+			return nil
+		}
+		if !errors.Is(err, failure.Conflict) || time.Since(began) > time.Second {
+			return err
+		}
 	}
-	live, err := s.Live(name)
-	if err == nil && (live.State == Stopping || live.State == Starting || startOf(live.PID) != "") || len(s.orphans(name)) > 0 {
-		return nil
-	}
-	l, err := s.Lock(name)
-	l.Release()
-	return err
 }
 
 // launch starts the unit. systemd restarts it when it is killed; elsewhere it

@@ -40,7 +40,7 @@ func (ss *session) event(ctx context.Context, e qmp.Event) {
 			return // a placeholder, or one that is out already
 		}
 		ss.log.WarnContext(ctx, "a replica is bad", "replica", r.Node, "type", r.Type, "err", r.Error, "offset", at, "length", length)
-		why := reasonOf(r)
+		why := m.remote.reason(reasonOf(r))
 		ss.note(ss.set.Name, Event{Event: EventBad, Replica: r.Node, Reason: why, Offset: at, Length: length, Text: r.Error})
 		if why == Mismatch && !ss.differs(ctx, r.Node, at, length) {
 			ss.log.InfoContext(ctx, "it is like the others: it was read while it was written", "replica", r.Node)

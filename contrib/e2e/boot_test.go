@@ -6,14 +6,18 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // stepVariable names, in the guest, the boot that this is.
@@ -40,6 +44,10 @@ type host struct {
 	boots   []boot
 }
 
+// bootTimeout ends a boot that hangs; the program in the guest ends a little
+// earlier by itself, and says where it was.
+const bootTimeout, stepTimeout = "1200", "19m"
+
 // pvSize is that of the disk for the volume group, in bytes.
 const pvSize = 640 << 20
 
@@ -51,6 +59,8 @@ func (h host) run(t *testing.T) {
 		return
 	}
 	t.Parallel()
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
 	work := t.TempDir()
 	payload := filepath.Join(work, "payload")
 	h.pack(t, payload)
@@ -58,17 +68,20 @@ func (h host) run(t *testing.T) {
 	usedDisk(t, disk)
 	for _, b := range h.boots {
 		args := []string{
-			"--payload", payload, "--disk", disk, "--state", filepath.Join(work, "root"), "--timeout", "1500",
-			"--", "env", stepVariable + "=" + b.name, "./e2e.test", "-test.v", "-test.run", "^" + t.Name() + "$",
+			"--payload", payload, "--disk", disk, "--state", filepath.Join(work, "root"), "--timeout", bootTimeout,
+			"--", "env", stepVariable + "=" + b.name, "./e2e.test", "-test.v", "-test.timeout", stepTimeout, "-test.run", "^" + t.Name() + "$",
 		}
 		guest := exec.CommandContext(t.Context(), "../testguest/run", args...)
+		guest.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // no guest outlives this test
 		var out bytes.Buffer
 		guest.Stdout = &out
 		if testing.Verbose() {
 			guest.Stdout = io.MultiWriter(&out, os.Stdout)
 		}
 		guest.Stderr = guest.Stdout
+		began := time.Now()
 		err := guest.Run()
+		t.Logf("boot %s: %v", b.name, time.Since(began).Round(time.Second))
 		if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 			t.Fatal(err)
 		}
@@ -86,6 +99,7 @@ func (h host) run(t *testing.T) {
 }
 
 func (h host) inGuest(t *testing.T, step string) {
+	t.Cleanup(func() { explain(t) })
 	for _, b := range h.boots {
 		if b.name == step {
 			b.do(machine{t})
@@ -93,6 +107,23 @@ func (h host) inGuest(t *testing.T, step string) {
 		}
 	}
 	t.Fatalf("no boot is called %q", step)
+}
+
+// explain shows what the guest has logged, of a boot that failed: its disk goes
+// with the test.
+func explain(t *testing.T) {
+	if !t.Failed() {
+		return
+	}
+	for _, log := range [][]string{
+		{"journalctl", "-b", "-q", "--no-pager", "-o", "short-monotonic", "-n", "200"},
+		{"sh", "-c", "tail -n 20 /var/log/libvirt/qemu/*.log /run/diskhook/status/*/*.log 2>/dev/null || true"},
+		{"systemctl", "--no-pager", "--plain", "--failed"},
+		{"lvs", "-a", "-o", "lv_name,lv_attr,lv_size,data_percent,lv_tags"},
+	} {
+		out, err := exec.CommandContext(context.WithoutCancel(t.Context()), log[0], log[1:]...).CombinedOutput()
+		t.Logf("%q: %v\n%s", log, err, out)
+	}
 }
 
 // pack makes the payload: the programs and the images.
@@ -204,11 +235,12 @@ func (c chain) create(t *testing.T, dir string) {
 	if size == 0 {
 		size = oddSize
 	}
+	last := min(23, size>>20-1) // the last MiB that fits
 	lower := ""
 	for _, layer := range []struct{ file, writes string }{
 		{"base.qcow2", fmt.Sprintf("write -P %d 0 %dM", c.seed, max(2, c.data))},
 		{"middle.qcow2", fmt.Sprintf("write -P %d 512k 512k; write -z 1M 128k", c.seed+1)},
-		{"top.qcow2", fmt.Sprintf("write -P %d 900k 200k; write -P %d 23M 1M; write -z 64k 64k", c.seed+2, c.seed+3)},
+		{"top.qcow2", fmt.Sprintf("write -P %d 900k 200k; write -P %d %dM 1M; write -z 64k 64k", c.seed+2, c.seed+3, last)},
 	} {
 		path := filepath.Join(dir, layer.file)
 		args := []string{"create", "-q", "-f", "qcow2"}

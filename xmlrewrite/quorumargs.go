@@ -4,7 +4,6 @@ package xmlrewrite
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/beevik/etree"
 )
@@ -215,7 +214,7 @@ func (ed *edit) append(parent, e *etree.Element, line, inner string) {
 		return
 	}
 	trim(parent)
-	ed.layOut(e, inner, strings.TrimLeft(unit, "\r\n"))
+	ed.layOut(e, inner, unit)
 	if inner != "" {
 		parent.AddChild(ed.space(inner))
 	}

@@ -71,6 +71,26 @@ func TestExportQuorum(t *testing.T) {
 	}
 }
 
+// TestExportQuorumLive: what libvirt adds while a domain runs is no difference.
+func TestExportQuorumLive(t *testing.T) {
+	const live = "<disk type='network' device='disk'><driver name='qemu' type='raw' error_policy='stop' rerror_policy='stop'/>" +
+		"<source protocol='nbd' name='db' tls='no' index='1'>\n <host transport='unix' socket='/s'/>\n</source><target dev='vda' bus='virtio'/></disk>"
+	x := ExportQuorum{Target: "vda", Socket: "/s", Name: "db"}
+	for text, same := range map[string]bool{
+		live: true,
+		strings.Replace(live, "tls='no'", "tls='yes'", 1):                  false,
+		strings.Replace(live, "'/s'", "'/t'", 1):                           false,
+		strings.Replace(live, "<host", "<reconnect delay='1'/><host", 1):   false,
+		strings.Replace(live, "<target", "<backingStore/><target", 1):      false,
+		strings.Replace(live, "type='network'", "type='network' a='b'", 1): true,
+	} {
+		out, err := Apply(parse(t, []byte(text)), x)
+		if err != nil || (string(out.Bytes()) == text) != same {
+			t.Errorf("%s: %v\n%s", text, err, out.Bytes())
+		}
+	}
+}
+
 func TestSharedMemory(t *testing.T) {
 	cells := func(attrs ...string) string {
 		text := "<cpu><numa>"

@@ -47,6 +47,8 @@ const QEMUNamespace = "http://libvirt.org/schemas/domain/qemu/1.0"
 // rewrite runs again, if need be without Disks, after any other disk was
 // changed: it then puts the numbers of those right that are there already. A
 // wrong number does not go unnoticed: QEMU lets only one user write to a node.
+// The numbers are those that a definition will get; the XML of a running domain
+// names more images than its definition, so only CheckInline reads that.
 type InlineQuorum struct {
 	Disks []InlineDisk
 	// RawNode is what RawNode says of the host; only a first replica that is

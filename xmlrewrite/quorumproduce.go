@@ -158,8 +158,8 @@ func (ed *edit) exchange(disk *etree.Element, kind string, parts ...*etree.Eleme
 	}
 }
 
-// sameElements compares elements by what libvirt reads of them. Numbers that
-// only a running domain has do not count.
+// sameElements compares elements by what libvirt reads of them. What it adds in
+// a running domain does not count: numbers, and that there is no TLS.
 func sameElements(a, b []*etree.Element) bool {
 	if len(a) != len(b) {
 		return false
@@ -179,7 +179,7 @@ func sameElements(a, b []*etree.Element) bool {
 
 func significant(e *etree.Element) (attrs []etree.Attr) {
 	for _, a := range e.Attr {
-		if a.FullKey() != "index" {
+		if a.FullKey() != "index" && (a.FullKey() != "tls" || a.Value != "no") {
 			attrs = append(attrs, a)
 		}
 	}

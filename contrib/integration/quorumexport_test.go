@@ -57,6 +57,7 @@ func TestQuorumExportRuns(t *testing.T) {
 			d.start()
 			d.boots(1)
 			live := rewritten(t, run(t, "virsh", "-q", "dumpxml", d.uuid))
+			unchanged(t, string(live.Bytes()), c.lower)
 			if disk, _ := live.Disk("vda"); disk.QuorumPath() != socket {
 				t.Errorf("the running disk is at %q", disk.QuorumPath())
 			}

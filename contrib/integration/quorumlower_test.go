@@ -83,6 +83,7 @@ func TestQuorumDefines(t *testing.T) {
 			if got := disk.QuorumPath(); got != c.path {
 				t.Errorf("libvirt has the disk at %q, not %q", got, c.path)
 			}
+			unchanged(t, d.dumped(), c.lower(q))
 			if c.name == "inline" {
 				if err := xmlrewrite.CheckInline(kept, "vda"); err != nil {
 					t.Error(err)
@@ -164,6 +165,15 @@ func TestInlineQuorumRuns(t *testing.T) {
 		}
 	}
 	d.replicasHold(q, after(image, 2))
+}
+
+// unchanged checks that what libvirt made of a rewrite still is that rewrite:
+// to run it again is how a drift is found.
+func unchanged(t *testing.T, text string, r xmlrewrite.Rewriter) {
+	t.Helper()
+	if again := rewritten(t, text, r).Bytes(); string(again) != text {
+		t.Errorf("the rewrite changes what libvirt kept of it:\n%s", xmlrewrite.Diff([]byte(text), again, "kept", "again"))
+	}
 }
 
 // replicasHold checks the content of all replicas.

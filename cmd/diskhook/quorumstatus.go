@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -139,7 +140,19 @@ func inRanges(ranges []quorum.Range) string {
 	return strings.Join(words, " ")
 }
 
-// quorumStatus tells of one set in full; without a name, of all in a line each.
+// setStatus is what is known of a set: what lies there, what whoever serves it
+// tells, and what happened last.
+type setStatus struct {
+	quorum.Status
+	Use    *quorum.Use    `json:"use,omitempty"`  // who uses it
+	Live   *quorum.Live   `json:"live,omitempty"` // while it is served
+	Events []quorum.Event `json:"events"`         // newest last
+}
+
+// lastEvents is how many of them are shown.
+const lastEvents = 10
+
+// quorumStatus tells of one set, or of all.
 func quorumStatus(p *program, c *cli.Context) error {
 	f, s, words, err := verbArgs(p, c, "[NAME]")
 	if err != nil {
@@ -156,39 +169,110 @@ func quorumStatus(p *program, c *cli.Context) error {
 			names = append(names, set.Name)
 		}
 	}
-	items := []quorum.Status{}
+	items := []setStatus{}
 	for _, name := range names {
-		status, err := s.quorum.Status(c.Context, name)
-		if err != nil {
+		item := setStatus{}
+		if item.Status, err = s.quorum.Status(c.Context, name); err != nil {
 			return err
 		}
-		items = append(items, status)
+		if use, err := s.quorum.Claim(name); err == nil {
+			item.Use = &use
+		}
+		if live, err := s.quorum.Live(name); err == nil && item.Served && live.PID != 0 {
+			item.Live = &live
+		}
+		events, err := s.quorum.Events(name)
+		if err != nil {
+			s.log.Warn("events", "set", name, "err", err)
+		}
+		item.Events = append([]quorum.Event{}, events[max(0, len(events)-lastEvents):]...)
+		items = append(items, item)
 	}
 	return p.printStatus(f, items)
 }
 
-func (p *program) printStatus(f format, items []quorum.Status) error {
+func (p *program) printStatus(f format, items []setStatus) error {
 	l := listing{
 		schema: "diskhook.quorum-status/v1", member: "sets", items: items,
-		header: []string{"SET", "REPLICA", "VOTES", "GENERATION", "IMAGE", "PROBLEM"}, ifEmpty: "no replica sets",
+		header: []string{"SET", "REPLICA", "STATE", "GENERATION", "SINCE", "IMAGE", "PROBLEM"}, ifEmpty: "no replica sets",
 	}
-	for _, status := range items {
-		for _, r := range status.Replicas {
+	for _, item := range items {
+		for _, r := range item.Replicas {
 			generation := ""
 			if r.Mark != nil {
 				generation = strconv.FormatUint(r.Mark.Generation.Number, 10)
 			}
-			l.rows = append(l.rows, []string{status.Set.Name, r.ID, yesNo(r.Votes), generation, r.Path, r.Why})
-			l.names = append(l.names, status.Set.Name+"/"+r.ID)
+			state, why, since := item.stateOf(r)
+			l.rows = append(l.rows, []string{item.Set.Name, r.ID, state, generation, since, r.Path, why})
+			l.names = append(l.names, item.Set.Name+"/"+r.ID)
 		}
 	}
 	if err := p.print(f, l); err != nil || f != table {
 		return err
 	}
-	for _, status := range items {
-		if status.Veto != "" {
-			fmt.Fprintf(p.stderr, "diskhook: a start would be refused: %s; %s\n", harmless(status.Veto), harmless(status.Hint))
+	for _, item := range items {
+		if err := p.printUse(item); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// stateOf tells of a replica, by who serves it if anybody does: marks lag
+// behind that. since is when it was last voted out.
+func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
+	state, why = quorum.Voting, r.Why
+	if !r.Votes {
+		state = quorum.OutOfSet
+	}
+	if r.Mark != nil && r.Mark.Suspect != "" {
+		state = quorum.Suspected
+	}
+	if s.Live != nil {
+		for _, live := range s.Live.Replicas {
+			if live.ID != r.ID {
+				continue
+			}
+			state, why = live.State, live.Why
+			if live.State == quorum.InResync && live.Total > 0 {
+				state += fmt.Sprintf(" %d %%", 100*live.Done/live.Total)
+			}
+		}
+	}
+	if state == quorum.Voting {
+		return state, why, ""
+	}
+	for _, e := range s.Events {
+		if e.Replica == r.ID && e.Event == quorum.EventSuspect {
+			since = e.Time.Local().Format(time.DateTime)
+		}
+	}
+	return state, why, since
+}
+
+// printUse tells below the table who uses a set, and what happened to it.
+func (p *program) printUse(s setStatus) error {
+	var lines []string
+	switch {
+	case s.Use != nil && s.Live != nil:
+		lines = append(lines, fmt.Sprintf("%s: %s to %s, generation %d (process %d)", s.Set.Name, s.Live.State, s.Use, s.Live.Generation, s.Live.PID))
+	case s.Use != nil:
+		lines = append(lines, fmt.Sprintf("%s: claimed by %s, and not served", s.Set.Name, s.Use))
+	}
+	for _, e := range s.Events {
+		words := []string{e.Time.Local().Format(time.DateTime), e.Event, e.Replica, string(e.Reason)}
+		if e.Length > 0 {
+			words = append(words, fmt.Sprintf("bytes %d+%d", e.Offset, e.Length))
+		}
+		lines = append(lines, s.Set.Name+": "+strings.Join(strings.Fields(strings.Join(append(words, e.Text), " ")), " "))
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(p.stdout, harmless(line)); err != nil {
+			return err
+		}
+	}
+	if s.Live == nil && s.Veto != "" {
+		fmt.Fprintf(p.stderr, "diskhook: a start would be refused: %s; %s\n", harmless(s.Veto), harmless(s.Hint))
 	}
 	return nil
 }

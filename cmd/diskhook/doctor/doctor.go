@@ -86,6 +86,7 @@ func checks() []check {
 		{"confinement", confinement},
 		{"vdsm", vdsm},
 		{"copies", copies},
+		{"quorum", replicaSets},
 	}
 }
 

@@ -172,3 +172,41 @@ func TestQuorumDaemonKilled(t *testing.T) {
 	diskhook(t, 0, "quorum", "resync", "killed")
 	says(t, diskhook(t, 0, "quorum", "verify", "killed"), "all replicas are equal")
 }
+
+// TestQuorumInline: QEMU itself opens the replicas, as its own user, and what
+// differs is made equal before the next start.
+func TestQuorumInline(t *testing.T) {
+	image := diskImage(false)
+	d := newDomain(t, "inline")
+	writeImage(t, d.image(), image)
+	d.disks = diskXML("file", d.image(), "raw", "vda")
+	d.define()
+	before := d.dumped()
+	diskhook(t, 0, "quorum", "build", "--replicas", strings.Join(d.replicas(), ","), "--threshold", "2", "--from", d.image(), "inline")
+	diskhook(t, 0, "domain", "apply", "--quorum", "vda=inline,lower=inline", "inline")
+	says(t, d.dumped(), "<source file='"+d.replicas()[0]+"'", "<qemu:commandline>", "libvirt-1-format", "<qemu:override>")
+	d.start()
+	d.boots(1)
+	says(t, diskhook(t, 4, "quorum", "verify", "inline"), "served to a guest")
+	d.destroy()
+	if st, err := os.Stat(d.replicas()[2]); err != nil || st.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("a replica is not given back: %v, %v", st, err)
+	}
+	says(t, diskhook(t, 0, "quorum", "verify", "inline"), "all replicas are equal")
+	holds(t, d.replicas()[2], after(image, 1))
+
+	patch(t, d.replicas()[2], sector, 7)
+	d.start()
+	d.boots(2)
+	d.destroy()
+	holds(t, d.replicas()[2], after(image, 2))
+
+	if err := os.Remove(d.replicas()[2]); err != nil {
+		t.Fatal(err)
+	}
+	d.startVetoed("disk vda: replica set inline", "r3")
+	diskhook(t, 0, "domain", "revert", "--discard-guest-data", "inline")
+	same(t, before, d.dumped())
+	d.start()
+	d.boots(1)
+}

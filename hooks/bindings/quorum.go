@@ -142,7 +142,7 @@ func (k replicated) fulfil(ctx context.Context, h *Host, d Domain, b Bound, dead
 			return p, err
 		}
 		p.Path = set.Replicas[0].Top().Path
-		return p, h.Quorum.Open(ctx, k.use(d, b))
+		return p, h.Quorum.Open(ctx, k.use(d, b), deadline)
 	}
 	endpoint, err := h.Quorum.Start(ctx, k.use(d, b), deadline)
 	p.Path = endpoint.Socket

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/quorum"
 )
@@ -43,7 +42,7 @@ type Quorum interface {
 	// served.
 	Start(context.Context, QuorumUse, time.Duration) (quorum.Endpoint, error)
 	// Open claims the set for a QEMU that opens the replicas itself.
-	Open(context.Context, QuorumUse) error
+	Open(context.Context, QuorumUse, time.Duration) error
 	// Stop undoes both; nothing to undo is no error.
 	Stop(context.Context, QuorumUse) error
 	// Own gives QEMU the socket or, inline, the replicas.
@@ -93,8 +92,14 @@ func (d directQuorum) Start(ctx context.Context, u QuorumUse, deadline time.Dura
 	return endpoint, nil
 }
 
-func (d directQuorum) Open(ctx context.Context, u QuorumUse) error {
-	return failure.New(failure.Precondition, "replica set %s: only lower=export is started so far", u.Set)
+func (d directQuorum) Open(ctx context.Context, u QuorumUse, deadline time.Duration) error {
+	if err := d.Service.Open(ctx, u.Set, u.use(), deadline); err != nil {
+		return err
+	}
+	if err := markQuorumUsed(d.Layout, u); err != nil {
+		return errors.Join(err, d.Stop(context.WithoutCancel(ctx), u))
+	}
+	return nil
 }
 
 func (d directQuorum) Stop(ctx context.Context, u QuorumUse) error {
@@ -103,7 +108,10 @@ func (d directQuorum) Stop(ctx context.Context, u QuorumUse) error {
 
 func (u QuorumUse) use() quorum.Use {
 	use := quorum.Use{Domain: u.Domain, Target: u.Target, Name: u.DomainName, Kind: quorum.NBDExport}
-	if u.VhostUser {
+	switch {
+	case u.Inline:
+		use.Kind = quorum.Inline
+	case u.VhostUser:
 		use.Kind = quorum.VhostUser
 	}
 	return use
@@ -124,6 +132,9 @@ func (d directQuorum) Own(ctx context.Context, u QuorumUse, l Label) error {
 	o := quorum.Owner{UID: l.UID, GID: l.GID, SELinux: l.SELinux}
 	if !l.Owned {
 		o.UID, o.GID = -1, -1
+	}
+	if u.Inline {
+		return d.OwnReplicas(u.Set, o)
 	}
 	return d.Service.Own(ctx, u.Set, o)
 }

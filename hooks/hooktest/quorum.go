@@ -66,7 +66,7 @@ func (q *Quorum) Start(_ context.Context, u bindings.QuorumUse, deadline time.Du
 }
 
 // Open does nothing.
-func (q *Quorum) Open(_ context.Context, u bindings.QuorumUse) error {
+func (q *Quorum) Open(_ context.Context, u bindings.QuorumUse, _ time.Duration) error {
 	return q.called("open", u.Set, "%s", u.Target)
 }
 

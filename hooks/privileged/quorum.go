@@ -70,7 +70,7 @@ func planUse(ctx context.Context, s *Server, u bindings.QuorumUse, _ time.Durati
 // all QEMUs run as one user.
 func startUse(ctx context.Context, s *Server, u bindings.QuorumUse, deadline time.Duration) (any, error) {
 	if u.Inline {
-		return nil, s.Quorum.Open(ctx, u)
+		return nil, s.Quorum.Open(ctx, u, deadline)
 	}
 	endpoint, err := s.Quorum.Start(ctx, u, deadline)
 	if err != nil {
@@ -106,8 +106,8 @@ func (c quorumClient) Start(ctx context.Context, u bindings.QuorumUse, deadline 
 	return e, c.call(ctx, "quorum", "start", useRequest{u, deadline.Milliseconds()}, &e, quickly)
 }
 
-func (c quorumClient) Open(ctx context.Context, u bindings.QuorumUse) error {
-	return c.call(ctx, "quorum", "start", useRequest{Use: u}, nil, quickly)
+func (c quorumClient) Open(ctx context.Context, u bindings.QuorumUse, deadline time.Duration) error {
+	return c.call(ctx, "quorum", "start", useRequest{u, deadline.Milliseconds()}, nil, quickly)
 }
 
 func (c quorumClient) Stop(ctx context.Context, u bindings.QuorumUse) error {

@@ -47,6 +47,11 @@ func (s *Service) Serve(ctx context.Context, name string) error {
 	}
 	defer held.Release()
 	live.change(func(l *Live) { l.State, l.PID = Starting, os.Getpid() })
+	if use.kind() == Inline {
+		err := s.attend(ctx, set, use, held, live)
+		live.end(err)
+		return err
+	}
 
 	for restarts := 0; ; restarts++ {
 		began := time.Now()

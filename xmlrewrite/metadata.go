@@ -48,7 +48,7 @@ type BoundDisk struct {
 }
 
 // Local binds a disk to a copy on one host.
-type Local struct{ Backend, Fill, OnStop, Copy, Host string }
+type Local struct{ Backend, Fill, Template, OnStop, Copy, Host string }
 
 // Volume binds a disk to a managed volume.
 type Volume struct{ ID string }
@@ -92,7 +92,7 @@ type field struct {
 }
 
 func (l *Local) fields() []field {
-	return []field{{"backend", &l.Backend}, {"fill", &l.Fill}, {"on-stop", &l.OnStop}, {"copy", &l.Copy}, {"host", &l.Host}}
+	return []field{{"backend", &l.Backend}, {"fill", &l.Fill}, {"template", &l.Template}, {"on-stop", &l.OnStop}, {"copy", &l.Copy}, {"host", &l.Host}}
 }
 func (v *Volume) fields() []field { return []field{{"id", &v.ID}} }
 func (q *Quorum) fields() []field {

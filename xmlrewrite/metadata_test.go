@@ -16,7 +16,7 @@ const uuid = "5e2d7f0a-0d1c-4b52-9f0e-3b1f6a2c9d10"
 
 // allKinds has one disk of each kind, and each thing that can lie below.
 var allKinds = []BoundDisk{
-	{Target: "vda", Serial: "s'1\"", Source: "/run/<a>", Local: &Local{"lvmthin", "now", "keep", "LV-1", "m1"},
+	{Target: "vda", Serial: "s'1\"", Source: "/run/<a>", Local: &Local{"lvmthin", "now", "", "keep", "LV-1", "m1"},
 		Origin: []byte("<disk type='file'><driver name=\"qemu\"/><source file='/a &amp; b'/></disk>")},
 	{Target: "vdb", Source: "/v", Volume: &Volume{"vol-1"}},
 	{Target: "vdc", Quorum: &Quorum{"db", "export", "vhost-user"}, Origin: []byte("<disk/>")},

@@ -138,7 +138,7 @@ func describeBinding(e *xmlrewrite.BoundDisk) string {
 	switch l, q := e.Local, e.Quorum; {
 	case l != nil:
 		text += "=" + l.Backend
-		options = [][2]string{{"fill", l.Fill}, {"on-stop", l.OnStop}}
+		options = [][2]string{{"fill", l.Fill}, {"template", l.Template}, {"on-stop", l.OnStop}}
 	case q != nil:
 		text += "=" + q.Set
 		options = [][2]string{{"lower", q.Lower}, {"transport", q.Transport}}

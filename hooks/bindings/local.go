@@ -19,7 +19,7 @@ import (
 
 // local binds disks to copies on this machine (package localdisk):
 //
-//	local=lvm|lvmthin|dir,fill=now|start|instant,on-stop=keep|discard,host=MACHINE-ID
+//	local=lvm|lvmthin|dir,fill=now|start|instant,template=none|overlay,on-stop=keep|discard,host=MACHINE-ID
 type local struct{}
 
 func (local) Name() string { return "local" }
@@ -44,10 +44,20 @@ func (local) Unfit(d Disk) string { return d.Unfit }
 // localOptions are the options and their values; nil takes any that is well
 // formed. The option copy is beside them: only apply writes it, to metadata.
 var localOptions = map[string][]string{
-	"fill":    {fillNow, fillStart, fillInstant},
-	"on-stop": {localdisk.Keep, localdisk.Discard},
-	"host":    nil,
+	"fill":     {fillNow, fillStart, fillInstant},
+	"template": {templateNone, templateOverlay},
+	"on-stop":  {localdisk.Keep, localdisk.Discard},
+	"host":     nil,
 }
+
+// How a copy shares the base of its chain with others of this host, where it
+// cannot share blocks. It is never chosen by itself: the copy is then a qcow2
+// image and not a raw disk, for which its definition must say so, and it is
+// nothing without the base that all of them lie on.
+const (
+	templateNone    = "none"
+	templateOverlay = "overlay" // an overlay on the template of its base
+)
 
 // When a copy is filled.
 const (
@@ -72,12 +82,15 @@ func (local) Check(b Binding) error {
 		case name == "copy" && b.From == Metadata:
 		case !known:
 			err := failure.New(failure.Usage, "local has no option %s", clip(name))
-			return failure.Hint(err, "its options are fill, on-stop and host")
+			return failure.Hint(err, "its options are fill, template, on-stop and host")
 		case values != nil && !slices.Contains(values, value):
 			return wrong(name, value, values)
-		case value == fillInstant && b.From == Property:
-			return notForVDSM()
+		case (value == fillInstant || value == templateOverlay) && b.From == Property:
+			return notForVDSM(name + "=" + value)
 		}
+	}
+	if err := b.oneOverlay(); err != nil {
+		return err
 	}
 	if host := b.Options["host"]; host != "" && !isMachineID(host) {
 		err := failure.New(failure.Usage, "host=%s is not a machine id", clip(host))
@@ -89,9 +102,26 @@ func (local) Check(b Binding) error {
 // notForVDSM: what VDSM believes to be a raw volume would be an image on the
 // shared one, and what it does with it (snapshots, merges, monitoring its size)
 // would go wrong.
-func notForVDSM() error {
-	err := failure.New(failure.Usage, "fill=instant is not for VMs of oVirt: VDSM manages the chain of images itself and would not know of the overlay")
-	return failure.Hint(err, "leave fill out of the property; to have the copy before the start, run `diskhook local prestage VM`")
+func notForVDSM(option string) error {
+	name, _, _ := strings.Cut(option, "=")
+	err := failure.New(failure.Usage, "%s is not for VMs of oVirt: VDSM manages the chain of images itself and would not know of the overlay", option)
+	return failure.Hint(err, "leave %s out of the property; to have the copy before the start, run `diskhook local prestage VM`", name)
+}
+
+// oneOverlay refuses to have a copy lie on its source and on a template at once,
+// and an overlay where clones are better.
+func (b Binding) oneOverlay() error {
+	switch {
+	case b.Options["template"] != templateOverlay:
+		return nil
+	case b.Options["fill"] == fillInstant:
+		err := failure.New(failure.Usage, "fill=instant and template=overlay cannot be had together: the copy would lie on its source and on a template")
+		return failure.Hint(err, "use one of them")
+	case b.Value == "lvmthin":
+		err := failure.New(failure.Usage, "template=overlay is not for lvmthin, whose copies are snapshots of the template by themselves")
+		return failure.Hint(err, "leave template out")
+	}
+	return nil
 }
 
 func isMachineID(s string) bool {
@@ -149,8 +179,14 @@ func (k local) Own(ctx context.Context, h *Host, d Domain, bound []Bound, label 
 			err = failure.New(failure.Precondition, "%s: disk %s: %w", d, b.Disk.Target, err)
 			return failure.Hint(err, "start the domain again")
 		}
-		if err := h.Local.SetOwner(ctx, localdisk.Placement{Target: b.Disk.Target, Path: path, Node: node}, label.UID, label.GID); err != nil {
-			return fmt.Errorf("%s: %w", d, err)
+		nodes := []string{node}
+		if r, err := localdisk.ReadReceipt(h.Layout, d.UUID, b.Disk.Target); err == nil && r != nil && r.OnTemplate() {
+			nodes = append(nodes, r.Overlay.Template.Path) // which QEMU opens, too
+		}
+		for _, node := range nodes {
+			if err := h.Local.SetOwner(ctx, localdisk.Placement{Target: b.Disk.Target, Path: path, Node: node}, label.UID, label.GID); err != nil {
+				return fmt.Errorf("%s: %w", d, err)
+			}
 		}
 	}
 	return nil
@@ -175,20 +211,26 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 	if err != nil {
 		return nil, xmlrewrite.BoundDisk{}, failure.Hint(failure.Wrap(failure.Precondition, err), "run `systemd-machine-id-setup`")
 	}
-	if d.OVirt && b.Binding.Option("fill", fillNow) == fillInstant {
-		return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, notForVDSM())
+	for name, value := range map[string]string{"fill": fillInstant, "template": templateOverlay} {
+		if d.OVirt && b.Binding.Options[name] == value {
+			return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, notForVDSM(name+"="+value))
+		}
 	}
 	disk := k.disk(h, d, b)
+	b.Binding.Value = disk.Backend // with the default
+	if err := b.Binding.oneOverlay(); err != nil {
+		return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+	}
 	if err := disk.Validate(); err != nil {
 		return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: %w", d, err)
 	}
 	path := localdisk.StablePath(h.Layout, d.UUID, b.Disk.Target)
-	return asCopy(b.Disk.Target, path, disk.Backend, disk.Instant),
+	return asCopy(path, disk),
 		xmlrewrite.BoundDisk{
 			Target: b.Disk.Target, Serial: b.Disk.Serial, Source: path,
 			Local: &xmlrewrite.Local{
 				Backend: disk.Backend, Fill: b.Binding.Option("fill", fillNow), OnStop: disk.OnStop,
-				Host: b.Binding.Option("host", machine),
+				Host: b.Binding.Option("host", machine), Template: templateOf(disk),
 			},
 		}, nil
 }
@@ -205,7 +247,7 @@ func (local) Recorded(r xmlrewrite.BoundDisk) (Binding, bool) {
 		return Binding{}, false
 	}
 	b := Binding{Value: r.Local.Backend, Options: map[string]string{}}
-	for name, value := range map[string]string{"fill": r.Local.Fill, "on-stop": r.Local.OnStop, "host": r.Local.Host, "copy": r.Local.Copy} {
+	for name, value := range map[string]string{"fill": r.Local.Fill, "template": r.Local.Template, "on-stop": r.Local.OnStop, "host": r.Local.Host, "copy": r.Local.Copy} {
 		if value != "" {
 			b.Options[name] = value
 		}
@@ -220,7 +262,9 @@ func (local) Source(h *Host, d Domain, r xmlrewrite.BoundDisk) (string, error) {
 
 func (k local) Point(h *Host, d Domain, r xmlrewrite.BoundDisk) (xmlrewrite.Rewriter, error) {
 	path, err := k.Source(h, d, r)
-	return asCopy(r.Target, path, r.Local.Backend, r.Local.Fill == fillInstant), err
+	return asCopy(path, localdisk.Disk{
+		Target: r.Target, Backend: r.Local.Backend, Instant: r.Local.Fill == fillInstant, Template: r.Local.Template == templateOverlay,
+	}), err
 }
 
 // Reassign gives a clone's disk to this machine, with no copy yet.
@@ -233,14 +277,26 @@ func (local) Reassign(h *Host, _ Domain, r *xmlrewrite.BoundDisk) error {
 }
 
 // asCopy points a disk at its copy.
-func asCopy(target, path, backend string, overlay bool) xmlrewrite.LocalDisk {
-	l := xmlrewrite.LocalDisk{Target: target, Path: path, Block: backend != "dir"}
-	if overlay {
+func asCopy(path string, d localdisk.Disk) xmlrewrite.LocalDisk {
+	l := xmlrewrite.LocalDisk{Target: d.Target, Path: path, Block: d.Backend != "dir"}
+	switch {
+	case d.Instant:
 		// A part of the disk is on shared storage still: the guest waits when that
 		// does not answer, instead of being told that its disk is broken.
 		l.Format, l.Pause = imagecheck.QCOW2, true
+	case d.Template:
+		l.Format = imagecheck.QCOW2
 	}
 	return l
+}
+
+// templateOf is what the metadata say of how a copy shares its base; nothing of
+// one that does not.
+func templateOf(d localdisk.Disk) string {
+	if d.Template {
+		return templateOverlay
+	}
+	return ""
 }
 
 func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
@@ -260,7 +316,7 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 		disk.Image, disk.Volume = b.Disk.Image, b.Disk.Volume
 	} else {
 		disk.Fill, disk.Origin = b.memo()
-		disk.Instant = b.instant()
+		disk.Instant, disk.Template = b.instant(), b.onTemplate()
 	}
 	if b.Recorded != nil && !b.overlaid() {
 		disk.Opened = b.Disk.Format
@@ -281,6 +337,11 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 // instant says that the disk's copy is an overlay, also of one of OnlyReady.
 func (b Bound) instant() bool {
 	return b.Binding.Options["fill"] == fillInstant || b.Recorded != nil && b.Recorded.Local != nil && b.Recorded.Local.Fill == fillInstant
+}
+
+// onTemplate says that the disk's copy is an overlay on a template.
+func (b Bound) onTemplate() bool {
+	return b.Binding.Options["template"] == templateOverlay || b.Recorded != nil && b.Recorded.Local != nil && b.Recorded.Local.Template == templateOverlay
 }
 
 // memo is what the receipt of a copy keeps of the binding: without it nobody

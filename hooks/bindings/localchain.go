@@ -82,10 +82,10 @@ func (h *Host) uncut(d Domain, b Bound, disk localdisk.Disk) error {
 		return nil
 	}
 	r, err := localdisk.ReadReceipt(h.Layout, disk.Domain, disk.Key())
-	if err != nil || !r.Unsettled() || slices.Equal(paths(b.Disk.Chain), paths(r.Source)) {
+	if err != nil || r == nil || r.Discarding || len(r.Below()) == 0 || slices.Equal(paths(b.Disk.Chain), paths(r.Below())) {
 		return nil // whoever fulfils reads the receipt again, and says what is wrong with it
 	}
-	err = failure.New(failure.Conflict, "%s: disk %s: its <backingStore> does not say what its overlay lies on (%s)", d, disk.Target, failure.OneLine(r.Source[0].Path))
+	err = failure.New(failure.Conflict, "%s: disk %s: its <backingStore> does not say what its overlay lies on (%s)", d, disk.Target, failure.OneLine(r.Below()[0].Path))
 	return failure.Hint(err, "take the element <backingStore> out of the disk with `virsh edit %s`", d.NameArg())
 }
 

@@ -136,7 +136,8 @@ func stays(d Domain, b Bound) error {
 	if err != nil {
 		return err
 	}
-	what := b.Binding.contradicts(recorded)
+	// What is not recorded is the default, of which nothing is written.
+	what := b.Binding.contradicts(recorded.withDefaults(Binding{Options: map[string]string{"template": templateNone}}))
 	if b.Binding.From >= Metadata || what == "" {
 		return nil
 	}

@@ -161,6 +161,9 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		return err
 	}
 	p.fills = disks
+	if err := s.shareable(ctx, observed); err != nil {
+		return err
+	}
 	for _, o := range observed {
 		if !o.Stale && slices.Contains(lazy, o.Disk.Target) {
 			continue
@@ -181,6 +184,18 @@ func (s *Service) planFill(ctx context.Context, p *Plan) error {
 		})
 	}
 	return nil
+}
+
+// shareable refuses template=overlay where there can be no template: once the
+// domain is bound like that it does not start.
+func (s *Service) shareable(ctx context.Context, observed []localdisk.Observed) error {
+	var disks []localdisk.Disk
+	for _, o := range observed {
+		if o.Copy.State != localdisk.Ready || o.Stale {
+			disks = append(disks, o.Disk)
+		}
+	}
+	return s.Local.Shareable(ctx, disks)
 }
 
 // notRemembered leaves out the disks whose copies apply does not touch.

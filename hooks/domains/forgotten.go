@@ -37,7 +37,7 @@ func (s *Service) forgotten(ctx context.Context, d bindings.Domain, doc *xmlrewr
 		}
 		f := forgotten{entry: xmlrewrite.BoundDisk{
 			Target: disk.Target, Serial: disk.Serial, Source: localdisk.StablePath(s.Host.Layout, d.UUID, disk.Target),
-			Local: &xmlrewrite.Local{Backend: r.Backend, Fill: cmp.Or(r.Fill, "now"), OnStop: r.OnStop, Host: r.Machine},
+			Local: &xmlrewrite.Local{Backend: r.Backend, Fill: cmp.Or(r.Fill, "now"), Template: template(r), OnStop: r.OnStop, Host: r.Machine},
 		}}
 		if disk.Path != f.entry.Source {
 			if s.Host.Undrifted(ctx, d, []bindings.Bound{{Disk: disk, Recorded: &f.entry}}) != nil {
@@ -52,6 +52,14 @@ func (s *Service) forgotten(ctx context.Context, d bindings.Domain, doc *xmlrewr
 		found = append(found, f)
 	}
 	return found, nil
+}
+
+// template is what the metadata say of a copy that lies on a template.
+func template(r localdisk.Receipt) string {
+	if r.OnTemplate() {
+		return "overlay"
+	}
+	return ""
 }
 
 // remember writes the metadata of forgotten disks anew. Those whose origin

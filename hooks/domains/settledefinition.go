@@ -107,15 +107,19 @@ func (s *Service) agreed(ctx context.Context, d Domain, p *localdisk.Pivoting) (
 	if !there || entry == nil || entry.Local == nil {
 		return d.Doc, nil // it is not bound any more; that is the hook's to refuse
 	}
-	format, fill := "raw", rawFill
-	if !p.Marked() {
+	format, fill, on := "raw", rawFill, template(p.Receipt)
+	switch {
+	case p.Marked():
+	case on != "": // which is not how it was filled
+		format, fill = "qcow2", entry.Local.Fill
+	default:
 		format, fill = "qcow2", "instant"
 	}
 	if err := s.onItsCopy(ctx, d, p); err != nil {
 		return nil, err
 	}
 	stable := localdisk.StablePath(s.Host.Layout, p.Disk.Domain, p.Disk.Target)
-	if disk.Source.Path() == stable && disk.Driver.Type == format && entry.Local.Fill == fill && (entry.Local.Copy == "" || entry.Local.Copy == p.Receipt.Copy) {
+	if disk.Source.Path() == stable && disk.Driver.Type == format && entry.Local.Fill == fill && entry.Local.Template == on && (entry.Local.Copy == "" || entry.Local.Copy == p.Receipt.Copy) {
 		return d.Doc, nil
 	}
 	metadata, err := d.Doc.Metadata()
@@ -123,7 +127,7 @@ func (s *Service) agreed(ctx context.Context, d Domain, p *localdisk.Pivoting) (
 		return nil, err
 	}
 	e, _ := metadata.Disk(p.Disk.Target)
-	e.Local.Fill = fill
+	e.Local.Fill, e.Local.Template = fill, on
 	if e.Local.Copy != "" {
 		e.Local.Copy = p.Receipt.Copy
 	}

@@ -44,7 +44,7 @@ func (s *Service) Adopt(ctx context.Context, d Disk) error {
 			o.Copy.UUID = o.Receipt.Copy
 		}
 	}
-	info, err := s.adopted(ctx, o)
+	info, err := s.adopted(ctx, &o)
 	if err != nil {
 		return err
 	}
@@ -76,8 +76,9 @@ func adoptable(o Observed) error {
 }
 
 // adopted is what is known of the source of a copy that is taken over on the
-// operator's word. Of an overlay it must be there, if it lies on it.
-func (s *Service) adopted(ctx context.Context, o Observed) (imagecheck.Info, error) {
+// operator's word. Of an overlay it must be there, if it lies on it; so must the
+// template, if it lies on that.
+func (s *Service) adopted(ctx context.Context, o *Observed) (imagecheck.Info, error) {
 	if o.Copy.Format != imagecheck.QCOW2 {
 		return imagecheck.Info{VirtualSize: o.Copy.Size}, nil
 	}
@@ -87,6 +88,9 @@ func (s *Service) adopted(ctx context.Context, o Observed) (imagecheck.Info, err
 	h, err := o.Copy.header()
 	if err != nil {
 		return imagecheck.Info{}, fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	if found, err := s.adoptedBelow(ctx, o, h); found || err != nil {
+		return imagecheck.Info{VirtualSize: h.VirtualSize}, err
 	}
 	if h.BackingFile != "" && (len(o.Disk.Source) == 0 || h.BackingFile != o.Disk.Source[0].Path) {
 		err := failure.New(failure.Conflict, "%s: %s lies on %q, which is not the disk's source", o.Disk, o.Copy, failure.OneLine(h.BackingFile))
@@ -101,4 +105,25 @@ func (s *Service) adopted(ctx context.Context, o Observed) (imagecheck.Info, err
 	}
 	info.VirtualSize = h.VirtualSize
 	return info, nil
+}
+
+// adoptedBelow finds the template that an overlay lies on by its header. One
+// whose tags got lost gets the one that says so again.
+func (s *Service) adoptedBelow(ctx context.Context, o *Observed, h *imagecheck.Header) (found bool, err error) {
+	o.Template = Copy{}
+	copies, err := s.backend(o.Disk).find(ctx)
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	for _, t := range copies {
+		if !isTemplate(t) || t.State != Ready || t.Path != h.BackingFile {
+			continue
+		}
+		o.Template = t
+		if o.Copy.Origin != t.Name {
+			o.Copy.Tags = append(o.Copy.Tags, cloneTag(t.Name))
+		}
+		return true, nil
+	}
+	return false, nil
 }

@@ -207,7 +207,7 @@ func (s *Service) Adopted(ctx context.Context, d Disk) (bool, error) {
 	if err := adoptable(o); err != nil || !o.Copy.file() {
 		return false, err
 	}
-	_, err = s.adopted(ctx, o) // which activates volumes
+	_, err = s.adopted(ctx, &o) // which activates volumes
 	return false, err
 }
 

@@ -52,11 +52,15 @@ type backend interface {
 // templates is what a backend knows of templates and their clones, see
 // template.go. They are found, activated and removed as copies are.
 type templates interface {
-	// templateHome names what shares templates; "" keeps none.
+	// templateHome names what shares templates.
 	templateHome() string
+	// keeps says whether a template that was found in home is this backend's: two
+	// may share a home.
+	keeps(template Copy) bool
 	// cloneless is why a copy cannot be a clone here; "" is that it can.
 	cloneless(ctx context.Context) string
-	// clonesHold says that a template with clones is not to go.
+	// clonesHold says that a template with clones is not to go. One on which
+	// overlays lie never does.
 	clonesHold() bool
 	// roomWithout is room if these templates, which have no clones, were gone. It
 	// may be too hopeful where it cannot be told what they hold.

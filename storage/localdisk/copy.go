@@ -6,6 +6,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"diskhook/storage/blockdev"
 )
@@ -37,9 +38,13 @@ type Copy struct {
 	// Active says that the node should be there.
 	Active bool     `json:"active,omitempty"`
 	Tags   []string `json:"tags,omitempty"`
-	// Origin is the name of the template that the copy is a clone of; "" is none,
-	// or one that is gone.
+	// Origin is the name of the template that the copy is a clone of, or lies on;
+	// "" is none, or one that is gone.
 	Origin string `json:"origin,omitempty"`
+	// Written is when the data of a file was written last; of a volume nobody knows.
+	Written time.Time `json:"-"`
+	// Pool is the thin pool of a volume; "" is none.
+	Pool string `json:"-"`
 	// Sick is why the copy cannot be used as it is; "" is well.
 	Sick string `json:"sick,omitempty"`
 }
@@ -63,8 +68,11 @@ const (
 // creationTags mark the volume of d from the moment it exists.
 func creationTags(d Disk) []string {
 	tags := append([]string{tagUpdating}, identityTags(d)...)
-	if d.Instant {
+	if d.overlaid() {
 		tags = append(tags, tagOverlay)
+	}
+	if d.On != "" {
+		tags = append(tags, cloneTag(d.On))
 	}
 	return tags
 }

@@ -25,8 +25,11 @@ type Observed struct {
 	Stale bool
 	// Stuck: the process of a copy that was to end waits for storage that hangs.
 	Stuck bool
-	// Below is why an overlay that is not settled cannot be used: what it lies
-	// on is gone, or something else.
+	// Template is what an overlay on a template lies on; without a name there is
+	// none.
+	Template Copy
+	// Below is why an overlay cannot be used: what it lies on is gone, or
+	// something else.
 	Below   error  `json:"-"`
 	Machine string // this machine's id
 	Status  *progress.Status
@@ -306,6 +309,8 @@ func (o Observed) Describe(dec Decision) string {
 		what = "remove a copy that no guest used, for its source may have been written to since, then make and fill one"
 	case dec.Action == Create && o.Disk.Instant:
 		what = "make an overlay on the source"
+	case dec.Action == Create && o.Disk.Template:
+		what = "make an overlay on the template of its base, with the disk's own images"
 	case dec.Action == Use && o.Receipt.Unsettled():
 		what = "use the overlay, a part of whose data is in the source"
 	}

@@ -132,7 +132,7 @@ func (b *directory) describe(name, format string, state State) (Copy, error) {
 	if err != nil {
 		return c, err
 	}
-	c.Size = st.Size()
+	c.Size, c.Written = st.Size(), st.ModTime()
 	if !st.Mode().IsRegular() {
 		c.Sick = "not a regular file"
 		return c, nil
@@ -145,9 +145,7 @@ func (b *directory) describe(name, format string, state State) (Copy, error) {
 	if c.has(tagUpdating) {
 		c.State = Updating // made in place
 	}
-	for _, tag := range cloned(c) {
-		c.Origin = templatePrefix + strings.TrimPrefix(tag, tagClone)
-	}
+	c.Origin = lowest(c)
 	return c, nil
 }
 
@@ -201,7 +199,7 @@ func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) 
 		return Copy{}, err
 	}
 	defer f.Close()
-	if d.Instant {
+	if d.overlaid() {
 		size = 0 // its blocks are reserved when it is an image; see overlay
 	}
 	if err := b.allocate(f, size); err != nil {
@@ -331,7 +329,10 @@ func (b *directory) extend(_ context.Context, c Copy, size int64) (Copy, error) 
 func (b *directory) explain(_ context.Context, a Action, d Disk, c Copy, size int64, clone *clonePlan) []string {
 	partial, ready := b.target(d), b.path(d.CopyName(), suffix(d.format(), Ready))
 	made := []string{fmt.Sprintf("create %s with %d bytes", partial, size)}
-	if clone != nil {
+	switch {
+	case clone != nil && d.Template:
+		made = append(b.explainTemplate(*clone), made...)
+	case clone != nil:
 		made = b.explainClone(*clone, partial, size)
 	}
 	made = append(made, fmt.Sprintf("fill %s, flush it, rename it to %s", partial, ready))

@@ -41,6 +41,9 @@ type Disk struct {
 	// Instant says that the copy to make is an overlay on its source
 	// (fill=instant), so that nobody waits for its data.
 	Instant bool `json:"instant,omitempty"`
+	// Template says that the copy to make is an overlay on the template of its
+	// base (template=overlay), which has the disk's own images and nothing else.
+	Template bool `json:"template,omitempty"`
 	// Opened is the format in which the domain's definition opens the copy, raw
 	// or qcow2; "" is not known.
 	Opened string `json:"opened,omitempty"`
@@ -55,6 +58,9 @@ type Disk struct {
 	// Home is where its receipt says that the copy is, volume group or directory;
 	// "" is where copies are configured to go. It is filled in here.
 	Home string `json:"-"`
+	// On is the name of the template that an overlay to make lies on. It is filled
+	// in here.
+	On string `json:"-"`
 	// InPlace makes a copy under the path that it has when it is complete, for
 	// who has it open then.
 	InPlace bool `json:"-"`
@@ -92,9 +98,12 @@ func (d Disk) Key() string {
 // copyPrefix begins the names of copies that we named.
 const copyPrefix = "dh_"
 
+// overlaid says that the copy to make is an image on top of something.
+func (d Disk) overlaid() bool { return d.Instant || d.Template }
+
 // format is that of the copy that would be made.
 func (d Disk) format() string {
-	if d.Instant {
+	if d.overlaid() {
 		return imagecheck.QCOW2
 	}
 	return imagecheck.Raw
@@ -142,8 +151,10 @@ func (d Disk) Validate() error {
 		return failure.Hint(bad("on-stop", d.OnStop), "use keep or discard")
 	case strings.ContainsFunc(d.Host, notHex):
 		return bad("host", d.Host)
-	case d.Instant && d.OVirt():
+	case d.overlaid() && d.OVirt():
 		return bad("volume of an overlay", d.Volume)
+	case d.Instant && d.Template:
+		return bad("fill", "an overlay on a template is not made at once")
 	case d.Opened != "" && d.Opened != imagecheck.Raw && d.Opened != imagecheck.QCOW2:
 		return bad("format", d.Opened)
 	case len(d.Fill) > 16 || strings.ContainsFunc(d.Fill, func(r rune) bool { return r < 'a' || r > 'z' }):

@@ -65,13 +65,14 @@ func (s *Service) ExportCommands(ctx context.Context, domain, key string, o Expo
 	if err != nil {
 		return nil, err
 	}
-	c, err := s.readable(ctx, *r)
+	found, err := s.readable(ctx, *r)
 	if err != nil {
 		return nil, err
 	}
 	if err := isNew(o.To); err != nil {
 		return nil, err
 	}
+	c := found.Copy
 	var lines []string
 	if !c.Active {
 		lines = s.backend(r.Disk()).explain(ctx, Use, r.Disk(), c, 0, nil)
@@ -166,38 +167,48 @@ func (s *Service) export(ctx context.Context, held *lock.Lock, r Receipt, o Expo
 
 // readyToRead finds the copy ready and not open by anybody, and activates it.
 func (s *Service) readyToRead(ctx context.Context, r Receipt) (Copy, error) {
-	c, err := s.readable(ctx, r)
+	o, err := s.readable(ctx, r)
+	c := o.Copy
 	if err != nil {
 		return c, err
 	}
-	if err := s.backend(r.Disk()).activate(ctx, []Copy{c}); err != nil {
-		return c, fmt.Errorf("%s: %w", r.Disk(), err)
+	if err := s.backend(o.Disk).activate(ctx, o.nodes()); err != nil {
+		return c, fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	for _, node := range o.nodes() {
+		if err := node.awaitNode(ctx); err != nil {
+			return c, fmt.Errorf("%s: %w", o.Disk, err)
+		}
 	}
 	return c, nil
 }
 
-// readable is the copy that r names, ready and not open by anybody.
-func (s *Service) readable(ctx context.Context, r Receipt) (Copy, error) {
+// readable is the copy that r names, ready and not open by anybody, on what its
+// receipt says.
+func (s *Service) readable(ctx context.Context, r Receipt) (Observed, error) {
 	d := r.Disk()
-	c, err := s.copyOf(ctx, r)
+	o, err := s.foundBy(ctx, r)
+	c := o.Copy
 	switch {
 	case err != nil:
-		return c, err
+		return o, err
 	case c.State == Absent:
-		return c, lost(Observed{Disk: d, Receipt: &r})
+		return o, lost(Observed{Disk: d, Receipt: &r})
 	case c.State == Ready && c.UUID != r.Copy:
-		return c, foreign(Observed{Disk: d, Copy: c, Receipt: &r})
+		return o, foreign(Observed{Disk: d, Copy: c, Receipt: &r})
 	case c.State != Ready:
 		err := failure.New(failure.Conflict, "%s: %s is %s", d, c, c.State)
-		return c, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
+		return o, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
 	case r.Pivot != nil && r.Overlay != nil:
 		err := failure.New(failure.Conflict, "%s: a change to a raw copy was interrupted, which may have newer data than %s", d, c)
-		return c, failure.Hint(err, "run `diskhook local settle --raw %s`, then try again", d.args())
+		return o, failure.Hint(err, "run `diskhook local settle --raw %s`, then try again", d.args())
+	case o.Below != nil:
+		return o, o.Below
 	case c.Active && !s.asFileOpen(c).closed():
 		err := failure.New(failure.Conflict, "%s: %s is open: the domain runs", d, c)
-		return c, failure.Hint(err, "shut the domain down, then try again")
+		return o, failure.Hint(err, "shut the domain down, then try again")
 	}
-	return c, nil
+	return o, nil
 }
 
 func flushFile(path string) error {

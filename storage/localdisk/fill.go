@@ -113,7 +113,7 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 			return err
 		}
 	case Resume:
-		if !d.Instant {
+		if !d.overlaid() {
 			return s.goOn(ctx, o, held, status)
 		}
 		fallthrough
@@ -123,8 +123,11 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 		}
 	}
 	o.Disk = d // a copy made anew has the name that the ids give
-	if d.Instant {
+	switch {
+	case d.Instant:
 		return s.overlay(ctx, o, status)
+	case d.Template:
+		return s.overlayOnTemplate(ctx, o, held, status)
 	}
 	return s.copy(ctx, o, held, status)
 }

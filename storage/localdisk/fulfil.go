@@ -150,7 +150,7 @@ func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Pla
 		}
 	}
 	for _, group := range s.byHome(disks) {
-		if err := group.backend.activate(ctx, group.copies); err != nil {
+		if err := group.backend.activate(ctx, group.nodes()); err != nil {
 			return nil, fmt.Errorf("%s: %w", group.disks[0], err)
 		}
 		undo = append(undo, func() { s.deactivateIdle(group) })
@@ -177,8 +177,10 @@ func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Pla
 // path appears: from then on the guest's writes may live there. made says that
 // the path was not there before.
 func (s *Service) use(ctx context.Context, o Observed) (placement Placement, made bool, err error) {
-	if err := o.Copy.awaitNode(ctx); err != nil {
-		return placement, false, err
+	for _, c := range o.nodes() {
+		if err := c.awaitNode(ctx); err != nil {
+			return placement, false, err
+		}
 	}
 	if placement, err = s.checkNode(o); err != nil {
 		return placement, false, err
@@ -274,6 +276,18 @@ type group struct {
 	disks   []Disk
 	copies  []Copy
 	actions []Action
+	below   []Copy // the templates that overlays among them lie on
+}
+
+// nodes are all that must have one.
+func (g *group) nodes() []Copy { return slices.Concat(g.copies, g.below) }
+
+// nodes are what has to have a node before the disk can be opened.
+func (o Observed) nodes() []Copy {
+	if o.Template.Name == "" {
+		return []Copy{o.Copy}
+	}
+	return []Copy{o.Copy, o.Template}
 }
 
 func (s *Service) byHome(disks []pending) []*group {
@@ -288,12 +302,16 @@ func (s *Service) byHome(disks []pending) []*group {
 			groups = append(groups, g)
 		}
 		g.disks, g.copies, g.actions = append(g.disks, p.Disk), append(g.copies, p.Copy), append(g.actions, p.action)
+		if t := p.Template; t.Name != "" && !slices.ContainsFunc(g.below, func(c Copy) bool { return c.Name == t.Name }) {
+			g.below = append(g.below, t)
+		}
 	}
 	return groups
 }
 
 // deactivateIdle undoes an activation. What was active before, or is open,
-// stays: another domain's start or a running one must not feel it.
+// stays: another domain's start or a running one must not feel it. So does a
+// template, which another domain may be about to open.
 func (s *Service) deactivateIdle(g *group) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -355,6 +373,9 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 	}
 	if o.Copy.Format == imagecheck.QCOW2 {
 		r.Overlay = &Overlay{}
+		if o.Template.Name != "" {
+			r.Overlay = &Overlay{Settled: r.Filled, Template: o.Template.ref()}
+		}
 	}
 	return r
 }

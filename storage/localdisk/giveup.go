@@ -163,6 +163,18 @@ func (s *Service) copyOf(ctx context.Context, r Receipt) (Copy, error) {
 	return found[0], nil
 }
 
+// foundBy is the copy that a receipt names, with the template that it lies on
+// and what is wrong with that.
+func (s *Service) foundBy(ctx context.Context, r Receipt) (Observed, error) {
+	o := Observed{Disk: r.Disk(), Receipt: &r}
+	all, err := s.look(ctx, []Disk{o.Disk})
+	if err != nil {
+		return o, err
+	}
+	s.seen(&o, all)
+	return o, nil
+}
+
 // asFileOpen asks for files what a volume's report says by itself.
 func (s *Service) asFileOpen(c Copy) Copy {
 	if c.Open == nil && c.file() {

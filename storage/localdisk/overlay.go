@@ -27,6 +27,9 @@ type Overlay struct {
 	// zero time, the source is a part of the disk: the same chain must be there
 	// at every start. From then on nobody looks at it any more.
 	Settled time.Time `json:"settled,omitzero"`
+	// Template is what the copy lies on for good, if that is a template. Such a
+	// copy never takes anything from its source: it is settled from the beginning.
+	Template *TemplateRef `json:"template,omitempty"`
 }
 
 // Unsettled says that a part of the disk is in its source.
@@ -45,10 +48,23 @@ func (r Receipt) Format() string {
 // layers is the chain that the disk is read from, top first.
 func (r Receipt) layers(c Copy) []imagecheck.Layer {
 	chain := []imagecheck.Layer{{Path: c.Path, Format: r.Format()}}
-	if r.Unsettled() {
-		chain = append(chain, r.Source...)
+	return append(chain, r.Below()...)
+}
+
+// OnTemplate says that the copy lies on a template.
+func (r *Receipt) OnTemplate() bool {
+	return r != nil && r.Overlay != nil && r.Overlay.Template != nil
+}
+
+// Below is the chain that the copy lies on; nil for one that lies on nothing.
+func (r Receipt) Below() []imagecheck.Layer {
+	switch {
+	case r.Unsettled():
+		return r.Source
+	case r.OnTemplate():
+		return []imagecheck.Layer{{Path: r.Overlay.Template.Path, Format: imagecheck.Raw}}
 	}
-	return chain
+	return nil
 }
 
 // overlay makes the copy of a disk as a qcow2 image that has nothing yet and
@@ -125,7 +141,7 @@ func (c Copy) keepRoom(size int64) error {
 
 // takes is how many bytes the copy of a disk may come to take up.
 func takes(d Disk, info imagecheck.Info) int64 {
-	if d.Instant {
+	if d.overlaid() {
 		return qemuimg.FullSize(info.VirtualSize)
 	}
 	return info.VirtualSize
@@ -192,11 +208,11 @@ func (c Copy) header() (*imagecheck.Header, error) {
 }
 
 // fit refuses an overlay that is not what its receipt says, before a guest
-// gets it. The source goes below it again if it is not settled, but has lost
-// what it lies on: who read the last of the source into it takes the source
-// out of the header before all of the image's own tables have reached the
-// disk, and a crash right then loses some. What they would have said is in the
-// source. Where both have a part, the overlay's is the right one.
+// gets it. The source, or the template, goes below it again if it has lost
+// what it lies on: who read the last of it into the overlay takes it out of the
+// header before all of the image's own tables have reached the disk, and a
+// crash right then loses some. What they would have said is below. Where both
+// have a part, the overlay's is the right one.
 func (s *Service) fit(ctx context.Context, o Observed) error {
 	r := o.Receipt
 	if r == nil || r.Overlay == nil {
@@ -210,15 +226,15 @@ func (s *Service) fit(ctx context.Context, o Observed) error {
 		err := failure.New(failure.Precondition, "%s has %d bytes for the guest, its disk %d: it was cut off", o.Copy, h.VirtualSize, r.Size)
 		return failure.Hint(err, "restore it from a backup, or run `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
 	}
-	below := ""
-	if r.Unsettled() {
-		below = r.Source[0].Path
+	below := imagecheck.Layer{}
+	if chain := r.Below(); len(chain) > 0 {
+		below = chain[0]
 	}
-	if h.BackingFile == below {
+	if h.BackingFile == below.Path {
 		return nil
 	}
 	if h.BackingFile != "" {
-		err := failure.New(failure.Conflict, "%s lies on %q, the receipt says %q", o.Copy, failure.OneLine(h.BackingFile), below)
+		err := failure.New(failure.Conflict, "%s lies on %q, the receipt says %q", o.Copy, failure.OneLine(h.BackingFile), below.Path)
 		return failure.Hint(err, "find out who changed that; `qemu-img rebase -u -f qcow2 -F FORMAT -b FILE %s` puts another image below it", o.Copy.Path)
 	}
 	if !s.asFileOpen(o.Copy).closed() {
@@ -228,7 +244,7 @@ func (s *Service) fit(ctx context.Context, o Observed) error {
 		err := failure.New(failure.Temporary, "%s has to be put on its source again, but somebody reads it", o.Copy)
 		return failure.Hint(err, "see who does with `lsof %s`, and start again once it is closed", o.Copy.Path)
 	}
-	return s.putBelow(ctx, o.Copy, r.Source[0])
+	return s.putBelow(ctx, o.Copy, below)
 }
 
 // putBelow writes into the header of an overlay what it lies on.

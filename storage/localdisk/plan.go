@@ -40,8 +40,13 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 		if err != nil {
 			return []string{"# refused: " + err.Error()}
 		}
-		if size = takes(d, info); d.Instant {
-			fill = append(qemuimg.ExplainFormat(b.target(d), info.VirtualSize, d.Source[0]), "write "+receipt)
+		if size = takes(d, info); d.overlaid() {
+			fill = qemuimg.ExplainFormat(b.target(d), info.VirtualSize, d.Source[0])
+			if d.Template {
+				clone = s.planClone(ctx, d)
+				fill = append(fill, "# read into it what of "+d.Source[0].Path+" is not of its base, put it on the template")
+			}
+			fill = append(fill, "write "+receipt)
 			break
 		}
 		zeroed, _ := b.readsZero(ctx)

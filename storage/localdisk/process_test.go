@@ -111,6 +111,7 @@ type world struct {
 	t       *testing.T
 	backend string
 	instant bool // its disk is bound with fill=instant
+	lying   bool // its disk is bound with template=overlay
 	root    string
 	source  []imagecheck.Layer
 	flat    string // the source's content, raw
@@ -178,6 +179,9 @@ func (w *world) disk() localdisk.Disk {
 	d := localdisk.Disk{Domain: domain, DomainName: "vm", Target: "vda", Backend: w.backend, OnStop: localdisk.Keep, Source: w.source, Create: true}
 	if w.instant {
 		d.Instant, d.Opened = true, "qcow2"
+	}
+	if w.lying {
+		d.Template, d.Opened = true, "qcow2"
 	}
 	return d
 }

@@ -51,7 +51,7 @@ func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (P
 	case Saved(s.Layout, domain):
 		return Placement{}, s.MayGiveUp(*r, GiveUp{})
 	case r.Overlay != nil:
-		err := failure.New(failure.Precondition, "%s: %s is a qcow2 image (fill=instant), which is not grown", d, c)
+		err := failure.New(failure.Precondition, "%s: %s is a qcow2 image, which is not grown", d, c)
 		return Placement{}, failure.Hint(err, "make it raw with `diskhook local settle --raw %s`, then run this again", d.args())
 	case size < r.Size:
 		err := failure.New(failure.Usage, "%s: it has %d bytes, %d would cut it off", d, r.Size, size)

@@ -71,13 +71,13 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 		named[i] = d.named(r)
 		observed[i] = Observed{Disk: named[i], Receipt: r, Machine: machine, Saved: Saved(s.Layout, d.Domain)}
 	}
-	copies, err := s.find(ctx, named)
+	all, err := s.look(ctx, named)
 	if err != nil {
 		return nil, err
 	}
 	for i, d := range disks {
 		o := observed[i]
-		o.Copy = copies[i]
+		s.seen(&o, all)
 		if o.Busy, err = busy(d); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}
@@ -91,25 +91,56 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 	return observed, nil
 }
 
-// find looks the copies of all disks up, asking each home once.
+// homes is what there is in each home, by name.
+type homes map[string]map[string]Copy
+
+// look asks the home of each disk once.
+func (s *Service) look(ctx context.Context, disks []Disk) (homes, error) {
+	all := homes{}
+	for _, d := range disks {
+		b := s.backend(d)
+		if _, asked := all[b.home()]; asked {
+			continue
+		}
+		copies, err := b.find(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", d, err)
+		}
+		if copies == nil {
+			copies = map[string]Copy{}
+		}
+		all[b.home()] = copies
+	}
+	return all, nil
+}
+
+func (h homes) copy(home, name string) Copy {
+	if c, ok := h[home][name]; ok {
+		return c
+	}
+	return Copy{State: Absent, Name: name, Home: home}
+}
+
+// seen looks up the copy of a disk, and the template that it lies on, with what
+// is wrong with that.
+func (s *Service) seen(o *Observed, all homes) {
+	home := s.backend(o.Disk).home()
+	o.Copy = all.copy(home, o.Disk.CopyName())
+	if name := o.lowest(); name != "" {
+		o.Template = all.copy(home, name)
+	}
+	o.Below = unlikeTemplate(*o)
+}
+
+// find looks the copies of all disks up.
 func (s *Service) find(ctx context.Context, disks []Disk) ([]Copy, error) {
-	homes := map[string]map[string]Copy{}
+	all, err := s.look(ctx, disks)
+	if err != nil {
+		return nil, err
+	}
 	found := make([]Copy, len(disks))
 	for i, d := range disks {
-		b := s.backend(d)
-		copies, asked := homes[b.home()]
-		if !asked {
-			var err error
-			if copies, err = b.find(ctx); err != nil {
-				return nil, fmt.Errorf("%s: %w", d, err)
-			}
-			homes[b.home()] = copies
-		}
-		c, ok := copies[d.CopyName()]
-		if !ok {
-			c = Copy{State: Absent, Name: d.CopyName(), Home: b.home()}
-		}
-		found[i] = c
+		found[i] = all.copy(s.backend(d).home(), d.CopyName())
 	}
 	return found, nil
 }

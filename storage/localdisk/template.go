@@ -94,6 +94,8 @@ func (s *Service) cacheless(ctx context.Context, d Disk, source *imagecheck.Open
 		return "its source is one image"
 	case s.Config.Local.Cache == "off":
 		return "[local] cache is off"
+	case d.Template:
+		return "" // an overlay is no clone, and can lie on a template anywhere
 	}
 	return s.backend(d).cloneless(ctx)
 }
@@ -136,6 +138,14 @@ func cloneTag(template string) string { return tagClone + strings.TrimPrefix(tem
 // cloned is the tags of a clone that say so; they stay with it.
 func cloned(c Copy) []string {
 	return slices.DeleteFunc(slices.Clone(c.Tags), func(t string) bool { return !strings.HasPrefix(t, tagClone) })
+}
+
+// lowest is the template that the tags of a copy name; "" is none.
+func lowest(c Copy) (name string) {
+	for _, tag := range cloned(c) {
+		name = templatePrefix + strings.TrimPrefix(tag, tagClone)
+	}
+	return name
 }
 
 // present is how many of the lowest images of its source the copy has from its

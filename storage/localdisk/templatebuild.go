@@ -30,9 +30,12 @@ func (s *Service) create(ctx context.Context, d Disk, source *imagecheck.Opened,
 	if base != nil {
 		defer base.Close()
 		var c Copy
-		if c, why, err = s.createClone(ctx, d, base, source.VirtualSize, held, status); why == "" {
+		if c, why, err = s.createClone(ctx, d, base, takes(d, source.Info), held, status); why == "" {
 			return c, err
 		}
+	}
+	if d.Template {
+		return Copy{}, unshared(d, why)
 	}
 	s.Log.Info("copy all of it, not a clone of a template", "disk", d.String(), "why", why)
 	if err := s.makeRoom(ctx, d.Backend, []int64{source.VirtualSize}); err != nil {
@@ -59,7 +62,7 @@ func (s *Service) createClone(ctx context.Context, d Disk, base *base, size int6
 	}
 	// What was free before a wait need not be so now. Without the template there
 	// may be enough.
-	if err := s.makeRoom(ctx, d.Backend, []int64{size}); errors.Is(err, failure.NoSpace) && !b.clonesHold() {
+	if err := s.makeRoom(ctx, d.Backend, []int64{size}); errors.Is(err, failure.NoSpace) && !b.clonesHold() && !d.Template {
 		return c, "there is no room for it beside its template", nil
 	} else if err != nil {
 		return c, "", err
@@ -68,7 +71,12 @@ func (s *Service) createClone(ctx context.Context, d Disk, base *base, size int6
 		s.Log.Warn("note the use of a template", "template", template.String(), "err", err)
 	}
 	s.Log.Info("clone", "disk", d.String(), "template", template.String(), "base", base.path)
-	c, err = b.clone(ctx, template, d, size)
+	if d.Template {
+		d.On = template.Name
+		c, err = b.create(ctx, d, size)
+	} else {
+		c, err = b.clone(ctx, template, d, size)
+	}
 	return c, "", err
 }
 
@@ -108,7 +116,7 @@ func (s *Service) template(ctx context.Context, d Disk, base *base, size int64, 
 	switch {
 	case !found:
 		err := s.makeRoom(ctx, d.Backend, []int64{base.VirtualSize, size})
-		if errors.Is(err, failure.NoSpace) {
+		if errors.Is(err, failure.NoSpace) && !d.Template {
 			return c, "there is no room for a template beside it", nil
 		}
 		if err != nil {

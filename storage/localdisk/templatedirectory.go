@@ -22,6 +22,8 @@ import (
 
 func (b *directory) templateHome() string { return b.dir }
 
+func (b *directory) keeps(c Copy) bool { return true }
+
 func (b *directory) clonesHold() bool { return false }
 
 // roomWithout counts the blocks that the templates hold, which nobody shares.
@@ -142,10 +144,14 @@ func (b *directory) retag(_ context.Context, c Copy, add, del []string) error {
 	return b.writeSidecar(c.Name, side)
 }
 
-func (b *directory) explainClone(p clonePlan, partial string, size int64) (lines []string) {
-	template := b.path(p.template, rawSuffix)
-	if !p.ready {
-		lines = append(lines, fmt.Sprintf("copy %s to %s, flush it, let nobody write to it, rename it to %s", p.path, template+partialSuffix, template))
+func (b *directory) explainTemplate(p clonePlan) []string {
+	if p.ready {
+		return nil
 	}
-	return append(lines, fmt.Sprintf("create %s with %d bytes, sharing the blocks of %s", partial, size, template))
+	template := b.path(p.template, rawSuffix)
+	return []string{fmt.Sprintf("copy %s to %s, flush it, let nobody write to it, rename it to %s", p.path, template+partialSuffix, template)}
+}
+
+func (b *directory) explainClone(p clonePlan, partial string, size int64) []string {
+	return append(b.explainTemplate(p), fmt.Sprintf("create %s with %d bytes, sharing the blocks of %s", partial, size, b.path(p.template, rawSuffix)))
 }

@@ -159,16 +159,11 @@ func (s *Service) evict(ctx context.Context, b backend, name string, before func
 		return false, err
 	}
 	c, found := copies[name]
-	if !found || !isTemplate(c) {
+	if !found || !isTemplate(c) || !b.keeps(c) {
 		return false, nil
 	}
-	clones := 0
-	for _, other := range copies {
-		if other.Origin == name {
-			clones++
-		}
-	}
-	if clones > 0 && b.clonesHold() {
+	clones, lying, doubt := s.needs(c, copies)
+	if lying > 0 || doubt != "" || clones > 0 && b.clonesHold() {
 		return false, nil
 	}
 	if before != nil {

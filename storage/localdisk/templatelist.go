@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/lock"
 )
 
@@ -24,11 +26,13 @@ type Template struct {
 	Size    int64     `json:"size"`           // bytes, as a disk
 	From    string    `json:"from"`           // path of the base that it was made of
 	Clones  int       `json:"clones"`         // copies that were made of it and are there
+	Lying   int       `json:"overlays"`       // those of them that cannot be without it
 	LastUse time.Time `json:"last_use"`       // the day; zero is not known
 	Busy    bool      `json:"busy"`           // it is being made, or cloned
 	Kept    string    `json:"kept,omitempty"` // why it is not to go now; "" is that it may
 
-	copy Copy
+	copy  Copy
+	doubt string // why it cannot be told what needs it; "" is that it can
 }
 
 // Templates returns all templates of this host, those used longest ago first.
@@ -36,13 +40,8 @@ type Template struct {
 // cache_min_age.
 func (s *Service) Templates(ctx context.Context) ([]Template, error) {
 	var all []Template
-	homes := map[string]bool{}
 	for _, kind := range Backends() {
 		b := backends()[kind](s)
-		if b.templateHome() == "" || homes[b.home()] {
-			continue
-		}
-		homes[b.home()] = true
 		found, err := s.templatesOf(ctx, kind, b)
 		if errors.Is(err, failure.Precondition) {
 			continue // no such volume group on this host
@@ -56,28 +55,22 @@ func (s *Service) Templates(ctx context.Context) ([]Template, error) {
 	return all, nil
 }
 
-// templatesOf returns the templates of one home.
+// templatesOf returns the templates of one backend.
 func (s *Service) templatesOf(ctx context.Context, kind string, b backend) ([]Template, error) {
-	if b.templateHome() == "" {
-		return nil, nil
-	}
 	copies, err := b.find(ctx)
 	if err != nil {
 		return nil, err
 	}
-	clones := map[string]int{}
-	for _, c := range copies {
-		clones[c.Origin]++
-	}
 	var all []Template
 	for _, c := range copies {
-		if !isTemplate(c) {
+		if !isTemplate(c) || !b.keeps(c) {
 			continue
 		}
 		t := Template{
 			Name: c.Name, Backend: kind, Home: c.Home, Path: c.Path, State: c.State, Size: c.Size,
-			From: fromPath(c.Tags), Clones: clones[c.Name], LastUse: lastUse(c.Tags), copy: c,
+			From: fromPath(c.Tags), LastUse: lastUse(c.Tags), copy: c,
 		}
+		t.Clones, t.Lying, t.doubt = s.needs(c, copies)
 		if t.Busy, err = lock.Held(s.Layout.Locks(), templateLock(c.Name)); err != nil {
 			return nil, err
 		}
@@ -88,6 +81,57 @@ func (s *Service) templatesOf(ctx context.Context, kind string, b backend) ([]Te
 	}
 	sortTemplates(all)
 	return all, nil
+}
+
+// needs counts the copies that were made of a template: those that a backend
+// found in its home, by their tags and headers, and those that receipts name.
+// lying are the overlays on it, to which it is a part of their disk. doubt is
+// why there may be others.
+func (s *Service) needs(t Copy, copies map[string]Copy) (clones, lying int, doubt string) {
+	overlays := map[string]bool{}
+	for name, c := range copies {
+		on, err := c.liesOn(t)
+		switch {
+		case err != nil:
+			doubt = failure.OneLine(fmt.Sprintf("what %s lies on cannot be told: %v", c, err))
+		case on:
+			overlays[name] = true
+		case c.Origin == t.Name:
+			clones++
+		}
+	}
+	receipts, err := Receipts(s.Layout, "")
+	if err != nil {
+		doubt = failure.OneLine(err.Error())
+	}
+	for _, r := range receipts {
+		if r.OnTemplate() && r.Home == t.Home && r.Overlay.Template.Name == t.Name {
+			overlays[r.Name] = true
+		}
+	}
+	return clones + len(overlays), len(overlays), doubt
+}
+
+// liesOn says whether a copy is an overlay on the template. A file says so in
+// its header, too, if its sidecar got lost. Of a volume the tags cannot be lost
+// without it.
+func (c Copy) liesOn(t Copy) (bool, error) {
+	if c.Format != imagecheck.QCOW2 {
+		return false, nil
+	}
+	if c.Origin == t.Name || !c.file() {
+		return c.Origin == t.Name, nil
+	}
+	h, err := c.header()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil // it went just now
+	case err != nil && c.State == Updating && c.UUID != "":
+		return false, nil // one that has no header yet has its tags
+	case err != nil:
+		return false, err
+	}
+	return h.BackingFile == t.Path, nil
 }
 
 // sortTemplates puts those that are missed least first: unfinished ones, then
@@ -118,6 +162,10 @@ func (t Template) inUse(b backend) string {
 	switch {
 	case t.Busy:
 		return "somebody makes or clones it"
+	case t.doubt != "":
+		return t.doubt
+	case t.Lying > 0:
+		return fmt.Sprintf("%d copies lie on it, and are nothing without it", t.Lying)
 	case t.Clones > 0 && b.clonesHold():
 		return fmt.Sprintf("%d copies share its blocks, so nothing would be won", t.Clones)
 	}

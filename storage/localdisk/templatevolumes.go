@@ -14,13 +14,19 @@ import (
 // let its origin go. That would win nothing as long as the blocks are shared,
 // and the next disk would have them copied once more, so a template stays while
 // it is the origin of a volume.
+//
+// A linear template has no clones, but overlays lie on it. From the first start
+// of one its node stays until the template goes: another domain may be about to
+// open it whenever one has closed it.
 
 func (b *volumes) templateHome() string {
 	if b.pool == "" {
-		return ""
+		return b.vg
 	}
 	return b.vg + "/" + b.pool
 }
+
+func (b *volumes) keeps(c Copy) bool { return c.Pool == b.pool }
 
 func (b *volumes) cloneless(context.Context) string {
 	if b.pool == "" {
@@ -31,15 +37,21 @@ func (b *volumes) cloneless(context.Context) string {
 
 func (b *volumes) clonesHold() bool { return true }
 
-// roomWithout takes each template for full: what a volume without a node has of
-// the pool is not reported, nor what it has of its metadata.
+// roomWithout takes each thin template for full: what a volume without a node has
+// of the pool is not reported, nor what it has of its metadata.
 func (b *volumes) roomWithout(ctx context.Context, gone []Copy, sizes []int64) error {
-	if b.pool == "" || len(gone) == 0 {
+	if len(gone) == 0 {
 		return b.room(ctx, sizes)
 	}
 	report, err := b.report(ctx)
 	if err != nil {
 		return err
+	}
+	if b.pool == "" {
+		for _, c := range gone {
+			report.VG.Free += c.Size
+		}
+		return b.groupRoom(report.VG, sizes)
 	}
 	pool, err := b.findPool(report)
 	if err != nil {
@@ -125,19 +137,23 @@ func (b *volumes) retag(ctx context.Context, c Copy, add, del []string) error {
 	return b.lvm.ChangeTags(ctx, b.vg, []string{c.Name}, add, del)
 }
 
-func (b *volumes) explainClone(ctx context.Context, p clonePlan, d Disk, size int64) (lines []string) {
+func (b *volumes) explainTemplate(ctx context.Context, p clonePlan) []string {
+	if p.ready {
+		return nil
+	}
+	lines := b.recorded(func(shown *volumes) {
+		_ = shown.lvm.Create(ctx, shown.templateOptions(p.template, p.size, p.tags))
+	})
+	lines = append(lines, "# copy "+p.path+" to "+b.node(p.template)+", which is then flushed")
+	return append(lines, b.recorded(func(shown *volumes) { _ = shown.finishTemplate(ctx, Copy{Name: p.template}) })...)
+}
+
+func (b *volumes) explainClone(ctx context.Context, p clonePlan, d Disk, size int64) []string {
 	has := p.size
 	if report, err := b.report(ctx); err == nil {
 		has = report.VG.RoundUp(p.size)
 	}
-	if !p.ready {
-		lines = b.recorded(func(shown *volumes) {
-			_ = shown.lvm.Create(ctx, shown.templateOptions(p.template, p.size, p.tags))
-		})
-		lines = append(lines, "# copy "+p.path+" to "+b.node(p.template)+", which is then flushed")
-		lines = append(lines, b.recorded(func(shown *volumes) { _ = shown.finishTemplate(ctx, Copy{Name: p.template}) })...)
-	}
-	return append(lines, b.recorded(func(shown *volumes) {
+	return append(b.explainTemplate(ctx, p), b.recorded(func(shown *volumes) {
 		_ = shown.lvm.Snapshot(ctx, shown.snapshotOptions(p.template, d))
 		if size > has {
 			_ = shown.lvm.Extend(ctx, b.vg, d.CopyName(), sectors(size))

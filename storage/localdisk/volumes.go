@@ -66,7 +66,7 @@ func (b *volumes) describe(lv lvm.LV) Copy {
 	c := Copy{
 		State: Ready, UUID: lv.UUID, Name: lv.Name, Format: imagecheck.Raw, Home: lv.VG, HomeID: lv.VGUUID,
 		Path: b.node(lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
-		Active: lv.Active == nil || *lv.Active,
+		Active: lv.Active == nil || *lv.Active, Pool: lv.Pool,
 	}
 	if c.has(tagUpdating) {
 		c.State = Updating
@@ -79,6 +79,9 @@ func (b *volumes) describe(lv lvm.LV) Copy {
 	}
 	if validTemplate(lv.Origin) {
 		c.Origin = lv.Origin
+	}
+	if c.Format == imagecheck.QCOW2 && c.Origin == "" {
+		c.Origin = lowest(c) // to LVM the one has nothing to do with the other
 	}
 	if err := lv.Health(); err != nil {
 		c.Sick = failure.OneLine(err.Error())
@@ -95,18 +98,21 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 		return err
 	}
 	if b.pool == "" {
-		extent := max(1, report.VG.ExtentSize)
-		rounded := make([]int64, len(sizes))
-		for i, n := range sizes {
-			rounded[i] = (n + extent - 1) / extent * extent
-		}
-		return fits("vg "+b.vg, report.VG.Free-b.reserve, rounded, b.moreRoom())
+		return b.groupRoom(report.VG, sizes)
 	}
 	pool, err := b.findPool(report)
 	if err != nil {
 		return err
 	}
 	return b.poolRoom(pool)
+}
+
+func (b *volumes) groupRoom(vg lvm.VG, sizes []int64) error {
+	rounded := make([]int64, len(sizes))
+	for i, n := range sizes {
+		rounded[i] = vg.RoundUp(n)
+	}
+	return fits("vg "+b.vg, vg.Free-b.reserve, rounded, b.moreRoom())
 }
 
 // poolRoom is the room of the thin pool: it is lent more than once, so what
@@ -249,9 +255,12 @@ func (b *volumes) explain(ctx context.Context, a Action, d Disk, c Copy, size in
 		}
 	})
 	switch makes := a == Create || a == Replace || a == Retire; {
-	case makes && clone != nil:
+	case makes && clone != nil && !d.Template:
 		lines = append(lines, b.explainClone(ctx, *clone, d, size)...)
 	case makes:
+		if clone != nil {
+			lines, d.On = append(lines, b.explainTemplate(ctx, *clone)...), clone.template
+		}
 		lines = append(lines, b.recorded(func(shown *volumes) { _ = shown.lvm.Create(ctx, shown.createOptions(d, size)) })...)
 	}
 	return lines

@@ -20,18 +20,25 @@ import (
 type FlattenOptions struct {
 	// Chain is the image and what it lies on, top first; all of them are read as
 	// declared.
-	Chain    []imagecheck.Layer
-	Size     int64 // virtual size of the image, in bytes
+	Chain []imagecheck.Layer
+	Size  int64 // virtual size of the image, in bytes
+	// Only is what of the image is wanted, in order; nil is all of it.
+	Only     []Range
 	Rate     int64 // bytes per second; 0 is no limit
 	Progress progress.Func
 	Locks    []*os.File // inherited
 }
 
+// Range is a part of a virtual disk, in bytes.
+type Range struct{ Offset, Length int64 }
+
 // flattenChunk is how much is read in before it is flushed, flattenPiece how
-// much at once: what is zero all over one is not written.
+// much at once: what is zero all over one is not written. flattenReads bounds
+// how many reads one command line has.
 const (
 	flattenChunk = 64 << 20
 	flattenPiece = 1 << 20
+	flattenReads = 1024
 )
 
 // Flatten reads into the top image all that it takes from the layers below it.
@@ -66,46 +73,99 @@ type flatten struct {
 }
 
 func (f *flatten) run(ctx context.Context) error {
-	chunks := f.chunks()
+	wanted := f.wanted()
+	chunks := f.chunks(wanted)
 	has, err := f.allocated(ctx, chunks)
 	if err != nil {
 		return err
 	}
-	done := int64(0)
-	for i, c := range chunks {
-		if has[i] < c.bytes {
-			if err := f.read(ctx, c); err != nil {
+	total, done := sum(chunks), int64(0)
+	for len(chunks) > 0 {
+		n := f.batch(chunks)
+		batch := chunks[:n]
+		missing := sum(batch) - added(has[:n])
+		if missing > 0 {
+			if err := f.read(ctx, batch); err != nil {
 				return err
 			}
-			f.moved += c.bytes - has[i]
+			f.moved += missing
 		}
-		done += c.bytes
+		chunks, has = chunks[n:], has[n:]
+		done += sum(batch)
 		if f.o.Progress != nil {
-			f.o.Progress(done, f.o.Size)
+			f.o.Progress(done, total)
 		}
 		if err := f.pace(ctx); err != nil {
 			return err
 		}
 	}
-	if has, err = f.allocated(ctx, []chunk{{0, f.o.Size}}); err == nil && has[0] != f.o.Size {
-		return fmt.Errorf("it has %d bytes of %d after all was read", has[0], f.o.Size)
+	if has, err = f.allocated(ctx, wanted); err == nil && added(has) != total {
+		return fmt.Errorf("it has %d bytes of %d after all was read", added(has), total)
 	}
 	return err
 }
 
+// chunk is a part of the image that is read in, or not, as a whole.
 type chunk struct{ at, bytes int64 }
 
-// chunks divide the image. With a rate they are of a second at most.
-func (f *flatten) chunks() []chunk {
-	size := int64(flattenChunk)
-	if f.o.Rate > 0 {
-		size = min(size, max(1<<20, f.o.Rate/clusterBytes*clusterBytes))
+func sum(chunks []chunk) (n int64) {
+	for _, c := range chunks {
+		n += c.bytes
+	}
+	return n
+}
+
+func added(all []int64) (n int64) {
+	for _, b := range all {
+		n += b
+	}
+	return n
+}
+
+func (f *flatten) wanted() []chunk {
+	if f.o.Only == nil {
+		return []chunk{{0, f.o.Size}}
 	}
 	var all []chunk
-	for at := int64(0); at < f.o.Size; at += size {
-		all = append(all, chunk{at, min(size, f.o.Size-at)})
+	for _, r := range f.o.Only {
+		if n := min(r.Length, f.o.Size-r.Offset); n > 0 {
+			all = append(all, chunk{r.Offset, n})
+		}
 	}
 	return all
+}
+
+// chunks divide what is wanted.
+func (f *flatten) chunks(wanted []chunk) []chunk {
+	size := f.most()
+	var all []chunk
+	for _, w := range wanted {
+		for at, end := w.at, w.at+w.bytes; at < end; at += size {
+			all = append(all, chunk{at, min(size, end-at)})
+		}
+	}
+	return all
+}
+
+// most is how much is read in at once. With a rate it is of a second at most.
+func (f *flatten) most() int64 {
+	if f.o.Rate > 0 {
+		return min(flattenChunk, max(1<<20, f.o.Rate/clusterBytes*clusterBytes))
+	}
+	return flattenChunk
+}
+
+// batch is how many of the next chunks one command reads.
+func (f *flatten) batch(chunks []chunk) int {
+	var bytes, reads int64
+	for i, c := range chunks {
+		bytes += c.bytes
+		reads += (c.bytes + flattenPiece - 1) / flattenPiece
+		if i > 0 && (bytes > f.most() || reads > flattenReads) {
+			return i
+		}
+	}
+	return len(chunks)
 }
 
 // read is the grammar:
@@ -113,10 +173,12 @@ func (f *flatten) chunks() []chunk {
 //	qemu-io -t CACHE -C -c 'read -q OFFSET BYTES' … -c flush IMAGE
 //
 // -C writes into the image what a read takes from below it.
-func (f *flatten) read(ctx context.Context, c chunk) error {
+func (f *flatten) read(ctx context.Context, chunks []chunk) error {
 	args := []string{"-t", f.cache, "-C"}
-	for at := c.at; at < c.at+c.bytes; at += flattenPiece {
-		args = append(args, "-c", fmt.Sprintf("read -q %d %d", at, min(flattenPiece, c.at+c.bytes-at)))
+	for _, c := range chunks {
+		for at := c.at; at < c.at+c.bytes; at += flattenPiece {
+			args = append(args, "-c", fmt.Sprintf("read -q %d %d", at, min(flattenPiece, c.at+c.bytes-at)))
+		}
 	}
 	args = append(args, "-c", "flush", f.image)
 	_, err := f.q.Run.Run(ctx, command.Cmd{Name: tool, Args: args, Files: f.o.Locks, User: f.q.User, Limits: copyLimits})

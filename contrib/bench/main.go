@@ -31,14 +31,15 @@ var parts = []part{
 	{"copy", "the copy engine beside qemu-img, nbdcopy and cp, on this machine's disk", copies},
 	{"ready", "start of a four-disk domain whose copies are ready, in the test guest", inGuest("guest-ready")},
 	{"fill", "fill of a thin volume from a qcow2 chain, in the test guest", inGuest("guest-fill")},
-	{"template", "copies of twenty domains with one base, beside one, in the test guest", inGuest("guest-template")},
+	{"template", "copies of twenty domains with one base, beside one, on this machine's disk", templatesOnFiles},
+	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
 }
 
 // guestParts are what the test guest runs of them.
 var guestParts = map[string]func(context.Context, io.Writer) error{
 	"guest-ready":    readyInGuest,
 	"guest-fill":     fillInGuest,
-	"guest-template": templateInGuest,
+	"guest-template": thinInGuest,
 }
 
 func main() {

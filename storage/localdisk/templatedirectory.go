@@ -4,8 +4,11 @@ package localdisk
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -39,11 +42,19 @@ func (b *directory) roomWithout(ctx context.Context, gone []Copy, sizes []int64)
 }
 
 // cloneless tries it, with files without a name: neither the type of a file
-// system nor its size tell.
+// system nor its size tell. A directory that is not there yet will be on the file
+// system of the one above it.
 func (b *directory) cloneless(context.Context) string {
+	dir := b.dir
+	for {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
 	var fds [2]int
 	for i := range fds {
-		fd, err := unix.Open(b.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 		if err != nil {
 			return fmt.Sprintf("dir %s: no file to try it in: %v", b.dir, err)
 		}

@@ -113,6 +113,16 @@ func TestSharedTemplateSurvivesACrashAtEveryPoint(t *testing.T) {
 	}
 }
 
+// The first copy of a host is a clone, too: there is no directory yet.
+func TestFirstCopySharesBlocks(t *testing.T) {
+	w := newShared(t)
+	t.Setenv("DISKHOOK_TEST_DIR", w.path("var/lib/diskhook/local/not/yet"))
+	w.started(w.disk())
+	if all := w.templates(); len(all) != 1 || all[0].Clones != 1 {
+		t.Errorf("templates %+v", all)
+	}
+}
+
 // A template goes where that makes enough room, and only there.
 func TestTemplatesAreNotRemovedForNothing(t *testing.T) {
 	const base, disk = 2 << 20, 3 << 20 // bytes

@@ -54,6 +54,8 @@ func TestParseRefuses(t *testing.T) {
 		"local=lvm,fill":                         {failure.Usage, "not an option"},
 		"local=lvm,fill=later":                   {failure.Usage, "fill=later"},
 		"local=lvm,fill=instant":                 {failure.Usage, "fill=instant"},
+		"local=lvm,template=overlay":             {failure.Usage, "template=overlay"},
+		"local=lvm,template=auto":                {failure.Usage, "template=auto"},
 		"local=lvm,on-stop=keep,on-stop=discard": {failure.Usage, "twice"},
 		"local=lvm,vg=other":                     {failure.Usage, "vg"},
 		"local=lvm,copy=abc":                     {failure.Usage, "copy"},

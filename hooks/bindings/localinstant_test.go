@@ -60,6 +60,8 @@ func TestRewriteForAnOverlay(t *testing.T) {
 		"files":   {"vda:local=dir,fill=instant", "type='raw' cache='writeback'", `<driver name='qemu' type='qcow2' cache='none' io='threads' error_policy='stop' rerror_policy='stop'/><source file=`},
 		"volumes": {"vda:local=lvm,fill=instant", "type='qcow2'", `type='qcow2' cache='none' io='native' error_policy='stop' rerror_policy='stop'/><source dev=`},
 		"told":    {"vda:local=dir,fill=instant", "type='raw' error_policy='report'", `<driver name='qemu' type='qcow2' error_policy='report' cache='none' io='threads'/><source file=`},
+		"shared":  {"vda:local=dir,template=overlay,fill=start", "type='raw'", `<driver name='qemu' type='qcow2' cache='none' io='threads'/><source file=`},
+		"linear":  {"vda:local=lvm,template=overlay,fill=now", "type='raw'", `<driver name='qemu' type='qcow2' cache='none' io='native'/><source dev=`},
 		"no":      {"vda:local=dir,fill=start", "type='raw'", `<driver name='qemu' type='raw' cache='none' io='threads'/><source file=`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,14 +84,47 @@ func TestRewriteForAnOverlay(t *testing.T) {
 			if !strings.Contains(text, "fill='"+fill+"'") && !strings.Contains(text, `fill="`+fill+`"`) {
 				t.Errorf("the metadata do not say fill=%s:\n%s", fill, text)
 			}
+			if on := strings.Contains(text, "template='overlay'"); on != strings.Contains(c.bind, "template=overlay") {
+				t.Errorf("the metadata say template=overlay: %v\n%s", on, text)
+			}
 		})
 	}
 }
 
 func TestInstantIsNotForVDSM(t *testing.T) {
-	_, err := Properties(func(name string) (string, bool) { return "local=dir,fill=instant", name == "diskhook" })
-	if failure.KindOf(err) != failure.Usage || !strings.Contains(failure.Line(err), "property diskhook: fill=instant is not for VMs of oVirt") || !strings.Contains(failure.HintOf(err), "diskhook local prestage") {
-		t.Errorf("%v", err)
+	for _, option := range []string{"fill=instant", "template=overlay"} {
+		_, err := Properties(func(name string) (string, bool) { return "local=dir," + option, name == "diskhook" })
+		name, _, _ := strings.Cut(option, "=")
+		if failure.KindOf(err) != failure.Usage || !strings.Contains(failure.Line(err), "property diskhook: "+option+" is not for VMs of oVirt") || !strings.Contains(failure.HintOf(err), "leave "+name+" out of the property") || !strings.Contains(failure.HintOf(err), "diskhook local prestage") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// A disk that is bound stays as it is: how its copy shares its base is part of
+// that, whether or not anything was said of it.
+func TestBoundDiskKeepsItsTemplate(t *testing.T) {
+	h := instantHost(t)
+	disk := fmt.Sprintf("<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='%s/images/a'/><target dev='vda'/></disk>", h.Layout.Root)
+	for _, c := range []struct {
+		bound, again string
+		differs      bool
+	}{
+		{"vda:local=dir", "vda:local=dir", false},
+		{"vda:local=dir", "vda:local=dir,template=none", false},
+		{"vda:local=dir", "vda:local=dir,template=overlay", true},
+		{"vda:local=dir,template=overlay", "vda:local=dir", false},
+		{"vda:local=dir,template=overlay", "vda:local=dir,template=overlay", false},
+		{"vda:local=dir,template=overlay", "vda:local=dir,template=none", true},
+	} {
+		r, err := h.Rewrite(instantDomain(t, disk), parsed(t, c.bound))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.Rewrite(r.After, parsed(t, c.again))
+		if (failure.KindOf(err) == failure.Conflict) != c.differs || !c.differs && err != nil || c.differs && !strings.Contains(failure.Line(err), "template differs") {
+			t.Errorf("%s, then %s: %v", c.bound, c.again, err)
+		}
 	}
 }
 
@@ -123,6 +158,9 @@ func TestOverlayThatIsCutOff(t *testing.T) {
 		"another":                 {`,"overlay":{}`, strings.ReplaceAll(source, "images/a", "images/b"), true},
 		"cut off, but settled":    {`,"overlay":{"settled":"2026-01-02T03:04:05Z"}`, "<backingStore/>", false},
 		"cut off, but no overlay": {"", "<backingStore/>", false},
+		"cut off a template":      {`,"overlay":{"settled":"2026-01-02T03:04:05Z","template":{"name":"t","copy":"c","path":"/t.raw"}}`, "<backingStore/>", true},
+		"on another template":     {`,"overlay":{"settled":"2026-01-02T03:04:05Z","template":{"name":"t","copy":"c","path":"/t.raw"}}`, source, true},
+		"on its template":         {`,"overlay":{"settled":"2026-01-02T03:04:05Z","template":{"name":"t","copy":"c","path":"/t.raw"}}`, "", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			receipt(c.overlay)

@@ -38,7 +38,17 @@
 // Disks that were made from one template have the lowest image of their chains
 // in common. Where clones are cheap it is copied once, into a template that no
 // domain ever gets, and the copies are clones of it that get their own images
-// only; see template.go.
+// only; see template.go. Elsewhere they can lie on it; see templateoverlay.go.
+//
+// A base on a block device has no template. That it was written to shows in its
+// data alone, and to read all of it before each copy, for a digest, costs what a
+// copy of it does: it is what the storage sends that takes the time. Nor do ids
+// tell. VDSM never writes to the volume of a template, the id of which is used
+// for nothing else; but that a volume is one is said only by its tags in the
+// volume group of the storage domain, or by the metadata there, and diskhook
+// runs no LVM command on a shared group: a start would wait for storage that
+// hangs, with rights that vdsm does not have. And an array that was rolled back
+// keeps all ids.
 //
 // # Who does what
 //

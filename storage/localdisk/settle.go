@@ -131,7 +131,8 @@ func (t *Settling) Copy(ctx context.Context) (Copy, error) {
 
 // whatItSays is the copy that a receipt says is the disk, and no other.
 func (t *Settling) whatItSays(ctx context.Context, r *Receipt) (Copy, error) {
-	c, err := t.service.copyOf(ctx, *r)
+	o, err := t.service.foundBy(ctx, *r)
+	c := o.Copy
 	switch {
 	case err != nil:
 		return c, err
@@ -142,7 +143,7 @@ func (t *Settling) whatItSays(ctx context.Context, r *Receipt) (Copy, error) {
 	case c.UUID != r.Copy:
 		return c, foreign(Observed{Disk: t.Disk, Copy: c, Receipt: r})
 	}
-	return c, nil
+	return c, o.Below
 }
 
 // Whole says whether the overlay lies on nothing any more, by its header. That

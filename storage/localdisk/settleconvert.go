@@ -50,7 +50,11 @@ func (p *Pivoting) convert(ctx context.Context, r *Receipt, held *lock.Lock, rat
 		return fmt.Errorf("%s: %w", c, ErrOpen)
 	}
 	p.Receipt = *r
-	if err := b.activate(ctx, []Copy{c}); err != nil {
+	o, err := s.foundBy(ctx, *r)
+	if err != nil {
+		return err
+	}
+	if err := b.activate(ctx, o.nodes()); err != nil {
 		return err
 	}
 	defer s.deactivateIdle(&group{backend: b, copies: []Copy{c}})
@@ -105,13 +109,13 @@ func (p *Pivoting) fill(ctx context.Context, r *Receipt, c, raw Copy, held *lock
 	return err
 }
 
-// open opens the overlay, which is ours, and what lies below it, which must lie
-// where sources may.
+// open opens the overlay and its template, which are ours, and a source below it,
+// which must lie where sources may.
 func (p *Pivoting) open(ctx context.Context, r *Receipt, c Copy) (*imagecheck.Opened, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	allowed := func(path string) (string, error) {
-		if path == c.Path {
+		if path == c.Path || r.OnTemplate() && path == r.Overlay.Template.Path {
 			return filepath.EvalSymlinks(path)
 		}
 		return p.service.Config.Paths.Allowed(path)

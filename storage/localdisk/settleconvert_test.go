@@ -41,7 +41,7 @@ func toRaw() (err error) {
 }
 
 // becomesRaw is what libvirt's definition says from then on.
-func (w *world) becomesRaw() { w.instant = false }
+func (w *world) becomesRaw() { w.instant, w.lying = false, false }
 
 // isRaw fails unless the disk is raw, with that content, and nothing else is left.
 func (w *world) isRaw(content string) {

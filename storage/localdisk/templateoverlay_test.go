@@ -284,6 +284,22 @@ func TestExportOfAnOverlayOnATemplate(t *testing.T) {
 	})
 }
 
+// Made raw, a disk needs its template no more, and that may go.
+func TestOverlayOnATemplateBecomesRaw(t *testing.T) {
+	eachPlain(t, func(t *testing.T, backend string) {
+		w := newLying(t, backend)
+		w.starts()
+		after := w.writes()
+		w.reboot()
+		w.away()
+		must(t, w.process("raw"))
+		w.isRaw(after)
+		if got := w.theTemplate(); got.Clones != 0 || got.Lying != 0 {
+			t.Errorf("template %+v", got)
+		}
+	})
+}
+
 // What is recreated lies on the same template.
 func TestRecreateAnOverlayOnATemplate(t *testing.T) {
 	eachPlain(t, func(t *testing.T, backend string) {

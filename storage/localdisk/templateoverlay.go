@@ -68,7 +68,7 @@ func unlikeTemplate(o Observed) error {
 		return nil
 	}
 	ref, t := r.Overlay.Template, o.Template
-	what := ""
+	var what string
 	switch {
 	case t.State == Absent:
 		what = "is gone"

@@ -95,7 +95,7 @@ func (s *Service) Undefine(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	if _, err := os.Stat(s.definitionPath(id)); err != nil {
-		return s.notDefined(id, err)
+		return fmt.Errorf("volume %s: %w", id, s.notDefined(id, err))
 	}
 	if row, err := s.row(ctx, id); err != nil {
 		return err
@@ -115,9 +115,9 @@ func (s *Service) Undefine(ctx context.Context, id string) error {
 
 func (s *Service) notDefined(id string, err error) error {
 	if !errors.Is(err, fs.ErrNotExist) {
-		return failure.Hint(failure.Wrap(failure.Precondition, fmt.Errorf("volume %s: %w", id, err)), "run this as root")
+		return failure.Hint(failure.Wrap(failure.Precondition, err), "run this as root")
 	}
-	err = failure.New(failure.NotFound, "volume %s: not defined on this host", id)
+	err = failure.New(failure.NotFound, "not defined on this host")
 	return failure.Hint(err, "run `diskhook volume define %s --connection-info FILE`", id)
 }
 

@@ -43,7 +43,8 @@
 //
 // # What has run
 //
-// iscsiadm 2.1.8 has read records of nodes that were written here. All else is
+// iscsiadm 2.1.8 has made records of nodes, read what is written into them here,
+// and failed at damaged ones as the tests have it. All else is
 // tested against programs that pose as iscsiadm, multipath, nvme, rbd and
 // mount over a tree that poses as sysfs, made from their documentation and the
 // kernel's; none of it has met real storage yet: no iSCSI login, no

@@ -277,6 +277,30 @@ func TestRowsOfAnEarlierBoot(t *testing.T) {
 	}
 }
 
+// A device that is there after every boot, such as LINSTOR's, is attached
+// anew: its row does not stand in the way.
+func TestLocalDeviceAfterABoot(t *testing.T) {
+	h := newHome(t)
+	appear := func() {
+		must(t, os.MkdirAll(h.Dir+"/sys/class/block/drbd1", 0o755))
+		must(t, os.WriteFile(h.Dir+"/sys/class/block/drbd1/size", []byte("8\n"), 0o600))
+		must(t, os.WriteFile(h.Dir+"/dev/drbd1", nil, 0o600))
+	}
+	const local = `{"driver_volume_type":"local","data":{"device_path":"/dev/drbd1"}}`
+	appear()
+	_, err := h.attach("v1", local)
+	must(t, err)
+	_, err = h.attach("v1", local)
+	coded(t, err, managed.AlreadyAttached)
+	must(t, h.Reboot())
+	appear()
+	_, err = h.attach("v1", local)
+	must(t, err)
+	if got := h.path("v1"); got != "/dev/drbd1" {
+		t.Error(got)
+	}
+}
+
 // Another connection after the boot: what the first left on disk goes.
 func TestAnotherConnectionAfterABoot(t *testing.T) {
 	h := newHome(t)

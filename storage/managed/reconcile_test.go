@@ -80,13 +80,17 @@ func TestReconcile(t *testing.T) {
 			must(h.t, os.Symlink("/dev/sda", h.Link("v1")))
 		}}, &managed.Finding{Problem: managed.StrayLink, Action: "remove link"}, gone},
 		"a claim without a volume": {[]func(*home){func(h *home) {
-			h.row(func(tx *database.Tx) error { return tx.SetClaim(database.Claim{Volume: "v1", Domain: domain, Boot: h.boot()}) })
+			h.row(func(tx *database.Tx) error {
+				return tx.SetClaim(database.Claim{Volume: "v1", Domain: domain, Boot: h.boot()})
+			})
 		}}, &managed.Finding{Problem: managed.StrayClaim, Action: "remove claim"}, gone},
 		"another device": {[]func(*home){attached(nvme, domain), func(h *home) {
 			must(h.t, os.WriteFile(h.Dir+"/sys/class/block/nvme0n1/wwid", []byte("uuid.other"), 0o600))
 		}}, &managed.Finding{Problem: managed.OtherDevice}, stays},
 		"a row that nobody understands": {[]func(*home){func(h *home) {
-			h.row(func(tx *database.Tx) error { return tx.Record("v1", []byte(`{"driver_volume_type":"storpool","data":{}}`), "") })
+			h.row(func(tx *database.Tx) error {
+				return tx.Record("v1", []byte(`{"driver_volume_type":"storpool","data":{}}`), "")
+			})
 		}}, &managed.Finding{Problem: managed.BadRow}, stays},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -57,7 +57,7 @@ func (s *Service) ConnectorInfo(ctx context.Context) (connector.Properties, erro
 
 // lockVolume keeps others away from one volume until unlock is called.
 func (s *Service) lockVolume(ctx context.Context, id string) (unlock func(), err error) {
-	return s.locks(ctx, "volume "+id, volumeLock(id))
+	return s.locks(ctx, volumeLock(id))
 }
 
 func volumeLock(id string) string { return "managed-volume-" + id }
@@ -74,10 +74,10 @@ func (s *Service) lockShared(ctx context.Context, c connector.Connector) (unlock
 		names = append(names, fmt.Sprintf("managed-shared-%02d", sha256.Sum256([]byte(what))[0]%buckets))
 	}
 	slices.Sort(names)
-	return s.locks(ctx, "what it shares with other volumes", slices.Compact(names)...)
+	return s.locks(ctx, slices.Compact(names)...)
 }
 
-func (s *Service) locks(ctx context.Context, what string, names ...string) (func(), error) {
+func (s *Service) locks(ctx context.Context, names ...string) (func(), error) {
 	if err := atomicfile.MkdirAll(s.Layout.Locks(), 0o755); err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (s *Service) locks(ctx context.Context, what string, names ...string) (func
 		l, err := lock.Acquire(ctx, s.Layout.Locks(), name)
 		if err != nil {
 			unlock()
-			return nil, fmt.Errorf("%s: %w", what, err)
+			return nil, err // it names the lock
 		}
 		held = append(held, l)
 	}

@@ -107,7 +107,7 @@ func TestConnectorsRun(t *testing.T) {
 			document: oneLUN,
 			set:      func(s *connectortest.Storage) { s.Multipathd = false },
 			attach: append(append([]string{"multipathd show status"}, login("10.0.0.5:3260")...),
-				"write /sys/class/scsi_host/host3/scan - - 1", "write /sys/bus/scsi/devices/3:0:0:1/rescan 1",
+				"write /sys/class/scsi_host/host3/scan 0 0 1", "write /sys/bus/scsi/devices/3:0:0:1/rescan 1",
 				"multipathd show status", "multipathd show status"),
 			detach: []string{"blockdev --flushbufs /dev/sda", "write /sys/bus/scsi/devices/3:0:0:1/delete 1",
 				"iscsiadm -m node -T iqn.2010-10.org.openstack:volume-1 -p 10.0.0.5:3260 --logout",
@@ -118,7 +118,7 @@ func TestConnectorsRun(t *testing.T) {
 			document: oneLUN,
 			attach: append(append(append([]string{"multipathd show status",
 				"iscsiadm -m discovery -t sendtargets -I default -p 10.0.0.5:3260 -o nonpersistent"}, login("10.0.0.5:3260")...), login("'[fd00::5]:3260'")...),
-				append([]string{"write /sys/class/scsi_host/host3/scan - - 1", "write /sys/class/scsi_host/host4/scan - - 1",
+				append([]string{"write /sys/class/scsi_host/host3/scan 0 0 1", "write /sys/class/scsi_host/host4/scan 0 0 1",
 					"write /sys/bus/scsi/devices/3:0:0:1/rescan 1", "write /sys/bus/scsi/devices/4:0:0:1/rescan 1"},
 					append(mapping, "multipathd add path sda", "multipathd add path sdb")...)...),
 			detach: append(append([]string{}, unmapping...), "write /sys/bus/scsi/devices/3:0:0:1/delete 1", "write /sys/bus/scsi/devices/4:0:0:1/delete 1",
@@ -130,7 +130,7 @@ func TestConnectorsRun(t *testing.T) {
 		"iscsi, two paths, a high lun": {
 			document: twoPaths,
 			attach: append(append(append([]string{"multipathd show status"}, login("10.0.0.5:3260")...), login("'[fd00::5]:3260'")...),
-				append([]string{"write /sys/class/scsi_host/host3/scan - - 16684", "write /sys/class/scsi_host/host4/scan - - 16684",
+				append([]string{"write /sys/class/scsi_host/host3/scan 0 0 16684", "write /sys/class/scsi_host/host4/scan 0 0 16684",
 					"write /sys/bus/scsi/devices/3:0:0:16684/rescan 1", "write /sys/bus/scsi/devices/4:0:0:16684/rescan 1"},
 					append(mapping, "multipathd add path sda", "multipathd add path sdb")...)...),
 			detach: append(append([]string{}, unmapping...), "write /sys/bus/scsi/devices/3:0:0:16684/delete 1", "write /sys/bus/scsi/devices/4:0:0:16684/delete 1",
@@ -551,5 +551,25 @@ func TestProperties(t *testing.T) {
 	if p.Initiator != "iqn.1993-08.org.debian:01:abc" || !p.Multipath || !p.NVMeMultipath || p.IP != nil ||
 		!cmp.Equal(p.WWPNs, []string{"5001438000000005", "5001438000000006"}) {
 		t.Errorf("%+v", p)
+	}
+}
+
+// A record that a power cut damaged, which iscsiadm can neither use nor delete.
+func TestDamagedRecord(t *testing.T) {
+	w := world(t)
+	damage := func() {
+		dir := filepath.Join(w.Dir, "etc/iscsi/nodes/iqn.2010-10.org.openstack:volume-1")
+		must(t, os.MkdirAll(dir, 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "10.0.0.5,3260"), []byte("# BEGIN RECORD 2.1.8\nnode.na"), 0o600))
+	}
+	c := open(t, host(w), oneLUN)
+	damage()
+	a, err := c.Attach(t.Context())
+	must(t, err)
+	must(t, c.Detach(t.Context(), a, nil))
+	damage()
+	must(t, c.Detach(t.Context(), connector.Attachment{}, nil))
+	if left := w.Left(); left != nil {
+		t.Errorf("left: %v", left)
 	}
 }

@@ -242,7 +242,7 @@ func (c *iscsi) connect(ctx context.Context, targets []iscsiTarget, password str
 func (c *iscsi) scan(all []connected) error {
 	var failed []error
 	for _, one := range all {
-		if err := c.host.scan(one.session.host, "-", "-", one.lun); err != nil {
+		if err := c.host.scan(one.session.host, channelOf(one.session), one.session.target, one.lun); err != nil {
 			failed = append(failed, err)
 		}
 	}
@@ -250,6 +250,14 @@ func (c *iscsi) scan(all []connected) error {
 		return errors.Join(failed...)
 	}
 	return nil
+}
+
+// channelOf is 0 where the target is known: iSCSI has no other.
+func channelOf(s iscsiSession) string {
+	if s.target == "-" {
+		return "-"
+	}
+	return "0"
 }
 
 // patient looks for the devices: it waits for all paths for a while, then
@@ -325,6 +333,10 @@ func (c *iscsi) forget(ctx context.Context, kept []iscsiSession) error {
 		if err := c.host.iscsiadm(ctx, iscsiNoRecords, append(args, "--op", "delete")...); err != nil {
 			return fmt.Errorf("target %s: forget: %w", t.iqn, err)
 		}
+		if err := c.host.dropRecord(t); err != nil {
+			return fmt.Errorf("target %s: forget: %w", t.iqn, err)
+		}
+		c.host.dropTarget(t.iqn)
 		if err := failpoint.Hit("iscsi.forgotten"); err != nil {
 			return err
 		}

@@ -53,6 +53,7 @@ func parsePortal(text string) (portal, error) {
 type iscsiSession struct {
 	id     string // N of /sys/class/iscsi_session/sessionN
 	host   uint64 // SCSI host
+	target string // SCSI target on that host, or "-"
 	iqn    string
 	portal portal
 }
@@ -73,6 +74,12 @@ func (h *Host) iscsiSessions() []iscsiSession {
 			continue // it is coming or going
 		}
 		s.portal = p
+		// A host of an offload card has several sessions; each is a target.
+		if s.target = "-"; attr(dir, "target_id") != "" {
+			if id, err := strconv.ParseInt(attr(dir, "target_id"), 10, 32); err == nil && id >= 0 {
+				s.target = strconv.FormatInt(id, 10)
+			}
+		}
 		for _, element := range strings.Split(resolved, "/") {
 			if n, ok := strings.CutPrefix(element, "host"); ok {
 				if number, err := strconv.ParseUint(n, 10, 32); err == nil {
@@ -115,6 +122,11 @@ func (c *iscsi) session(ctx context.Context, t iscsiTarget, password string) (*i
 			return fmt.Errorf("target %s at %s: %w", t.iqn, t.portal, err)
 		}
 		return nil
+	}
+	// A record that is there is of a session that is no more. iscsiadm would
+	// keep a password of then, and fail at one that a power cut damaged.
+	if err := c.host.dropRecord(t); err != nil {
+		return nil, err
 	}
 	if err := run(0, "--interface", "default", "--op", "new"); err != nil {
 		return nil, err
@@ -194,13 +206,66 @@ func (h *Host) chap(t iscsiTarget, username, password string) error {
 	if !strings.Contains(strings.Join(lines, "\n"), "authmethod = CHAP") {
 		return failure.New(failure.Precondition, "%s: not a record that this program knows how to write", record)
 	}
-	return atomicfile.Write(record, []byte(strings.Join(lines, "\n")+"\n"), 0o600)
+	return h.replaceRecord(t, record, strings.Join(lines, "\n")+"\n")
 }
 
-// nodeRecord finds the record; distributions keep them in either place.
+// replaceRecord puts text in the place of a record. iscsiadm takes every file
+// next to records for one, and gives up on one that is not whole: the draft
+// lies above that directory, and is on the disk before it gets its place.
+func (h *Host) replaceRecord(t iscsiTarget, record, text string) error {
+	draft := h.recordDraft(record, t)
+	f, err := os.OpenFile(draft, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if err := failure.Full(errors.Join(err, f.Sync(), f.Close())); err != nil {
+		return fmt.Errorf("%s: write: %w", draft, err)
+	}
+	if err := failpoint.Hit("iscsi.drafted"); err != nil {
+		return err
+	}
+	if err := os.Rename(draft, record); err != nil {
+		return err
+	}
+	return atomicfile.Sync(filepath.Dir(record))
+}
+
+// recordDraft is always the same for a target, so that one that a crash left
+// is found.
+func (h *Host) recordDraft(record string, t iscsiTarget) string {
+	top, _, _ := strings.Cut(record, "/nodes/"+t.iqn+"/")
+	return filepath.Join(top, ".diskhook-"+t.iqn+","+t.portal.host+","+t.portal.port)
+}
+
+// dropRecord removes what a crash can have left of a record, and iscsiadm
+// neither reads nor deletes.
+func (h *Host) dropRecord(t iscsiTarget) error {
+	for _, nodes := range recordPlaces() {
+		base := h.at(nodes, t.iqn, t.portal.host+","+t.portal.port)
+		for _, path := range append([]string{base, h.recordDraft(base, t)}, h.glob(filepath.Join(nodes, t.iqn, t.portal.host+","+t.portal.port+",*"))...) {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// dropTarget removes the target's directory where no record is left in it.
+// Nobody may be making one.
+func (h *Host) dropTarget(iqn string) {
+	for _, nodes := range recordPlaces() {
+		_ = os.Remove(h.at(nodes, iqn)) // it may have records for other portals
+	}
+}
+
+// recordPlaces are where distributions keep the records.
+func recordPlaces() []string { return []string{"etc/iscsi/nodes", "var/lib/iscsi/nodes"} }
+
+// nodeRecord finds the record.
 func (h *Host) nodeRecord(t iscsiTarget) (string, error) {
-	for _, nodes := range []string{"etc/iscsi/nodes", "var/lib/iscsi/nodes"} {
-		// A bracket would begin a class in a pattern; there is none in a name.
+	for _, nodes := range recordPlaces() {
 		base := h.at(nodes, t.iqn, t.portal.host+","+t.portal.port)
 		for _, path := range append([]string{base}, h.glob(filepath.Join(nodes, t.iqn, t.portal.host+","+t.portal.port+",*", "default"))...) {
 			st, err := os.Lstat(path)

@@ -171,6 +171,10 @@ func (h *Host) single(p scsiPath, id string) (Attachment, error) {
 // that nobody has any of them open.
 func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID string) error {
 	maps := h.mapsOver(paths, multipathID)
+	var wwids []string
+	for _, dm := range maps {
+		wwids = append(wwids, strings.TrimPrefix(attr(h.at("sys/class/block", dm), "dm/uuid"), mapPrefix))
+	}
 	for _, dm := range maps {
 		if err := h.unused(h.at("dev", dm)); err != nil {
 			return err
@@ -198,6 +202,14 @@ func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID str
 		}
 		if err := failpoint.Hit("scsi.deleted"); err != nil {
 			return err
+		}
+	}
+	// As long as there were paths, multipathd may have made a map anew.
+	for _, wwid := range wwids {
+		for _, dm := range h.mapsOver(nil, wwid) {
+			if err := h.flushMap(ctx, dm); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

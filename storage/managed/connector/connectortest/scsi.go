@@ -48,7 +48,12 @@ func iscsiadm(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	record := filepath.Join("etc/iscsi/nodes", iqn, host+","+port)
 	_, login := f["--login"]
 	_, logout := f["--logout"]
+	damaged := w.has(record) && !strings.Contains(w.attr(record), "# END RECORD")
 	switch op := f["--op"]; {
+	case op == "new" && damaged:
+		return "", "iscsiadm: Error while adding record: encountered iSCSI database failure", 6
+	case damaged:
+		return "", "iscsiadm: No records found", 21
 	case op == "new":
 		must(w.write(record, "# BEGIN RECORD 2.1.8\nnode.name = "+iqn+"\nnode.session.auth.authmethod = None\n# END RECORD"))
 	case op == "delete" && portal == "":
@@ -100,7 +105,7 @@ func (w *World) login(s *Storage, iqn, portal, record string) (string, string, i
 	}
 	host, port, _ := net.SplitHostPort(portal)
 	base := fmt.Sprintf("sys/devices/platform/host%d/session%d/iscsi_session/session%d", id+2, id, id)
-	must(w.write(base+"/targetname", iqn))
+	must(errors.Join(w.write(base+"/targetname", iqn), w.write(base+"/target_id", "0")))
 	w.symlink(base, fmt.Sprintf("sys/class/iscsi_session/session%d", id))
 	c := fmt.Sprintf("sys/class/iscsi_connection/connection%d:0/", id)
 	must(w.write(c+"persistent_address", host))

@@ -187,7 +187,7 @@ func (w *World) Forget() {
 func (w *World) Left() []string {
 	var left []string
 	for _, pattern := range []string{"sys/class/block/*", "sys/class/iscsi_session/*", "sys/bus/scsi/devices/*", "sys/class/nvme/*",
-		"sys/bus/rbd/devices/*", "dev/mapper/*", "etc/iscsi/nodes/*/*", "run/diskhook/managed/*", "run/diskhook/mounts/*", "run/diskhook/volumes/*"} {
+		"sys/bus/rbd/devices/*", "dev/mapper/*", "etc/iscsi/nodes/*", "etc/iscsi/.*", "run/diskhook/managed/*", "run/diskhook/mounts/*", "run/diskhook/volumes/*"} {
 		found, _ := filepath.Glob(w.at(pattern))
 		for _, path := range found {
 			left = append(left, w.rel(path))

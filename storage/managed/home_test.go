@@ -133,7 +133,11 @@ func (h *home) path(id string) string {
 
 // The test binary also is a process that can be killed: a verb, the world's
 // directory, a volume, and for attach a domain.
+// It also is each program that connectors run.
 func TestMain(m *testing.M) {
+	if connectortest.IsProgram(os.Args[0]) {
+		os.Exit(connectortest.Main(os.Args))
+	}
 	if len(os.Args) > 4 && os.Args[1] == "managed" {
 		w, err := connectortest.New(os.Args[3])
 		if err == nil {

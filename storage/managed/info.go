@@ -5,14 +5,16 @@ package managed
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
+	"diskhook/storage/command"
 	"diskhook/storage/managed/connector"
 	"diskhook/storage/managed/database"
 )
 
 // Info describes a volume that is in the database, with VDSM's names. Exists
 // is there when a path is, and says whether that leads anywhere now. Secrets
-// in the connection are masked.
+// in the connection are masked. Storage that does not answer does not exist.
 type Info struct {
 	ID         string          `json:"vol_id"`
 	Connection json.RawMessage `json:"connection_info"`
@@ -40,7 +42,7 @@ func (s *Service) VolumesInfo(ctx context.Context, ids ...string) ([]Info, error
 		}
 		all[i].Attachment = connector.Redact(row.Attachment)
 		exists, err := here(ctx, row.Path)
-		if err != nil {
+		if err != nil && (!errors.Is(err, command.ErrNoAnswer) || ctx.Err() != nil) {
 			return nil, err
 		}
 		all[i].Exists = &exists

@@ -30,6 +30,7 @@ const (
 	StrayClaim   Problem = "there is a claim, and no such volume"  // the claim goes
 	OtherDevice  Problem = "its device is another volume"          // reported
 	BadRow       Problem = "its connection can not be understood"  // reported
+	NoAnswer     Problem = "its storage does not answer"           // reported
 	VanishedUsed Problem = "its device has vanished under a guest" // reported
 )
 
@@ -140,6 +141,8 @@ func (s *Service) judge(ctx context.Context, row database.Volume, boot string, u
 	}
 	there, err := here(ctx, row.Path)
 	switch {
+	case errors.Is(err, command.ErrNoAnswer) && ctx.Err() == nil:
+		return NoAnswer, "", nil
 	case err != nil:
 		return "", "", err
 	case !there && used:

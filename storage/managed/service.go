@@ -125,11 +125,17 @@ func (s *Service) row(ctx context.Context, id string) (*database.Volume, error) 
 	return &rows[0], nil
 }
 
-// here says whether the path leads somewhere. A dead server may never answer.
+// lookTime is how long storage may take to say whether a path leads somewhere.
+const lookTime = 10 * time.Second
+
+// here says whether the path leads somewhere. A dead server may never answer;
+// that is command.ErrNoAnswer.
 func here(ctx context.Context, path string) (bool, error) {
 	if path == "" {
 		return false, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
 	return command.Abandon(ctx, func() (bool, error) {
 		_, err := os.Stat(path)
 		return err == nil, nil

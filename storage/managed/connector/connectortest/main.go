@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connectortest
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"diskhook/storage/command"
+)
+
+// Install makes dir a place where each program is exe, which has to call Main
+// by the name that it was started with.
+func Install(dir, exe string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name := range tools() {
+		if err := os.Symlink(exe, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// IsProgram says whether a process was started as one of the programs.
+func IsProgram(argv0 string) bool {
+	return slices.Contains(slices.Collect(maps.Keys(tools())), filepath.Base(argv0))
+}
+
+// Main is a program as a process of its own, in the world at DISKHOOK_ROOT. It
+// adds its command line to the file argv there.
+func Main(argv []string) int {
+	w, err := New(os.Getenv("DISKHOOK_ROOT"))
+	must(err)
+	s, err := w.storage()
+	must(err)
+	cmd := command.Cmd{Name: filepath.Base(argv[0]), Args: argv[1:]}
+	log, err := os.OpenFile(w.at("argv"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	must(err)
+	fmt.Fprintln(log, cmd.String())
+	must(log.Close())
+	stdout, stderr, code := tools()[cmd.Name](w, &s, cmd)
+	fmt.Fprint(os.Stdout, stdout)
+	fmt.Fprint(os.Stderr, stderr)
+	return code
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -103,17 +104,27 @@ type resumer struct {
 	log     *slog.Logger
 }
 
-// Resume waits while libvirt is busy with a start: its hook is who started us.
+// Resume asks as long as ctx lets it, ever less often: QEMU may find out that its
+// server was away only after that is back, and a guest that was resumed may be
+// paused again by a request that met the old connection. The first time it
+// waits while libvirt is busy with a start, whose hook started us.
 func (r resumer) Resume(ctx context.Context, set string) error {
 	use, err := r.sets.Claim(set)
 	if err != nil || r.libvirt.URI == "" {
 		return err
 	}
-	answer, err := r.libvirt.ResumeIO(ctx, use.Domain, use.Target)
-	if err == nil {
-		r.log.Info("guest of the set", "set", set, "domain", use.Domain, "resumed", answer.Resumed, "state", answer.State, "why", answer.Why)
+	for wait := time.Second; ; wait *= 2 {
+		answer, err := r.libvirt.ResumeIO(ctx, use.Domain, use.Target)
+		r.log.Info("guest of the set", "set", set, "domain", use.Domain, "resumed", answer.Resumed, "state", answer.State, "why", answer.Why, "err", err)
+		if answer.Resumed {
+			wait = time.Second / 2 // its first request may still meet the old connection
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
 	}
-	return err
 }
 
 // setSteps prints or does what a verb on a set is about to do. No steps is

@@ -135,6 +135,11 @@ func busySector() []byte {
 // it, sees no error, and writes on; no replica is left behind.
 func TestQuorumDaemonKilled(t *testing.T) {
 	d := replicated(t, "killed", busySector())
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(try(t, "virsh", "domstate", "--reason", d.uuid), "\n", try(t, "tail", "-n", "20", "/run/diskhook/hook.log"))
+		}
+	})
 	d.start()
 	count := func() uint16 {
 		b, err := os.ReadFile(d.replicas()[0])

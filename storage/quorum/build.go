@@ -36,7 +36,7 @@ type Building struct {
 	// Adopt takes images that exist as they are, their backing files with
 	// them, once they are found to be equal. There is no From then.
 	Adopt    bool
-	Progress progress.Func // of all replicas together
+	Progress progress.Func `json:"-"` // of all replicas together
 }
 
 // Build makes a replica set: it writes the definition, with what it is about to

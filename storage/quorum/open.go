@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -49,6 +50,9 @@ func (s *Service) open(ctx context.Context, id string, tree *Node, held ...*os.F
 	monitor, stdin := io.Pipe()
 	o := &opened{id: id, ended: make(chan error, 1), cancel: cancel, quit: func() { go writeQuit(stdin) }}
 	go func() {
+		// "We" is the thread that forked: it must not end before the daemon.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
 		_, err := s.Run.Run(ctx, command.Cmd{
 			Name: "setpriv", Args: append([]string{"--pdeathsig", "TERM", "--", s.daemon()}, daemonArgs(id, text, !tree.ReadOnly)...),
 			Stdin: monitor, Files: append([]*os.File{listener}, held...),

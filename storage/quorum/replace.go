@@ -21,7 +21,7 @@ type Replacing struct {
 	Old       string        // id
 	New       Layer         // as of Building.Replicas
 	Overwrite bool          // what lies in New may go
-	Progress  progress.Func // of New
+	Progress  progress.Func `json:"-"` // of New
 }
 
 // Replace takes a replica out of a set that nobody uses and brings in another,

@@ -20,7 +20,7 @@ type Resyncing struct {
 	// From is the replica to believe, whatever the others say; "" is the
 	// majority of those with the newest generation.
 	From     string
-	Progress progress.Func
+	Progress progress.Func `json:"-"`
 }
 
 // Resync makes all replicas equal that are there, of a set that nobody uses,

@@ -56,6 +56,7 @@ type side struct {
 	zero bool    // as known up to end
 	end  int64   // of the extent that it is in
 	fix  []Range // of the chunk: what is to be written
+	bad  []bool  // by block of the chunk: it cannot be read
 }
 
 func newWalk(size int64, need int) *walk { return &walk{size: size, need: need} }
@@ -149,16 +150,36 @@ func (s *side) look(off, size int64) error {
 	return nil
 }
 
-// fetch fills the buffer with [off, off+n).
+// fetch fills the buffer with [off, off+n). What a disk cannot read does not
+// vote, and differs from whatever does.
 func (s *side) fetch(off, n int64) error {
-	s.buf = s.buf[:n]
+	s.buf, s.bad = s.buf[:n], s.bad[:0]
 	if s.zero && s.end >= off+n {
 		clear(s.buf)
 		return nil
 	}
 	_, err := s.ReadAt(s.buf, off)
-	return err
+	if !ioError(err) {
+		return err
+	}
+	for at := int64(0); at < n; at += blockBytes {
+		_, err := s.ReadAt(s.buf[at:min(at+blockBytes, n)], off+at)
+		if err != nil && !ioError(err) {
+			return err
+		}
+		s.bad = append(s.bad, err != nil)
+	}
+	return nil
 }
+
+// ioError says that the server answered, and that its image did not.
+func ioError(err error) bool {
+	var said *nbd.Error
+	return errors.As(err, &said)
+}
+
+// reads says whether the block at from of the chunk could be read.
+func (s *side) reads(from int64) bool { return len(s.bad) == 0 || !s.bad[from/blockBytes] }
 
 // vote compares the block [from, to) of the chunk at off.
 func (w *walk) vote(off, from, to int64) {
@@ -168,7 +189,7 @@ func (w *walk) vote(off, from, to int64) {
 		return
 	}
 	for _, s := range w.sides {
-		if bytes.Equal(s.buf[from:to], truth) {
+		if s.reads(from) && bytes.Equal(s.buf[from:to], truth) {
 			continue
 		}
 		s.differs.add(off+from, to-from)
@@ -187,12 +208,12 @@ func (w *walk) vote(off, from, to int64) {
 // majority is what enough voters have in a block, nil if too few agree.
 func (w *walk) majority(from, to int64) []byte {
 	for i, s := range w.sides {
-		if !s.votes {
+		if !s.votes || !s.reads(from) {
 			continue
 		}
 		agree := 1
 		for _, other := range w.sides[i+1:] {
-			if other.votes && bytes.Equal(s.buf[from:to], other.buf[from:to]) {
+			if other.votes && other.reads(from) && bytes.Equal(s.buf[from:to], other.buf[from:to]) {
 				agree++
 			}
 		}

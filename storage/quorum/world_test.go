@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -82,7 +83,9 @@ func (j job) run(ctx context.Context, s *quorum.Service) error {
 	case j.Replace != nil:
 		_, err = s.Replace(ctx, "db", *j.Replace)
 	case j.Remove != nil:
-		err = s.Remove(ctx, "db", *j.Remove)
+		if err = s.Remove(ctx, "db", *j.Remove); errors.Is(err, failure.NotFound) {
+			err = nil // it was gone already
+		}
 	}
 	return err
 }
@@ -246,9 +249,15 @@ func (w *world) verb(j job, env ...string) error {
 	w.Helper()
 	arg, err := json.Marshal(j)
 	must(w.T, err)
-	cmd := exec.Command(os.Args[0], "verb", string(arg))
+	cmd := exec.CommandContext(w.Context(), os.Args[0], "verb", string(arg))
 	cmd.Env = append(os.Environ(), env...)
+	// One that hangs says where.
+	late := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Signal(syscall.SIGQUIT) })
+	defer late.Stop()
 	out, err := cmd.CombinedOutput()
+	if bytes.Contains(out, []byte("SIGQUIT")) {
+		w.Fatalf("it hangs: %s", out)
+	}
 	if err != nil {
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 		err = fmt.Errorf("%w: %s", err, lines[len(lines)-1])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build testroot
+//go:build testroot && integration
 
 package quorum_test
 

@@ -267,6 +267,9 @@ func (h *history) out(d Decision, err error) error {
 	if len(d.Open) > 0 {
 		believe = d.Open[0]
 	}
+	if i := h.set.Intent; i != nil && i.Verb == verbResync && i.Replica != "" {
+		believe = i.Replica
+	}
 	command := fmt.Sprintf("`diskhook quorum resync --from %s %s`", believe, h.set.Name)
 	for _, l := range d.Left {
 		if h.seen[l.ID].Image != nil {

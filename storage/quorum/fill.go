@@ -52,7 +52,7 @@ func (s *Service) fillAll(ctx context.Context, set Set, report progress.Func, he
 
 // fill makes one replica's image, and its content that of the intent's source.
 func (s *Service) fill(ctx context.Context, set Set, r Replica, report progress.Func, held *os.File) error {
-	if err := s.begin(ctx, set, r); err != nil {
+	if err := s.begin(ctx, set, r, held); err != nil {
 		return err
 	}
 	source := set.Intent.Source
@@ -87,11 +87,11 @@ func (s *Service) fill(ctx context.Context, set Set, r Replica, report progress.
 }
 
 // begin marks a replica as not filled and makes its image. Both are idempotent.
-func (s *Service) begin(ctx context.Context, set Set, r Replica) error {
+func (s *Service) begin(ctx context.Context, set Set, r Replica, held *os.File) error {
 	if err := s.writeMark(ctx, set, r, Mark{Suspect: Unfilled}); err != nil {
 		return err
 	}
-	if err := s.makeImage(ctx, set, r); err != nil {
+	if err := s.makeImage(ctx, set, r, held); err != nil {
 		return err
 	}
 	return failpoint.Hit("quorum.made." + r.ID)
@@ -99,7 +99,7 @@ func (s *Service) begin(ctx context.Context, set Set, r Replica) error {
 
 // makeImage makes an image of the set's size unless it is there. What is in it
 // is of no concern: whoever fills it compares first.
-func (s *Service) makeImage(ctx context.Context, set Set, r Replica) error {
+func (s *Service) makeImage(ctx context.Context, set Set, r Replica, held *os.File) error {
 	top := r.Top()
 	if top.Type == NBD {
 		return nil
@@ -114,7 +114,7 @@ func (s *Service) makeImage(ctx context.Context, set Set, r Replica) error {
 	}
 	if top.Format == imagecheck.QCOW2 {
 		q := qemuimg.QemuImg{Run: s.Run}
-		if err := q.Create(ctx, top.Path, set.Size); err != nil {
+		if err := q.Create(ctx, top.Path, set.Size, held); err != nil {
 			return err
 		}
 		return flushNode(top.Path)

@@ -83,7 +83,7 @@ func (s *Set) ReplicaNode(r Replica, o Opening) (*Node, error) {
 		n := r.Chain[i].node(name, Opening{ReadOnly: o.ReadOnly || i > 0, Direct: o.Direct})
 		if r.Chain[i].Format == imagecheck.QCOW2 {
 			n.Backing = backing
-		} else if r.Chain[i].Type != File {
+		} else if i == 0 && r.Chain[i].Type != File {
 			n.Size = s.Size
 		}
 		if i == 0 {

@@ -18,6 +18,7 @@ import (
 
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagelock"
 	"diskhook/storage/nbd"
 )
 
@@ -25,121 +26,153 @@ import (
 // open, takes its image locks, and exports it to nobody but us.
 type opened struct {
 	*nbd.Conn
-	id     string
-	quit   func()
-	ended  chan error
-	cancel context.CancelFunc
+	id      string
+	sockets *sockets
+	ended   chan error
+	cancel  context.CancelFunc
 }
 
 // open starts a daemon for one node tree and connects to it. held are
 // descriptors that the daemon keeps open as long as it lives: the set's lock.
 //
-// The daemon must not outlive us, or the images would stay locked: setpriv(1)
-// has the kernel end it when we die.
+// The daemon must not outlive us, or the images would stay locked. setpriv(1)
+// has the kernel end it when we die; and if we die before it does, the daemon
+// finds nobody who listens for its monitor, and ends by itself.
 func (s *Service) open(ctx context.Context, id string, tree *Node, held ...*os.File) (*opened, error) {
 	text, err := tree.JSON()
 	if err != nil {
 		return nil, fmt.Errorf("replica %s: %w", id, err)
 	}
-	listener, dial, clean, err := listen()
+	sockets, err := listen()
 	if err != nil {
 		return nil, fmt.Errorf("replica %s: %w", id, err)
 	}
-	defer clean()
 	ctx, cancel := context.WithCancel(ctx)
-	monitor, stdin := io.Pipe()
-	o := &opened{id: id, ended: make(chan error, 1), cancel: cancel, quit: func() { go writeQuit(stdin) }}
+	o := &opened{id: id, sockets: sockets, ended: make(chan error, 1), cancel: cancel}
 	go func() {
 		// "We" is the thread that forked: it must not end before the daemon.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		_, err := s.Run.Run(ctx, command.Cmd{
-			Name: "setpriv", Args: append([]string{"--pdeathsig", "TERM", "--", s.daemon()}, daemonArgs(id, text, !tree.ReadOnly)...),
-			Stdin: monitor, Files: append([]*os.File{listener}, held...),
+			Name: "setpriv", Args: append([]string{"--pdeathsig", "TERM", "--", s.daemon()}, daemonArgs(sockets.monitor, id, text, !tree.ReadOnly)...),
+			Files: append([]*os.File{sockets.nbd}, held...),
 		})
-		_ = monitor.CloseWithError(io.ErrClosedPipe)
 		o.ended <- err
 		cancel() // which cuts the connection
 	}()
-	if o.Conn, err = dial(ctx, id); err != nil {
+	if o.Conn, err = nbd.Dial(ctx, "unix", sockets.export, id); err != nil {
 		return nil, o.failed(err)
 	}
 	return o, nil
 }
 
-// daemonArgs is qemu-storage-daemon(1)'s grammar. The listening socket is
-// descriptor 3; the monitor on its standard input is there to be told to quit.
-func daemonArgs(id, tree string, writable bool) []string {
+// daemonArgs is qemu-storage-daemon(1)'s grammar, which it follows in order: it
+// connects to the monitor before it opens anything. The socket that it listens
+// on is descriptor 3.
+func daemonArgs(monitor, id, tree string, writable bool) []string {
 	onOff := map[bool]string{true: "on", false: "off"}
 	return []string{
-		"--chardev", "stdio,id=monitor", "--monitor", "chardev=monitor",
+		"--chardev", "socket,id=monitor,path=" + monitor, "--monitor", "chardev=monitor",
 		"--blockdev", tree,
 		"--nbd-server", "addr.type=fd,addr.str=3,max-connections=1",
 		"--export", "type=nbd,id=export,node-name=" + id + ",name=" + id + ",writable=" + onOff[writable],
 	}
 }
 
-// writeQuit ends the daemon in an orderly way, which closes the images.
-func writeQuit(stdin *io.PipeWriter) {
-	_, _ = io.WriteString(stdin, `{"execute":"qmp_capabilities"}`+"\n"+`{"execute":"quit"}`+"\n")
-	_ = stdin.Close() // the runner waits for it
+// sockets are where a daemon and we meet, in a folder of their own.
+type sockets struct {
+	dir             string
+	export, monitor string   // paths
+	nbd             *os.File // listens at export: who connects waits for the daemon
+	listener        *net.UnixListener
+	daemon          chan net.Conn // its monitor, once it is there
 }
 
-// listen makes a socket in a folder of its own. A connection may be made before
-// the daemon accepts it. The names go as soon as it is made.
-func listen() (listener *os.File, dial func(context.Context, string) (*nbd.Conn, error), clean func(), err error) {
-	dir, err := os.MkdirTemp("", "diskhook-quorum-")
+func listen() (*sockets, error) {
+	dir, err := os.MkdirTemp("", "dh")
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	path := filepath.Join(dir, "nbd.sock")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	s := &sockets{dir: dir, export: filepath.Join(dir, "nbd"), monitor: filepath.Join(dir, "monitor"), daemon: make(chan net.Conn, 1)}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.export, Net: "unix"})
 	if err == nil {
 		l.SetUnlinkOnClose(false)
-		listener, err = l.File()
+		s.nbd, err = l.File()
 		_ = l.Close()
 	}
+	if err == nil {
+		s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Name: s.monitor, Net: "unix"})
+	}
 	if err != nil {
-		_ = os.RemoveAll(dir)
-		return nil, nil, nil, err
+		s.close()
+		return nil, err
 	}
-	dial = func(ctx context.Context, export string) (*nbd.Conn, error) {
-		return nbd.Dial(ctx, "unix", path, export)
+	go s.accept()
+	return s, nil
+}
+
+func (s *sockets) accept() {
+	conn, err := s.listener.Accept()
+	if err != nil {
+		return
 	}
-	clean = func() {
-		_ = listener.Close()
-		_ = os.RemoveAll(dir)
+	s.daemon <- conn
+	_, _ = io.Copy(io.Discard, conn)
+}
+
+// quit tells the daemon to end, in an orderly way that closes the images.
+func (s *sockets) quit() {
+	select {
+	case conn := <-s.daemon:
+		_, _ = io.WriteString(conn, `{"execute":"qmp_capabilities"}{"execute":"quit"}`)
+		s.daemon <- conn // for close
+	default: // it has not even begun
 	}
-	return listener, dial, clean, nil
+}
+
+func (s *sockets) close() {
+	if s.nbd != nil {
+		_ = s.nbd.Close()
+	}
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+	select {
+	case conn := <-s.daemon:
+		_ = conn.Close()
+	default:
+	}
+	_ = os.RemoveAll(s.dir)
 }
 
 // failed ends the daemon and says what it said, which tells more than that a
 // connection broke.
 func (o *opened) failed(err error) error {
-	o.quit()
-	select {
-	case said := <-o.ended:
-		if said != nil {
-			err = explainDaemon(said)
-		}
-	case <-time.After(daemonEnd):
+	if said := o.end(); said != nil {
+		err = explainDaemon(said)
 	}
-	o.cancel()
 	return fmt.Errorf("replica %s: %w", o.id, err)
+}
+
+// close ends the daemon. What was written was flushed by Flush, or is not.
+func (o *opened) close() {
+	o.Conn.Close()
+	_ = o.end()
 }
 
 // daemonEnd is how long a daemon may take to close its images.
 const daemonEnd = 10 * time.Second
 
-// close ends the daemon. What was written was flushed by Flush, or is not.
-func (o *opened) close() {
-	o.Conn.Close()
-	o.quit()
+// end has the daemon end, and kills it if it does not.
+func (o *opened) end() (said error) {
+	o.sockets.quit()
 	select {
-	case <-o.ended:
+	case said = <-o.ended:
 	case <-time.After(daemonEnd):
 	}
 	o.cancel()
+	o.sockets.close()
+	return said
 }
 
 // explainDaemon gives what the daemon says its kind.
@@ -160,6 +193,9 @@ func explainDaemon(err error) error {
 
 // openReplica opens one replica of a set.
 func (s *Service) openReplica(ctx context.Context, set Set, r Replica, readOnly bool, held ...*os.File) (*opened, error) {
+	if err := unused(ctx, r, readOnly); err != nil {
+		return nil, fmt.Errorf("%s: %w", r, err)
+	}
 	tree, err := set.ReplicaNode(r, Opening{ReadOnly: readOnly, Direct: direct(r.Chain)})
 	if err != nil {
 		return nil, err
@@ -173,6 +209,34 @@ func (s *Service) openReplica(ctx context.Context, set Set, r Replica, readOnly 
 		return nil, failure.New(failure.Precondition, "%s: it has %d bytes, the set has %d", r, o.Size, set.Size)
 	}
 	return o, nil
+}
+
+// unused refuses images that a running program may write to. An export, unlike
+// a guest's disk, takes QEMU's locks without denying others to write, so the
+// daemon would not notice.
+func unused(ctx context.Context, r Replica, readOnly bool) error {
+	_, err := command.Abandon(ctx, func() (struct{}, error) {
+		for i, l := range r.Chain {
+			if l.Type == NBD {
+				continue
+			}
+			f, err := os.OpenFile(l.Path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return struct{}{}, err
+			}
+			take := imagelock.Read
+			if i == 0 && !readOnly {
+				take = imagelock.Write
+			}
+			err = take(f)
+			_ = f.Close() // gives the locks back
+			if err != nil && !errors.Is(err, imagelock.ErrNoLocks) {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
 }
 
 // openSource opens the chain that a build copies.

@@ -86,13 +86,11 @@ func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, e
 	}
 	set.NextID++
 	set.Intent = &Intent{Verb: verbReplace, Replica: o.Old, With: &r}
-	both := set.joining()
-	all := both
-	all.AllowMinority = true // one of them is about to leave
-	if err := all.Check(); err != nil {
+	after := set.exchanged()
+	if err := after.Check(); err != nil {
 		return set, err
 	}
-	if err := s.admit(ctx, both, []Replica{r}, o.Overwrite); err != nil {
+	if err := s.admit(ctx, set.joining(), []Replica{r}, o.Overwrite); err != nil {
 		return set, err
 	}
 	// Whether there is a majority is known before anything is made.
@@ -106,6 +104,18 @@ func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, e
 // joining is the set while both replicas are in it.
 func (s Set) joining() Set {
 	s.Replicas = append(slices.Clone(s.Replicas), *s.Intent.With)
+	return s
+}
+
+// exchanged is the set when it is done.
+func (s Set) exchanged() Set {
+	s.Replicas = slices.Clone(s.Replicas)
+	for i, r := range s.Replicas {
+		if r.ID == s.Intent.Replica {
+			s.Replicas[i] = *s.Intent.With
+		}
+	}
+	s.Intent = nil
 	return s
 }
 
@@ -133,7 +143,7 @@ func (s *Service) replace(ctx context.Context, set Set, report progress.Func, he
 	if err := mayReplace(set, d); err != nil {
 		return err
 	}
-	if err := s.begin(ctx, both, r); err != nil {
+	if err := s.begin(ctx, both, r, held); err != nil {
 		return fmt.Errorf("%s: %w", r, err)
 	}
 	c, err := s.muster(ctx, both, d.Open, []string{r.ID}, false, held)
@@ -186,15 +196,7 @@ func (s *Service) copyVoted(ctx context.Context, c *crew, report progress.Func) 
 // may be gone for good.
 func (s *Service) exchange(ctx context.Context, set Set) error {
 	old, _ := set.Replica(set.Intent.Replica)
-	done := set
-	done.Replicas = slices.Clone(set.Replicas)
-	for i, r := range done.Replicas {
-		if r.ID == old.ID {
-			done.Replicas[i] = *set.Intent.With
-		}
-	}
-	done.Intent = nil
-	if err := s.save(done); err != nil {
+	if err := s.save(set.exchanged()); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("quorum.exchanged"); err != nil {

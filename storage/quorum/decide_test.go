@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quorum
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"diskhook/storage/failure"
+)
+
+// The words of decisions, by what was observed of r1, r2 and r4.
+func TestDecide(t *testing.T) {
+	with := func(m *Mark, change func(*Mark)) *Mark { change(m); return m }
+	clean := func(m *Mark) *Mark { return with(m, func(m *Mark) { m.Clean = true }) }
+	suspect := func(m *Mark) *Mark { return with(m, func(m *Mark) { m.Suspect = Hung }) }
+	away := Observed{Image: errors.New("no such file"), NoMark: errors.New("no such file")}
+	one := func(id string) *Mark { return mark(id, 1, raise1, "") }
+	two := func(id string) *Mark { return mark(id, 2, raise2, raise1) }
+	pair := func(id string) *Mark {
+		return with(two(id), func(m *Mark) { m.Generation.With = []string{"r1", "r2"} })
+	}
+	for name, c := range map[string]struct {
+		seen    [3]Observed
+		known   Known
+		intent  *Intent
+		open    string
+		unclean bool
+		left    string // of the first that is left out
+		stale   bool
+		veto    string // line
+	}{
+		"all clean": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2 r4"},
+		"one clean mark is enough": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: one("r2")}, {Mark: one("r4")}}, open: "r1 r2 r4"},
+		"unclean, three": {
+			seen: [3]Observed{{Mark: one("r1")}, {Mark: one("r2")}, {Mark: one("r4")}}, open: "r1 r2 r4", unclean: true},
+		"unclean, two": {
+			seen: [3]Observed{{Mark: one("r1")}, {Mark: one("r2")}, away}, open: "r1 r2", unclean: true, left: "no such file",
+			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync db --from r1`"},
+		"one is older": {
+			seen: [3]Observed{{Mark: clean(pair("r1"))}, {Mark: clean(pair("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2",
+			left: "it is of generation 1, the newest is 2", stale: true},
+		"too few of the newest": {
+			seen: [3]Observed{{Mark: clean(pair("r1"))}, away, {Mark: clean(one("r4"))}}, open: "r1", left: "no such file",
+			veto: "replica set db: 1 of its replicas have the newest generation 2, 2 are needed (r2: no such file; r4: it is of generation 1, the newest is 2); bring r2 back, or believe one that is there with `diskhook quorum resync db --from r1`"},
+		"a raise that did not end": {
+			seen: [3]Observed{{Mark: two("r1")}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2 r4"},
+		"the host knows that it ended": {
+			seen: [3]Observed{{Mark: clean(two("r1"))}, {Mark: clean(two("r2"))}, {Mark: clean(one("r4"))}}, known: Known{2, raise2}, open: "r1 r2",
+			left: "it is of generation 1, the newest is 2", stale: true},
+		"all are older than this host knows": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, known: Known{2, raise2}, open: "r1 r2 r4",
+			veto: "replica set db: the newest generation that this host has written is not there: it has written 2, there is 1; name the replica to believe: `diskhook quorum resync db --from r1`"},
+		"suspect": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: suspect(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "suspect: hung", stale: true},
+		"no mark": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "it has no mark, so nobody knows what it holds"},
+		"another set's": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: with(one("r2"), func(m *Mark) { m.Set = strings.Replace(setUUID, "6", "7", 1) })}, {Mark: clean(one("r4"))}},
+			open: "r1 r4", left: "its mark is of another replica set, 79b6b942-b5bf-4740-bb95-6752ffbd3bcf"},
+		"a copy of another replica": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: one("r1")}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "its mark is of replica r1"},
+		"nothing": {
+			left: "it has no mark, so nobody knows what it holds", unclean: true,
+			veto: "replica set db: no replica has a mark that tells what it holds (r1: it has no mark, so nobody knows what it holds; r2: it has no mark, so nobody knows what it holds; r4: it has no mark, so nobody knows what it holds); name the replica to believe: `diskhook quorum resync db --from ID`"},
+		"being built": {
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2 r4", intent: &Intent{Verb: verbBuild},
+			veto: "replica set db: its build did not end; run the same `diskhook quorum build db …` again"},
+		"a resync from one did not end": {
+			seen: [3]Observed{{Mark: one("r1")}, {Mark: suspect(one("r2"))}, {Mark: suspect(one("r4"))}}, open: "r1", unclean: true, left: "suspect: hung", stale: true,
+			intent: &Intent{Verb: verbResync, Replica: "r2"},
+			veto:   "replica set db: 1 of its replicas have the newest generation 1, 2 are needed (r2: suspect: hung; r4: suspect: hung); name the replica to believe: `diskhook quorum resync db --from r2`"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			set := three()
+			set.Intent = c.intent
+			for i := range c.seen {
+				c.seen[i].ID = set.Replicas[i].ID
+			}
+			d := Decide(set, c.seen[:], c.known)
+			line := ""
+			if d.Veto != nil {
+				line = failure.Line(d.Veto)
+			}
+			if got := strings.Join(d.Open, " "); got != c.open || d.Unclean != c.unclean || line != c.veto {
+				t.Errorf("opens %q, want %q; unclean %v; veto\n%s, want\n%s", got, c.open, d.Unclean, line, c.veto)
+			}
+			var left LeftOut
+			if len(d.Left) > 0 {
+				left = d.Left[0]
+			}
+			if left.Why != c.left || left.Stale != c.stale {
+				t.Errorf("left out %+v, want %q stale %v", left, c.left, c.stale)
+			}
+		})
+	}
+}
+
+// A replica that somebody put back from a backup does not make the host forget
+// what it has written.
+func TestABackupDoesNotUndoAGeneration(t *testing.T) {
+	set := three()
+	seen := []Observed{{ID: "r1", Mark: mark("r1", 2, raise2, raise1)}, {ID: "r2", Mark: mark("r2", 2, raise2, raise1)}, {ID: "r4", Mark: mark("r4", 1, raise1, "")}}
+	seen[0].Mark.Clean = true
+	if d := Decide(set, seen, Known{2, raise2}); d.Veto != nil || strings.Join(d.Open, " ") != "r1 r2" || d.Next != 3 {
+		t.Errorf("%+v", d)
+	}
+	// Without that knowledge it looks like a raise that did not reach r4: then
+	// the old generation would count, unless its replicas are too few.
+	seen[1].Mark.Suspect = Mismatch
+	if d := Decide(set, seen, Known{2, raise2}); d.Veto == nil {
+		t.Errorf("%+v", d)
+	}
+}

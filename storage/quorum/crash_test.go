@@ -143,7 +143,7 @@ func TestResyncFromOneConvergesAfterACrashAtEveryPoint(t *testing.T) {
 				}
 			}
 			if d.Veto != nil {
-				w.refused(d.Veto, failure.Precondition, "diskhook quorum resync db --from r2")
+				w.refused(d.Veto, failure.Precondition, "diskhook quorum resync --from r2 db")
 			}
 		},
 		func(w *world) { w.holds(w.flat); w.opens("r1", "r2", "r3") })

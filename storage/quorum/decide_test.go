@@ -39,13 +39,13 @@ func TestDecide(t *testing.T) {
 			seen: [3]Observed{{Mark: one("r1")}, {Mark: one("r2")}, {Mark: one("r4")}}, open: "r1 r2 r4", unclean: true},
 		"unclean, two": {
 			seen: [3]Observed{{Mark: one("r1")}, {Mark: one("r2")}, away}, open: "r1 r2", unclean: true, left: "no such file",
-			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync db --from r1`"},
+			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync --from r1 db`"},
 		"one is older": {
 			seen: [3]Observed{{Mark: clean(pair("r1"))}, {Mark: clean(pair("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2",
 			left: "it is of generation 1, the newest is 2", stale: true},
 		"too few of the newest": {
 			seen: [3]Observed{{Mark: clean(pair("r1"))}, away, {Mark: clean(one("r4"))}}, open: "r1", left: "no such file",
-			veto: "replica set db: 1 of its replicas have the newest generation 2, 2 are needed (r2: no such file; r4: it is of generation 1, the newest is 2); bring r2 back, or believe one that is there with `diskhook quorum resync db --from r1`"},
+			veto: "replica set db: 1 of its replicas have the newest generation 2, 2 are needed (r2: no such file; r4: it is of generation 1, the newest is 2); bring r2 back, or believe one that is there with `diskhook quorum resync --from r1 db`"},
 		"a raise that did not end": {
 			seen: [3]Observed{{Mark: two("r1")}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2 r4"},
 		"the host knows that it ended": {
@@ -53,7 +53,7 @@ func TestDecide(t *testing.T) {
 			left: "it is of generation 1, the newest is 2", stale: true},
 		"all are older than this host knows": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, known: Known{2, raise2}, open: "r1 r2 r4",
-			veto: "replica set db: the newest generation that this host has written is not there: it has written 2, there is 1; name the replica to believe: `diskhook quorum resync db --from r1`"},
+			veto: "replica set db: the newest generation that this host has written is not there: it has written 2, there is 1; name the replica to believe: `diskhook quorum resync --from r1 db`"},
 		"suspect": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: suspect(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "suspect: hung", stale: true},
 		"no mark": {
@@ -65,14 +65,14 @@ func TestDecide(t *testing.T) {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: one("r1")}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "its mark is of replica r1"},
 		"nothing": {
 			left: "it has no mark, so nobody knows what it holds", unclean: true,
-			veto: "replica set db: no replica has a mark that tells what it holds (r1: it has no mark, so nobody knows what it holds; r2: it has no mark, so nobody knows what it holds; r4: it has no mark, so nobody knows what it holds); name the replica to believe: `diskhook quorum resync db --from ID`"},
+			veto: "replica set db: no replica has a mark that tells what it holds (r1: it has no mark, so nobody knows what it holds; r2: it has no mark, so nobody knows what it holds; r4: it has no mark, so nobody knows what it holds); name the replica to believe: `diskhook quorum resync --from ID db`"},
 		"being built": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2 r4", intent: &Intent{Verb: verbBuild},
-			veto: "replica set db: its build did not end; run the same `diskhook quorum build db …` again"},
+			veto: "replica set db: its build did not end; run the same `diskhook quorum build … db` again"},
 		"a resync from one did not end": {
 			seen: [3]Observed{{Mark: one("r1")}, {Mark: suspect(one("r2"))}, {Mark: suspect(one("r4"))}}, open: "r1", unclean: true, left: "suspect: hung", stale: true,
 			intent: &Intent{Verb: verbResync, Replica: "r2"},
-			veto:   "replica set db: 1 of its replicas have the newest generation 1, 2 are needed (r2: suspect: hung; r4: suspect: hung); name the replica to believe: `diskhook quorum resync db --from r2`"},
+			veto:   "replica set db: 1 of its replicas have the newest generation 1, 2 are needed (r2: suspect: hung; r4: suspect: hung); name the replica to believe: `diskhook quorum resync --from r2 db`"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			set := three()

@@ -64,7 +64,7 @@ func TestNothingIsRepairedWithoutAMajority(t *testing.T) {
 	w.spoil("r2", "0x22", "1M", "4k")
 	w.spoil("r2", "0x22", "5M", "4k")
 	_, err := w.Resync(t.Context(), "db", quorum.Resyncing{})
-	w.refused(err, failure.Problems, "no majority in 4096 bytes from byte 1048576 on", "resync db --from ID")
+	w.refused(err, failure.Problems, "no majority in 4096 bytes from byte 1048576 on", "resync --from ID db")
 	w.same(w.replica("r3"), w.flat)
 	v, err := w.Verify(t.Context(), "db", nil)
 	must(t, err)

@@ -53,6 +53,7 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 	for target, r := range receipts {
 		p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its local copy %s/%s stays", target, r.Home, r.Name))
 	}
+	p.Notes = append(p.Notes, s.unfinishedOf(ctx, d)...)
 	if damaged {
 		p.Notes = append(p.Notes, "the metadata are damaged: the disks' sources stay as they are")
 		p.After, err = xmlrewrite.Apply(d.Doc, xmlrewrite.RemoveMetadata{})
@@ -66,6 +67,22 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 		targets = append(targets, e.Target)
 	}
 	return p, p.release(targets)
+}
+
+// unfinishedOf says which interrupted copies of the domain nothing would take
+// any more: no start, for which they are none's.
+func (s *Service) unfinishedOf(ctx context.Context, d Domain) []string {
+	entries, err := s.Local.List(ctx)
+	if err != nil {
+		s.Host.Log.Warn("whether unfinished copies are left was not seen", "err", err)
+	}
+	var notes []string
+	for _, e := range entries {
+		if e.Domain == d.UUID && e.Receipt == nil && e.Copy.State == localdisk.Updating {
+			notes = append(notes, fmt.Sprintf("disk %s: its unfinished copy %s/%s stays; `diskhook local gc` shows why it may go, and removes it", e.Target, e.Copy.Home, e.Copy.Name))
+		}
+	}
+	return notes
 }
 
 // notMoved refuses a domain's own bindings to copies that this host does not

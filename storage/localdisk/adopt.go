@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 )
@@ -126,4 +127,37 @@ func (s *Service) adoptedBelow(ctx context.Context, o *Observed, h *imagecheck.H
 		return true, nil
 	}
 	return false, nil
+}
+
+// adoptOVirt takes over a volume of oVirt's hook. Its guest may have written
+// to it, so the receipt says used before anything else happens.
+func (s *Service) adoptOVirt(ctx context.Context, o Observed) error {
+	info, err := s.Inspect(ctx, o.Disk)
+	if err != nil {
+		return fmt.Errorf("%s: adopt %s: its size is not known: %w", o.Disk, o.Copy, err)
+	}
+	if o.Copy.Size < info.VirtualSize {
+		err := failure.New(failure.Conflict, "%s: %s has %d bytes, the volume %d: it is not adopted", o.Disk, o.Copy, o.Copy.Size, info.VirtualSize)
+		return failure.Hint(err, "extend it (`lvextend -L %db %s/%s`) and zero the new part, then start again", info.VirtualSize, o.Copy.Home, o.Copy.Name)
+	}
+	return s.claim(ctx, o, info)
+}
+
+// claim writes the receipt, then the tags.
+func (s *Service) claim(ctx context.Context, o Observed, info imagecheck.Info) error {
+	r := newReceipt(o, info)
+	r.Used = true
+	if r.Overlay != nil && info.Fingerprint == "" {
+		r.Overlay.Settled = r.Filled // it lies on nothing
+	}
+	if r.Size == 0 {
+		r.Size = o.Copy.Size
+	}
+	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
+		return fmt.Errorf("%s: %w", o.Disk, err)
+	}
+	if err := failpoint.Hit("adopt.receipt"); err != nil {
+		return err
+	}
+	return s.backend(o.Disk).claim(ctx, o.Disk, o.Copy, o.Machine)
 }

@@ -6,15 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
-	"diskhook/storage/atomicfile"
-	"diskhook/storage/blockdev"
-	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
-	"diskhook/storage/imagecheck"
 )
 
 // Placement is where a fulfilled disk is. Size is the node's, in bytes.
@@ -173,103 +168,6 @@ func (s *Service) useAll(ctx context.Context, disks []pending) (placements []Pla
 	return placements, nil
 }
 
-// use publishes one active copy. The receipt says used, durably, before the
-// path appears: from then on the guest's writes may live there. made says that
-// the path was not there before.
-func (s *Service) use(ctx context.Context, o Observed) (placement Placement, made bool, err error) {
-	for _, c := range o.nodes() {
-		if err := c.awaitNode(ctx); err != nil {
-			return placement, false, err
-		}
-	}
-	if placement, err = s.checkNode(o); err != nil {
-		return placement, false, err
-	}
-	if err := s.fit(ctx, o); err != nil {
-		return placement, false, err
-	}
-	if err := s.markUsed(o); err != nil {
-		return placement, false, err
-	}
-	if err := s.own(o); err != nil {
-		return placement, false, err
-	}
-	made, err = s.publish(o)
-	return placement, made, err
-}
-
-// checkNode looks at what is really there: its kind and its size.
-func (s *Service) checkNode(o Observed) (Placement, error) {
-	kind, err := blockdev.KindOf(o.Copy.Path)
-	if err != nil {
-		return Placement{}, err
-	}
-	f, err := os.Open(o.Copy.Path)
-	if err != nil {
-		return Placement{}, err
-	}
-	defer f.Close()
-	size, err := blockdev.Size(f)
-	if err != nil {
-		return Placement{}, err
-	}
-	want := blockdev.Block
-	if o.Copy.file() {
-		want = blockdev.Regular
-	}
-	grows := o.Copy.file() && o.Copy.Format == imagecheck.QCOW2 && size > o.Copy.Size // while a guest writes to it
-	if kind != want || size != o.Copy.Size && !grows {
-		return Placement{}, failure.New(failure.Precondition, "%s: the node %s is a %v of %d bytes, expected a %v of %d", o.Copy, o.Copy.Path, kind, size, want, o.Copy.Size)
-	}
-	path := link(s.Layout, o.Disk)
-	if o.Disk.OVirt() {
-		path = o.Copy.Path
-	}
-	return Placement{Target: o.Disk.Target, Path: path, Node: o.Copy.Path, Block: !o.Copy.file(), Size: size, Copy: o.Copy.UUID}, nil
-}
-
-func (s *Service) markUsed(o Observed) error {
-	r, err := ReadReceipt(s.Layout, o.Disk.Domain, o.Disk.Key())
-	if err != nil {
-		return err
-	}
-	if r == nil {
-		return failure.New(failure.Conflict, "its receipt vanished meanwhile")
-	}
-	if r.Suspended != "" && !s.linked(*r) {
-		r.Suspended = "" // of an earlier run: whoever pauses this one means it
-	} else if r.Used && !r.Untried && r.OnStop == o.Disk.OnStop {
-		return nil
-	}
-	r.Untried = !r.Used && o.Disk.OVirt()
-	r.Used, r.OnStop = true, o.Disk.OnStop
-	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
-		return err
-	}
-	return failpoint.Hit("fulfil.used")
-}
-
-// publish makes the stable path. A link that is right is left alone; on oVirt
-// it only records that this boot has fulfilled the disk.
-func (s *Service) publish(o Observed) (made bool, err error) {
-	path := link(s.Layout, o.Disk)
-	if to, err := os.Readlink(path); err == nil && to == o.Copy.Path {
-		return false, nil
-	}
-	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return false, err
-	}
-	tmp := path + ".new"
-	_ = os.Remove(tmp)
-	if err := os.Symlink(o.Copy.Path, tmp); err != nil {
-		return false, fmt.Errorf("link: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return false, fmt.Errorf("link: %w", err)
-	}
-	return true, failpoint.Hit("fulfil.link")
-}
-
 // group is what one command of a backend can do together.
 type group struct {
 	backend backend
@@ -327,72 +225,4 @@ func (s *Service) deactivateIdle(g *group) {
 	if err := g.backend.deactivate(ctx, idle); err != nil {
 		s.Log.Warn("undo: deactivate", "err", err)
 	}
-}
-
-// adoptOVirt takes over a volume of oVirt's hook. Its guest may have written
-// to it, so the receipt says used before anything else happens.
-func (s *Service) adoptOVirt(ctx context.Context, o Observed) error {
-	info, err := s.Inspect(ctx, o.Disk)
-	if err != nil {
-		return fmt.Errorf("%s: adopt %s: its size is not known: %w", o.Disk, o.Copy, err)
-	}
-	if o.Copy.Size < info.VirtualSize {
-		err := failure.New(failure.Conflict, "%s: %s has %d bytes, the volume %d: it is not adopted", o.Disk, o.Copy, o.Copy.Size, info.VirtualSize)
-		return failure.Hint(err, "extend it (`lvextend -L %db %s/%s`) and zero the new part, then start again", info.VirtualSize, o.Copy.Home, o.Copy.Name)
-	}
-	return s.claim(ctx, o, info)
-}
-
-// claim writes the receipt, then the tags.
-func (s *Service) claim(ctx context.Context, o Observed, info imagecheck.Info) error {
-	r := newReceipt(o, info)
-	r.Used = true
-	if r.Overlay != nil && info.Fingerprint == "" {
-		r.Overlay.Settled = r.Filled // it lies on nothing
-	}
-	if r.Size == 0 {
-		r.Size = o.Copy.Size
-	}
-	if err := r.write(s.Layout, o.Disk.Key()); err != nil {
-		return fmt.Errorf("%s: %w", o.Disk, err)
-	}
-	if err := failpoint.Hit("adopt.receipt"); err != nil {
-		return err
-	}
-	return s.backend(o.Disk).claim(ctx, o.Disk, o.Copy, o.Machine)
-}
-
-// newReceipt is the receipt of a complete copy that no guest has used.
-func newReceipt(o Observed, info imagecheck.Info) Receipt {
-	r := Receipt{
-		Schema: receiptSchema, Domain: o.Disk.Domain, DomainName: o.Disk.DomainName, Target: o.Disk.Target,
-		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
-		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
-		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint, Device: info.Block,
-		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
-	}
-	if o.Copy.Format == imagecheck.QCOW2 {
-		r.Overlay = &Overlay{}
-		if o.Template.Name != "" {
-			r.Overlay = &Overlay{Settled: r.Filled, Template: o.Template.ref()}
-		}
-	}
-	return r
-}
-
-// lookTimeout bounds every look at a source: its storage may hang, and hooks
-// wait for the answer.
-const lookTimeout = 15 * time.Second
-
-// Inspect looks at the headers of the source of d, as a copy would. Storage
-// that does not answer is a failure.Temporary after 15 seconds at most.
-func (s *Service) Inspect(ctx context.Context, d Disk) (imagecheck.Info, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
-	defer cancel()
-	return s.checker(d).Chain(ctx, d.Source)
-}
-
-// checker looks at the headers of the source of d, as the user who may read it.
-func (s *Service) checker(d Disk) imagecheck.Checker {
-	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.reader(d)}
 }

@@ -300,3 +300,21 @@ func Saved(l host.Layout, domain string) bool {
 	_, err := os.Stat(savedMark(l, domain))
 	return !errors.Is(err, fs.ErrNotExist)
 }
+
+// newReceipt is the receipt of a complete copy that no guest has used.
+func newReceipt(o Observed, info imagecheck.Info) Receipt {
+	r := Receipt{
+		Schema: receiptSchema, Domain: o.Disk.Domain, DomainName: o.Disk.DomainName, Target: o.Disk.Target,
+		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
+		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
+		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint, Device: info.Block,
+		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
+	}
+	if o.Copy.Format == imagecheck.QCOW2 {
+		r.Overlay = &Overlay{}
+		if o.Template.Name != "" {
+			r.Overlay = &Overlay{Settled: r.Filled, Template: o.Template.ref()}
+		}
+	}
+	return r
+}

@@ -10,11 +10,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/lock"
 	"diskhook/storage/progress"
 )
@@ -219,4 +221,21 @@ func (s *Service) SetOwner(_ context.Context, p Placement, uid, gid int) error {
 		return fmt.Errorf("disk %s: owner: %w", p.Target, err)
 	}
 	return nil
+}
+
+// lookTimeout bounds every look at a source: its storage may hang, and hooks
+// wait for the answer.
+const lookTimeout = 15 * time.Second
+
+// Inspect looks at the headers of the source of d, as a copy would. Storage
+// that does not answer is a failure.Temporary after 15 seconds at most.
+func (s *Service) Inspect(ctx context.Context, d Disk) (imagecheck.Info, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	return s.checker(d).Chain(ctx, d.Source)
+}
+
+// checker looks at the headers of the source of d, as the user who may read it.
+func (s *Service) checker(d Disk) imagecheck.Checker {
+	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.reader(d)}
 }

@@ -23,7 +23,8 @@ type Observed struct {
 	// Stale: no guest used the copy yet, and its source is not any more what
 	// it was made from, or nobody can know. Only ObserveSources looks.
 	Stale bool
-	// Stuck: the process of a copy that was to end waits for storage that hangs.
+	// Stuck: the process of a copy that ended waits for storage that hangs. Who
+	// waits for a busy one finds out.
 	Stuck bool
 	// Template is what an overlay on a template lies on; without a name there is
 	// none.
@@ -106,7 +107,7 @@ func Decide(o Observed) Decision {
 	if err := wrongFormat(o); err != nil {
 		return Decision{Veto, err}
 	}
-	if o.Busy && !o.Stuck {
+	if o.Busy {
 		return Decision{Action: Wait}
 	}
 	if o.Receipt == nil && o.Disk.Copy != "" && o.Copy.State != Ready {

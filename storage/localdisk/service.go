@@ -87,7 +87,7 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 		if st, err := progress.Read(s.statusPath(d.Domain, d.Key())); err == nil {
 			o.Status = &st
 		}
-		o.Stuck = stuck(o.Copy, o.Busy, o.Status)
+		o.Stuck = !o.Busy && stuck(o.Copy, false, o.Status)
 		observed[i] = o
 	}
 	return observed, nil

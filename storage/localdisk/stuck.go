@@ -23,7 +23,7 @@ func stuck(c Copy, busy bool, st *progress.Status) bool {
 		return false
 	}
 	if busy {
-		return st.Cancelled // else somebody may be about to try again
+		return st.Cancelled // else it may be a verb that has the lock
 	}
 	_, err := os.Stat("/proc/" + strconv.Itoa(st.PID))
 	return st.PID > 0 && err == nil && c.Open != nil && *c.Open
@@ -40,7 +40,7 @@ const stuckHint = "check the storage of its source (`journalctl -k`); the copy e
 func stuckWords(st progress.Status) string {
 	how := "failed"
 	if st.Cancelled {
-		how = "cancelled"
+		how = "was cancelled"
 	}
 	return how + "; waits for its storage, which does not answer"
 }

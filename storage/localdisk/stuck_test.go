@@ -22,7 +22,7 @@ import (
 // A copy was cancelled, but one of its reads hangs: all that meet it are told
 // so at once, and nothing is touched until the storage answers.
 func TestCancelledCopyWaitsForItsStorage(t *testing.T) {
-	const says = "cancelled; waits for its storage, which does not answer"
+	const says = "was cancelled; waits for its storage, which does not answer"
 	for name, c := range map[string]struct {
 		backend string
 		hang    func(*testing.T, *world) (answers func())

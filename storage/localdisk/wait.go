@@ -149,7 +149,8 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 		switch {
 		case mine && st.State == progress.Failed && job != "", st.Cancelled && st.Updated.After(began):
 			return failed(d, st) // a copy is cancelled for all who wait for it
-		case held && st.Cancelled && time.Since(st.Updated) >= patience:
+		case held && (job == "" || !taken) && st.Cancelled && min(time.Since(st.Updated), time.Since(began)) >= patience:
+			// Not at once: who has just taken the lock has not said so yet.
 			return stuckError(d, st)
 		case held:
 			if job == "" {

@@ -53,6 +53,15 @@
 //	node.go           QEMU's -blockdev trees
 //	walk.go           reads replicas side by side, through qemu-storage-daemon
 //
+//	start.go          claims a set and has it served; control.go asks who serves it
+//	serve.go          the unit's process; session.go the life of one voting daemon
+//	daemon.go         qemu-storage-daemon and its monitor
+//	suspect.go        who is bad, and what follows; events.go what is remembered
+//	remote.go         replicas that may hang
+//	gate.go door.go   guests' connections, also while replicas are made equal
+//	online.go         brings a replica up to date while guests write
+//	rundir.go live.go the set's folder in /run
+//
 // Whoever uses the replicas of a set, the daemon that serves it or an offline
 // verb, holds the set's lock (Service.Lock) as long as it does; so the verbs
 // refuse while the set is served, and two verbs never meet.

@@ -21,8 +21,6 @@ import (
 	"diskhook/storage/quorum"
 )
 
-var vda = quorum.Use{Domain: "69b6b942-b5bf-4740-bb95-6752ffbd3bcf", Target: "vda", Name: "vm1"}
-
 // served is a world whose set db is served to vda, by a process of its own.
 func served(t *testing.T) *world {
 	t.Helper()

@@ -6,6 +6,7 @@ package quorum_test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -169,15 +170,7 @@ func TestHung(t *testing.T) {
 	must(t, os.WriteFile(remote, nil, 0o600))
 	must(t, os.Truncate(remote, diskSize))
 	socket := w.path("remote.sock")
-	server := exec.Command("qemu-nbd", "-f", "raw", "-t", "-e", "8", "-k", socket, "-x", "disk", remote)
-	must(t, server.Start())
-	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
-	for range 200 {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	server := w.nbdServer(socket, "driver=raw,file.driver=file,file.filename="+remote)
 	b := w.building()
 	l, err := quorum.ParseReplica("nbd+unix:///disk?socket="+socket, "")
 	must(t, err)
@@ -186,7 +179,7 @@ func TestHung(t *testing.T) {
 	must(t, err)
 	w.start()
 	w.works("write -P 5 1M 64k", "flush")
-	must(t, server.Process.Signal(syscall.SIGSTOP))
+	must(t, server.Signal(syscall.SIGSTOP))
 	began := time.Now()
 	w.works("write -P 6 1M 64k", "read -P 6 1M 64k", "flush")
 	if took := time.Since(began); took > hangTimeout+2*time.Second {
@@ -195,7 +188,7 @@ func TestHung(t *testing.T) {
 	w.untilState("r3", quorum.Suspected, string(quorum.Hung))
 	w.noted(quorum.EventSuspect, "r3", quorum.Hung)
 	w.works("write -P 7 2M 64k", "read -P 7 2M 64k")
-	must(t, server.Process.Signal(syscall.SIGCONT))
+	must(t, server.Signal(syscall.SIGCONT))
 	w.opensNothingOf("r3")
 	must(t, w.ResyncServed(t.Context(), "db", "", nil))
 	w.untilState("r3", quorum.Voting, "")
@@ -204,5 +197,134 @@ func TestHung(t *testing.T) {
 	v, err := w.Verify(t.Context(), "db", nil)
 	if err != nil || !v.Equal() {
 		t.Errorf("%+v, %v", v, err)
+	}
+}
+
+// nbdServer serves a file by qemu-nbd, as image says, until the test ends or
+// it is killed.
+func (w *world) nbdServer(socket, image string) *os.Process {
+	w.Helper()
+	_ = os.Remove(socket)
+	server := exec.Command("qemu-nbd", "--image-opts", "-t", "-e", "8", "-k", socket, "-x", "disk", image)
+	must(w.T, server.Start())
+	w.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	for range 200 {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			_ = conn.Close()
+			return server.Process
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	w.Fatal("qemu-nbd does not listen")
+	return nil
+}
+
+// A replica with I/O errors is reported by QEMU, and loses its vote.
+func TestIOErrors(t *testing.T) {
+	for reason, test := range map[quorum.Reason]struct{ inject, guest string }{
+		quorum.WriteError: {"iotype=write", "write -P 5 1M 64k"},
+		quorum.FlushError: {"iotype=flush", "flush"},
+	} {
+		t.Run(string(reason), func(t *testing.T) {
+			w := newWorld(t)
+			remote, socket := w.path("remote.raw"), w.path("remote.sock")
+			must(t, os.WriteFile(remote, nil, 0o600))
+			must(t, os.Truncate(remote, diskSize))
+			good := "driver=raw,file.driver=file,file.filename=" + remote
+			server := w.nbdServer(socket, good)
+			b := w.building()
+			l, err := quorum.ParseReplica("nbd+unix:///disk?socket="+socket, "")
+			must(t, err)
+			b.Replicas[2], b.Overwrite = l, true
+			_, err = w.Build(t.Context(), b)
+			must(t, err)
+			must(t, server.Kill())
+			w.nbdServer(socket, "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename="+remote+
+				",file.inject-error.0.event=none,file.inject-error.0.errno=5,file.inject-error.0."+test.inject)
+			w.start()
+			w.works("read -P 0x33 3M 192k", "write -P 4 2M 64k", test.guest, "flush")
+			w.untilState("r3", quorum.Suspected, string(reason))
+			w.noted(quorum.EventBad, "r3", reason)
+			w.works("read -P 4 2M 64k")
+			w.opensNothingOf("r3")
+			if err := w.ResyncServed(t.Context(), "db", "r3", nil); reason == quorum.WriteError && err == nil {
+				t.Error("it was resynced, though it cannot be written")
+			}
+			w.works("write -P 6 2M 64k", "read -P 6 2M 64k") // the failed resync leaves no trace
+			w.stop()
+		})
+	}
+}
+
+// A replica that is too short, and one that is gone, do not keep the others.
+func TestTruncated(t *testing.T) {
+	w := built(t)
+	must(t, os.Truncate(w.path("c.raw"), diskSize/2))
+	w.start()
+	w.works("read -P 0x33 3M 192k", "write -P 5 6M 64k", "flush")
+	w.untilState("r3", quorum.OutOfSet, "bytes")
+	w.stop()
+	w.opens("r1", "r2")
+}
+
+// In use by another process is said in one line, and leaves nothing behind.
+func TestInUse(t *testing.T) {
+	w := built(t)
+	user := exec.Command("qemu-io", "-f", "raw", "-c", "sleep 60000", w.path("c.raw"))
+	must(t, user.Start())
+	defer func() { _ = user.Process.Kill(); _ = user.Wait() }()
+	time.Sleep(500 * time.Millisecond)
+	_, err := w.Start(t.Context(), "db", vda, 20*time.Second)
+	w.refused(err, failure.Conflict, "replica r3", "c.raw", "is in use by another process", "fuser")
+	w.awaitFree()
+}
+
+// Killed between any two steps, a start or a stop is brought to its end by the
+// same call.
+func TestStartAndStopConverge(t *testing.T) {
+	for _, point := range []string{"quorum.claimed=kill", "quorum.launch=kill", "quorum.released=kill"} {
+		t.Run(point, func(t *testing.T) {
+			w := built(t)
+			for _, verb := range []job{{Start: true}, {Stop: true}} {
+				_ = w.verbNow(verb, "DISKHOOK_FAILPOINT="+point)
+				must(t, w.verbNow(verb))
+			}
+			w.opens("r1", "r2", "r3")
+			if d := w.decision(); d.Unclean {
+				t.Error("it is not clean")
+			}
+			w.start()
+			w.works("write -P 5 6M 64k")
+		})
+	}
+}
+
+// The process that serves is killed at each of its steps; the next start works,
+// and the guest's data is there.
+func TestServeConverges(t *testing.T) {
+	for _, point := range []string{"quorum.mark.r1", "quorum.mark.r3", "quorum.raised", "quorum.known", "quorum.flushed"} {
+		t.Run(point, func(t *testing.T) {
+			w := built(t)
+			serving := exec.Command(os.Args[0], "quorum", "serve", "db")
+			serving.Env = append(os.Environ(), "DISKHOOK_FAILPOINT="+point+"=kill")
+			must(t, os.MkdirAll(w.path("run/diskhook/quorum/db"), 0o711))
+			must(t, os.WriteFile(w.path("run/diskhook/quorum/db/claim.json"), []byte(`{"domain":"`+vda.Domain+`","target":"vda","name":"vm1"}`), 0o600))
+			must(t, serving.Start())
+			if point == "quorum.flushed" {
+				w.until("served", func(l quorum.Live) bool { return l.State == quorum.Serving })
+				w.works("write -P 5 6M 64k", "flush")
+				must(t, serving.Process.Signal(syscall.SIGTERM))
+			}
+			_ = serving.Wait()
+			w.awaitFree()
+			w.start()
+			if point == "quorum.flushed" {
+				w.works("read -P 5 6M 64k")
+			}
+			w.works("write -P 6 6M 64k", "flush", "read -P 0x33 3M 192k")
+			w.until("equal", func(l quorum.Live) bool { return !l.Equalising })
+			w.stop()
+			w.equalReplicas()
+		})
 	}
 }

@@ -104,8 +104,7 @@ func (ss *session) open(ctx context.Context, d Decision) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case inUse(err):
-			err = failure.New(failure.Conflict, "%s: %s is in use by another process: %w", &ss.set, r, err)
-			return failure.Hint(err, "end what uses it (`fuser -v %s`), then start the domain again", r.Top().Path)
+			return ss.busy(r)
 		}
 		ss.log.WarnContext(ctx, "replica cannot be opened and is left out", "replica", id, "err", err)
 		ss.left(id, err.Error())
@@ -135,7 +134,29 @@ func (ss *session) open(ctx context.Context, d Decision) error {
 			ss.left(id, "it takes no mark")
 		}
 	}
-	return ss.daemon.add(ctx, ss.hangTimeout(ss.set)+monitorTimeout, ss.set.Node(ss.voting()))
+	err = ss.daemon.add(ctx, ss.hangTimeout(ss.set)+monitorTimeout, ss.set.Node(ss.voting()))
+	if inUse(err) {
+		return ss.whichInUse(ctx, err)
+	}
+	return err
+}
+
+// whichInUse names the replica whose image another process has open. QEMU takes
+// its locks only when somebody is to write, here the voting node, and does not
+// say on which; so each one is tried alone.
+func (ss *session) whichInUse(ctx context.Context, err error) error {
+	for _, id := range ss.voting() {
+		alone := &Node{Driver: "quorum", NodeName: "try-" + id, Threshold: 1, Children: []any{id}}
+		if inUse(ss.daemon.add(ctx, monitorTimeout, alone)) {
+			return ss.busy(ss.voters[id].replica)
+		}
+	}
+	return fmt.Errorf("%s: %w", &ss.set, err)
+}
+
+func (ss *session) busy(r Replica) error {
+	err := failure.New(failure.Conflict, "%s: %s is in use by another process", &ss.set, r)
+	return failure.Hint(err, "end what uses it (`fuser -v %s`), then start the domain again", r.Top().Path)
 }
 
 // voting are the ids of those that vote, in the order of the definition.
@@ -148,9 +169,10 @@ func (ss *session) left(id, why string) {
 	ss.live.replica(id, func(r *LiveReplica) { r.State, r.Why = OutOfSet, failure.OneLine(why) })
 }
 
-// inUse says that QEMU met its image locks held by another process.
+// inUse says that QEMU met its image locks held by another process: "Failed to
+// get "write" lock" (block/file-posix.c).
 func inUse(err error) bool {
-	return refusedByQEMU(err) && strings.Contains(err.Error(), "lock") && strings.Contains(err.Error(), "another process")
+	return refusedByQEMU(err) && strings.Contains(err.Error(), "Failed to get ") && strings.HasSuffix(err.Error(), " lock")
 }
 
 // bring makes the node of one replica in the voting daemon.

@@ -115,8 +115,7 @@ func TestRelay(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	_ = c.Close()
-	<-served
-	<-relayed
+	_, _ = <-served, <-relayed
 }
 
 func TestReadOnlyAndUnknownExport(t *testing.T) {

@@ -38,7 +38,7 @@ const maxRequest = 4096
 func (ss *session) listenControl(ctx context.Context) error {
 	path := ss.runFile(ss.set.Name, "control.sock")
 	_ = os.Remove(path)
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ const doorSocket = "guest.sock"
 func (ss *session) openDoor(ctx context.Context) error {
 	path := ss.private(ss.set.Name, doorSocket)
 	_ = os.Remove(path)
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (ss *session) meet(ctx context.Context, server *nbdproxy.Server, conn net.C
 		err = server.Serve(ctx, conn)
 	} else {
 		var backend net.Conn
-		backend, err = net.Dial("unix", ss.private(ss.set.Name, daemonSocket))
+		backend, err = new(net.Dialer).DialContext(ctx, "unix", ss.private(ss.set.Name, daemonSocket))
 		if err != nil {
 			_ = conn.Close()
 		} else {

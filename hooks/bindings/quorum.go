@@ -240,7 +240,7 @@ func (k replicated) Point(h *Host, d Domain, r xmlrewrite.BoundDisk) (xmlrewrite
 		vhost := r.Quorum.Transport == transportVHost
 		e := endpointOf(h.Layout, r.Quorum.Set, vhost)
 		x := xmlrewrite.ExportQuorum{Target: r.Target, Socket: e.Socket, Name: e.Export, VhostUser: vhost}
-		if vhost || h.Libvirt >= nbdReconnectSince {
+		if vhost || h.Libvirt >= xmlrewrite.ReconnectSince {
 			x.Reconnect = reconnectAfter
 		}
 		return x, nil
@@ -258,10 +258,7 @@ func (k replicated) Point(h *Host, d Domain, r xmlrewrite.BoundDisk) (xmlrewrite
 
 // A server that was killed is back within a moment. A guest whose requests wait
 // for it is not even stopped.
-const (
-	reconnectAfter    = 10        // seconds
-	nbdReconnectSince = 9_001_000 // <reconnect> of NBD
-)
+const reconnectAfter = 10 // seconds
 
 // Reassign refuses: two domains that write to one set would destroy it.
 func (replicated) Reassign(_ *Host, d Domain, r *xmlrewrite.BoundDisk) error {

@@ -163,14 +163,17 @@ func (o *opened) close() {
 // daemonEnd is how long a daemon may take to close its images.
 const daemonEnd = 10 * time.Second
 
-// end has the daemon end, and kills it if it does not.
+// end has the daemon end, and kills it if it does not. The sockets stay open
+// until whoever starts the daemon is done with them.
 func (o *opened) end() (said error) {
 	o.sockets.quit()
 	select {
 	case said = <-o.ended:
+		o.cancel()
 	case <-time.After(daemonEnd):
+		o.cancel()
+		<-o.ended // a daemon that no signal ends is given up
 	}
-	o.cancel()
 	o.sockets.close()
 	return said
 }

@@ -78,7 +78,8 @@ func TestKilled(t *testing.T) {
 		}
 		must(t, syscall.Kill(daemons[0], syscall.SIGKILL))
 		w.until("restarted", func(l quorum.Live) bool {
-			return l.State == quorum.Serving && len(w.daemons()) == 1 && w.daemons()[0] != daemons[0]
+			now := w.daemons()
+			return l.State == quorum.Serving && len(now) == 1 && now[0] != daemons[0]
 		})
 	}
 	end()

@@ -7,6 +7,7 @@ package managed_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -166,4 +167,14 @@ func TestWhatCouldNotBeUndoneStaysKnown(t *testing.T) {
 	h.change(func(s *connectortest.Storage) { s.Open = nil })
 	must(t, h.Detach(t.Context(), "v1", domain))
 	h.clean()
+}
+
+// process runs a verb in a process of its own.
+func (h *home) process(verb, id string, env ...string) (string, error) {
+	exe, err := os.Executable()
+	must(h.t, err)
+	cmd := exec.Command(exe, "managed", verb, h.Dir, id)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -164,14 +163,4 @@ func verb(s *managed.Service, verb, id string) (err error) {
 		_, err = s.Reconcile(ctx, true)
 	}
 	return err
-}
-
-// process runs a verb in a process of its own.
-func (h *home) process(verb, id string, env ...string) (string, error) {
-	exe, err := os.Executable()
-	must(h.t, err)
-	cmd := exec.Command(exe, "managed", verb, h.Dir, id)
-	cmd.Env = append(os.Environ(), env...)
-	out, err := cmd.CombinedOutput()
-	return string(out), err
 }

@@ -17,6 +17,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/managed"
 	"diskhook/storage/managed/connector/connectortest"
+	"diskhook/storage/managed/database"
 )
 
 // model is what an operator believes of three volumes, two of which share an
@@ -223,5 +224,17 @@ func (m *model) check(rt *rapid.T) {
 		if now, err := m.Service.Host.Look(to); err != nil || now.WWN != v.wwn {
 			rt.Fatalf("%s is %+v, %v", id, now, err)
 		}
+	}
+}
+
+// eachClaim tells what claims there are, and whether each attached its volume.
+func (h *home) eachClaim(tell func(volume string, attached bool)) {
+	h.t.Helper()
+	db, err := database.Open(h.t.Context(), h.Database)
+	must(h.t, err)
+	claims, err := db.Claims(h.t.Context())
+	must(h.t, errors.Join(err, db.Close()))
+	for volume, claim := range claims {
+		tell(volume, claim.Attached)
 	}
 }

@@ -162,15 +162,3 @@ func TestRowsOfVDSM(t *testing.T) {
 	must(t, h.Detach(t.Context(), "v1", ""))
 	h.clean()
 }
-
-// eachClaim tells what claims there are, and whether each attached its volume.
-func (h *home) eachClaim(tell func(volume string, attached bool)) {
-	h.t.Helper()
-	db, err := database.Open(h.t.Context(), h.Database)
-	must(h.t, err)
-	claims, err := db.Claims(h.t.Context())
-	must(h.t, errors.Join(err, db.Close()))
-	for volume, claim := range claims {
-		tell(volume, claim.Attached)
-	}
-}

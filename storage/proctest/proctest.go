@@ -48,10 +48,10 @@ func Main(m *testing.M, first ...string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		fmt.Println("FAIL")
+		fmt.Fprintln(os.Stdout, "FAIL")
 		return 1
 	}
-	fmt.Println("PASS")
+	fmt.Fprintln(os.Stdout, "PASS")
 	return 0
 }
 

@@ -73,7 +73,7 @@ func (s *Service) openRemote(ctx context.Context, log *slog.Logger, set Set, r R
 		return fail(err)
 	}
 	m := &remote{daemon: d}
-	if m.relay, err = listenRelay(s.private(set.Name, r.ID+".relay"), socket); err != nil {
+	if m.relay, err = listenRelay(ctx, s.private(set.Name, r.ID+".relay"), socket); err != nil {
 		return fail(err)
 	}
 	probing, cancel := context.WithCancel(ctx)
@@ -162,9 +162,9 @@ type relay struct {
 	hungUp   bool
 }
 
-func listenRelay(path, to string) (*relay, error) {
+func listenRelay(ctx context.Context, path, to string) (*relay, error) {
 	_ = os.Remove(path)
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +182,8 @@ func listenRelay(path, to string) (*relay, error) {
 }
 
 func (r *relay) pass(from net.Conn, path string) {
-	to, err := net.Dial("unix", path)
+	// Whoever ends the relay closes what it holds; connecting to a socket does not block.
+	to, err := new(net.Dialer).DialContext(context.Background(), "unix", path)
 	if err != nil {
 		_ = from.Close()
 		return
@@ -248,7 +249,7 @@ func isRemote(ctx context.Context, r Replica) bool {
 			if err := unix.Statfs(l.Path, &st); err != nil {
 				return true, err
 			}
-			if slices.Contains(networkFS, int64(st.Type)) {
+			if slices.Contains(networkFS, st.Type) {
 				return true, nil
 			}
 		}

@@ -69,8 +69,8 @@ func TestCheckNamesEachFault(t *testing.T) {
 			t.Errorf("%s: %v", want, err)
 			continue
 		}
-		line, found := "", false
-		for _, line = range strings.Split(err.Error(), "\n") {
+		found := false
+		for line := range strings.SplitSeq(err.Error(), "\n") {
 			found = found || strings.Contains(line, want)
 		}
 		if !found {

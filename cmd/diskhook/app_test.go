@@ -51,8 +51,9 @@ func TestEveryCommandIsGuarded(t *testing.T) {
 // Verbs that change something can be tried; those that print say how.
 func TestVerbsHaveTheCommonFlags(t *testing.T) {
 	p, _, _ := newProgram()
-	mutating := []string{"apply", "revert", "rebind", "unbind", "prestage", "settle", "cancel", "recreate", "remove", "resize", "export", "adopt", "gc", "rewrite"}
-	noOutput := []string{"rewrite", "check", "run", "fill"}
+	mutating := []string{"apply", "revert", "rebind", "unbind", "prestage", "settle", "cancel", "recreate", "remove", "resize", "export", "adopt", "gc", "rewrite",
+		"build", "resync", "replace", "forget"}
+	noOutput := []string{"rewrite", "check", "run", "fill", "serve"}
 	walk(New(p).Commands, func(c *cli.Command) {
 		if len(c.Subcommands) > 0 {
 			return

@@ -41,6 +41,9 @@ func (o *oneDomain) Run(_ context.Context, cmd command.Cmd) (command.Result, err
 	if o.broken != nil {
 		return command.Result{}, o.broken
 	}
+	if cmd.Stdin == nil {
+		return command.Result{}, fmt.Errorf("%s: this host has no such program", cmd.Name)
+	}
 	request, err := io.ReadAll(cmd.Stdin)
 	if err != nil {
 		return command.Result{}, err

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/quorum"
 )
@@ -23,6 +24,8 @@ type QuorumUse struct {
 	Key       string `json:"key"`
 	VhostUser bool   `json:"vhost_user"`
 	Inline    bool   `json:"inline"` // QEMU opens the replicas itself
+	// SetUUID tells the set from another that is given its name later.
+	SetUUID string `json:"set_uuid,omitempty"`
 }
 
 // QuorumPlan is what the start of a set would do.
@@ -82,6 +85,9 @@ func (d directQuorum) Plan(ctx context.Context, u QuorumUse) (QuorumPlan, error)
 }
 
 func (d directQuorum) Start(ctx context.Context, u QuorumUse, deadline time.Duration) (quorum.Endpoint, error) {
+	if err := d.identify(&u); err != nil {
+		return quorum.Endpoint{}, err
+	}
 	endpoint, err := d.Service.Start(ctx, u.Set, u.use(), deadline)
 	if err != nil {
 		return endpoint, err
@@ -93,6 +99,9 @@ func (d directQuorum) Start(ctx context.Context, u QuorumUse, deadline time.Dura
 }
 
 func (d directQuorum) Open(ctx context.Context, u QuorumUse, deadline time.Duration) error {
+	if err := d.identify(&u); err != nil {
+		return err
+	}
 	if err := d.Service.Open(ctx, u.Set, u.use(), deadline); err != nil {
 		return err
 	}
@@ -100,6 +109,30 @@ func (d directQuorum) Open(ctx context.Context, u QuorumUse, deadline time.Durat
 		return errors.Join(err, d.Stop(context.WithoutCancel(ctx), u))
 	}
 	return nil
+}
+
+// identify notes which set it is, and refuses one that only has the name of that
+// which the disk has used.
+func (d directQuorum) identify(u *QuorumUse) error {
+	set, err := d.Load(u.Set)
+	if err != nil {
+		return err
+	}
+	u.SetUUID = set.UUID
+	was, err := quorumUse(d.Layout, u.Domain, u.Key)
+	if err != nil || was == nil || was.Set != u.Set {
+		return err
+	}
+	return was.Of(set)
+}
+
+// Of refuses a set that only has the name of the one that was used.
+func (u QuorumUse) Of(set quorum.Set) error {
+	if u.SetUUID == "" || u.SetUUID == set.UUID {
+		return nil
+	}
+	err := failure.New(failure.Conflict, "replica set %s is not the one of that name which the disk has used and which was removed", set.Name)
+	return failure.Hint(err, "if it was built of that one's images with --adopt, or what the guest wrote is given up, run `diskhook quorum forget --discard-guest-data %s %s`, then this again", u.Domain, u.Key)
 }
 
 func (d directQuorum) Stop(ctx context.Context, u QuorumUse) error {

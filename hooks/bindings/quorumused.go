@@ -77,6 +77,21 @@ func QuorumUses(l host.Layout, domain string) ([]QuorumUse, error) {
 	return uses, errors.Join(faults...)
 }
 
+// AllQuorumUses is QuorumUses of all domains.
+func AllQuorumUses(l host.Layout) ([]QuorumUse, error) {
+	entries, err := os.ReadDir(l.Receipts())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("receipts: %w", err)
+	}
+	var all []QuorumUse
+	var faults []error
+	for _, e := range entries {
+		uses, err := QuorumUses(l, e.Name()) // none of a name that is no domain's
+		all, faults = append(all, uses...), append(faults, err)
+	}
+	return all, errors.Join(faults...)
+}
+
 // quorumUse reads one of these files; nil: there is none. Who may not list the
 // directory, as the user vdsm, can open it by its name.
 func quorumUse(l host.Layout, domain, key string) (*QuorumUse, error) {

@@ -86,17 +86,11 @@ func (s *Service) sameSize(ctx context.Context, d Domain, b bindings.Bound, set 
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	checker := imagecheck.Checker{Allowed: s.Host.Config.Paths.Allowed}
-	layers := b.Disk.Layers()
-	if !b.Disk.Complete {
-		last := len(layers) - 1
-		below, err := checker.Discover(ctx, layers[last])
-		if err != nil {
-			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
-		}
-		layers = append(layers[:last:last], below...)
+	layers, err := s.chainOf(ctx, b)
+	if err != nil {
+		return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
 	}
-	info, err := checker.Chain(ctx, layers)
+	info, err := s.checker().Chain(ctx, layers)
 	if err != nil {
 		return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
 	}
@@ -105,6 +99,79 @@ func (s *Service) sameSize(ctx context.Context, d Domain, b bindings.Bound, set 
 	}
 	err = failure.New(failure.Conflict, "%s: disk %s has %d bytes, replica set %s has %d", d, b.Disk.Target, info.VirtualSize, set.Name, set.Size)
 	return failure.Hint(err, "build a set of the disk with `diskhook quorum build --replicas A,B,C --threshold 2 --from %s NAME`", failure.OneLine(b.Disk.Path))
+}
+
+func (s *Service) checker() imagecheck.Checker {
+	return imagecheck.Checker{Allowed: s.Host.Config.Paths.Allowed}
+}
+
+// chainOf is a disk's chain to its end, which the definition need not name.
+func (s *Service) chainOf(ctx context.Context, b bindings.Bound) ([]imagecheck.Layer, error) {
+	layers := b.Disk.Layers()
+	if b.Disk.Complete {
+		return layers, nil
+	}
+	last := len(layers) - 1
+	below, err := s.checker().Discover(ctx, layers[last])
+	return append(layers[:last:last], below...), err
+}
+
+// replicasCurrent refuses a set that does not hold what the disk holds now: its
+// guest would find older data. A set that this very disk has used is the
+// disk's own truth, whatever its old image holds; one that another disk has
+// used is that one's.
+func (s *Service) replicasCurrent(ctx context.Context, d Domain, bound []bindings.Bound) error {
+	for _, b := range bound {
+		if b.Binding.Kind != "quorum" {
+			continue
+		}
+		own, err := s.ownTruth(d, b)
+		if err == nil && !own && b.Disk.Path != "" {
+			err = s.current(ctx, b)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) current(ctx context.Context, b bindings.Bound) error {
+	layers, err := s.chainOf(ctx, b)
+	if err != nil {
+		return err
+	}
+	return s.Quorum.Current(ctx, b.Binding.Value, layers, nil)
+}
+
+// ownTruth says that the disk has used the set that it is bound to.
+func (s *Service) ownTruth(d Domain, b bindings.Bound) (own bool, err error) {
+	uses, err := bindings.AllQuorumUses(s.Host.Layout)
+	if err != nil {
+		return false, err
+	}
+	set := b.Binding.Value
+	definition, err := s.Host.Quorum.Definition(set)
+	if err != nil {
+		return false, err
+	}
+	for _, u := range uses {
+		same := u.Domain == d.UUID && u.Target == b.Disk.Target
+		switch {
+		case same && u.Set == set:
+			own = true
+			if err := u.Of(definition); err != nil {
+				return false, err
+			}
+		case same:
+			err := failure.New(failure.Conflict, "its data is in the replica set %s", u.Set)
+			return false, failure.Hint(err, "bind it to that one, save the data with `diskhook domain revert --export FILE %s %s`, or give it up with `diskhook quorum forget --discard-guest-data %s %s`", d.NameArg(), u.Target, u.Domain, u.Target)
+		case u.Set == set && u.Of(definition) == nil:
+			err := failure.New(failure.Conflict, "replica set %s has what the guest of domain %s wrote to its disk %s", set, failure.OneLine(u.DomainName), u.Target)
+			return false, failure.Hint(err, "build a set of its own with `diskhook quorum build --replicas A,B,C --threshold 2 --from %s NAME`, or give up what that guest wrote with `diskhook quorum forget --discard-guest-data %s %s`", failure.OneLine(b.Disk.Path), u.Domain, u.Key)
+		}
+	}
+	return own, nil
 }
 
 // left says what becomes of the images that disks had.

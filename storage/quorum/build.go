@@ -83,6 +83,9 @@ func (s *Service) build(ctx context.Context, set *Set, report progress.Func, hel
 	} else if err := s.fillAll(ctx, *set, report, held); err != nil {
 		return err
 	}
+	if err := s.sourceUnchanged(ctx, *set); err != nil {
+		return err
+	}
 	g, err := s.raise(ctx, *set, Origin{}, 1, set.IDs(), true)
 	if err != nil {
 		return err
@@ -140,7 +143,7 @@ func (s *Service) plan(ctx context.Context, b Building) (Set, error) {
 		if err != nil {
 			return Set{}, fmt.Errorf("source: %w", err)
 		}
-		set.Size = info.VirtualSize
+		set.Size, set.SourceFingerprint = info.VirtualSize, fingerprintOf(info)
 		if set.Intent.Source, err = typed(b.From); err != nil {
 			return Set{}, err
 		}
@@ -182,6 +185,13 @@ func (s *Service) resume(ctx context.Context, set Set, b Building) (Set, error) 
 		return set, failure.Hint(err, "see `diskhook quorum status %s`; take it away with `diskhook quorum remove %s`", set.Name, set.Name)
 	case i == nil:
 		return set, nil
+	}
+	if len(b.From) > 0 {
+		info, err := s.checker().Chain(ctx, b.From)
+		if err != nil {
+			return set, fmt.Errorf("source: %w", err)
+		}
+		set.SourceFingerprint = fingerprintOf(info) // what was copied before the crash is compared with it
 	}
 	// What was admitted before the crash has our mark now.
 	var fresh []Replica

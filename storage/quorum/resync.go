@@ -102,6 +102,9 @@ func (s *Service) resync(ctx context.Context, set Set, o Resyncing, held *os.Fil
 		return found, err
 	}
 	set.Intent = nil
+	if o.From != "" {
+		set.SourceFingerprint = "" // whatever that replica held
+	}
 	return found, s.save(set)
 }
 

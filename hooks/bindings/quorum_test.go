@@ -16,6 +16,7 @@ import (
 	"diskhook/hooks/hooktest"
 	"diskhook/storage/failure"
 	"diskhook/storage/quorum"
+	"diskhook/xmlrewrite"
 )
 
 func replicaWorld(t *testing.T) (*hooktest.World, *hooktest.Quorum) {
@@ -209,5 +210,39 @@ func TestQuorumPlan(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"plan db vda", "plan logs vdb"}, sets.Calls); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// The first child of an inline quorum is named by a number that other disks
+// decide: binding one of them numbers it anew.
+func TestInlineIsNumberedAnew(t *testing.T) {
+	w, _ := replicaWorld(t)
+	chain := "<backingStore type='file'><format type='raw'/><source file='" + w.Path("images/data.raw") + "'/><backingStore/></backingStore>\n      <target dev='vdb'"
+	plain := edit(t, parseDoc(t, w.Fixture("hooks/plain.xml")), "<target dev='vdb'", chain)
+	r, err := w.Host.Rewrite(plain, mustParse(t, "vda:quorum=db,lower=inline", bindings.Flag))
+	if err != nil {
+		t.Fatal(err)
+	}
+	number := func(doc *xmlrewrite.Document) string {
+		t.Helper()
+		if err := xmlrewrite.CheckInline(doc, "vda"); err != nil {
+			t.Error(err)
+		}
+		nodes, _ := doc.InlineNodes("vda")
+		return nodes.Children[0]
+	}
+	if got := number(r.After); got != "libvirt-5-format" {
+		t.Errorf("behind a chain of two it takes %s", got)
+	}
+	again, err := w.Host.Rewrite(r.After, mustParse(t, "vdb:quorum=logs", bindings.Flag))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := number(again.After); got != "libvirt-4-format" {
+		t.Errorf("behind a socket it takes %s", got)
+	}
+	same, err := w.Host.Numbered(plain)
+	if err != nil || !bytes.Equal(same.Bytes(), plain.Bytes()) {
+		t.Errorf("a domain without inline quorums: %v, %s", err, xmlrewrite.Diff(plain.Bytes(), same.Bytes(), "was", "is"))
 	}
 }

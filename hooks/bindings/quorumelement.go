@@ -128,7 +128,8 @@ func (inlined) Rewrite(*xmlrewrite.Document) error { return xmlrewrite.ErrUnsupp
 func inlineNode(target string) string { return "quorum-" + target }
 
 // together joins the changes of disks that are lowered inline, and puts them
-// behind all others: what other disks are decides how nodes are called.
+// behind all others: what other disks are decides how nodes are called, also
+// those of quorums that are there already.
 func (h *Host) together(changes []xmlrewrite.Rewriter) []xmlrewrite.Rewriter {
 	var all []xmlrewrite.Rewriter
 	inline := xmlrewrite.InlineQuorum{RawNode: xmlrewrite.RawNode(int(h.Libvirt), int(h.QEMU))}
@@ -139,8 +140,38 @@ func (h *Host) together(changes []xmlrewrite.Rewriter) []xmlrewrite.Rewriter {
 		}
 		all = append(all, c)
 	}
-	if len(inline.Disks) == 0 {
-		return all
-	}
 	return append(all, inline)
+}
+
+// Numbered is the definition with the nodes of inline quorums called as libvirt
+// will call them, after any of its disks was changed. Where there are no inline
+// quorums it is doc.
+func (h *Host) Numbered(doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
+	after, err := xmlrewrite.Apply(doc, h.together(nil)...)
+	return after, failure.Wrap(failure.Precondition, err)
+}
+
+// Inlined says that a disk of the domain is a quorum in its own QEMU.
+func Inlined(doc *xmlrewrite.Document) bool {
+	return slices.ContainsFunc(doc.Disks(), func(d *xmlrewrite.Disk) bool {
+		_, found := doc.InlineNodes(d.Target)
+		return found
+	})
+}
+
+// Overridden refuses to start a domain whose inline quorums are not what its
+// guest would use. Without its override, which an edit or another program may
+// have dropped, it would run on the first replica alone, and that one would
+// be the only one to have what it writes.
+func Overridden(doc *xmlrewrite.Document, d Domain, bound []Bound) error {
+	for _, b := range bound {
+		if b.Binding.Kind != (replicated{}).Name() || b.lower() != lowerInline {
+			continue
+		}
+		if err := xmlrewrite.CheckInline(doc, b.Disk.Target); err != nil {
+			err = failure.New(failure.Conflict, "%s: %w", d, err)
+			return failure.Hint(err, "write it again with `diskhook domain apply %s`", d.NameArg())
+		}
+	}
+	return nil
 }

@@ -126,7 +126,11 @@ func (s *Service) refresh(ctx context.Context, p *Plan) error {
 	if p.foreign, err = s.foreign(ctx, d, bound, receipts); err != nil {
 		return err
 	}
-	p.After, err = s.Host.Refresh(d.Doc, copies)
+	host, err := s.hostFor(ctx, d, nil)
+	if err != nil {
+		return err
+	}
+	p.After, err = host.Refresh(d.Doc, copies)
 	return err
 }
 

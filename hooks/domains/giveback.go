@@ -125,6 +125,9 @@ func (s *Service) keep(ctx context.Context, p *Plan, stored Domain, left []local
 	})
 	doc, _, err := p.without(free)
 	if err == nil {
+		doc, err = s.numbered(ctx, p.Domain, doc)
+	}
+	if err == nil {
 		var now Domain
 		if now, err = s.Look(ctx, stored.UUID); err == nil && !bytes.Equal(now.Doc.Bytes(), stored.Doc.Bytes()) {
 			err = errors.New("somebody changed it meanwhile")

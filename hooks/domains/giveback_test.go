@@ -63,6 +63,8 @@ func (o *oneDomain) Run(_ context.Context, cmd command.Cmd) (command.Result, err
 			o.defined()
 		}
 	case VerbFacts:
+	case VerbVersion:
+		answer = Version{Daemon: 9_000_000, QEMU: 7_002_000}
 	case VerbList:
 		answer = List{Domains: append([]Facts{facts}, o.others...)}
 	default:

@@ -20,7 +20,7 @@ import (
 // hostFor is the host with what its libvirt and QEMU can do, where a disk is or
 // will be a replica set; nothing else asks.
 func (s *Service) hostFor(ctx context.Context, d Domain, written []bindings.Binding) (*bindings.Host, error) {
-	involved := slices.ContainsFunc(written, func(b bindings.Binding) bool { return b.Kind == "quorum" })
+	involved := d.Doc != nil && bindings.Inlined(d.Doc) || slices.ContainsFunc(written, func(b bindings.Binding) bool { return b.Kind == "quorum" })
 	if d.Metadata != nil {
 		involved = involved || slices.ContainsFunc(d.Metadata.Disks, func(e xmlrewrite.BoundDisk) bool { return e.Quorum != nil })
 	}
@@ -34,6 +34,21 @@ func (s *Service) hostFor(ctx context.Context, d Domain, written []bindings.Bind
 	host := *s.Host
 	host.Libvirt, host.QEMU = v.Daemon, v.QEMU
 	return &host, nil
+}
+
+// numbered puts the nodes of inline quorums right once disks were changed.
+func (s *Service) numbered(ctx context.Context, d Domain, doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
+	if !bindings.Inlined(doc) {
+		return doc, nil
+	}
+	host, err := s.hostFor(ctx, d, nil)
+	if err == nil {
+		doc, err = host.Numbered(doc)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d, err)
+	}
+	return doc, nil
 }
 
 // replicasFit refuses a set that another domain is bound to, and one whose size

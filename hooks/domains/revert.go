@@ -94,7 +94,7 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 			}
 		}
 	}
-	return p, p.release(chosen)
+	return p, s.release(ctx, p, chosen)
 }
 
 // unrevertable refuses a disk that is not bound any more and cannot be given
@@ -225,9 +225,12 @@ func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) err
 // release takes the targets out of the metadata. A disk gets its origin back,
 // or the file that it is exported to, unless the operator gave it another
 // source meanwhile: that one stays.
-func (p *Plan) release(targets []string) error {
+func (s *Service) release(ctx context.Context, p *Plan, targets []string) error {
 	p.released = targets
 	doc, notes, err := p.without(targets)
+	if err == nil {
+		doc, err = s.numbered(ctx, p.Domain, doc)
+	}
 	if err != nil {
 		return err
 	}
@@ -235,9 +238,10 @@ func (p *Plan) release(targets []string) error {
 	return nil
 }
 
-// without is the definition in which the targets are not bound any more.
+// without is the definition in which the targets are not bound any more, before
+// it is numbered.
 func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []string, err error) {
-	var changes, inline []xmlrewrite.Rewriter
+	var changes []xmlrewrite.Rewriter
 	for _, target := range targets {
 		e, to := p.Domain.entry(target), p.exported[target]
 		disk, there := p.Domain.Disk(target)
@@ -257,7 +261,6 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 		default:
 			if e.Quorum != nil {
 				changes = append(changes, xmlrewrite.RemoveInline{Target: target})
-				inline = append(inline, xmlrewrite.InlineQuorum{}) // the others' nodes are numbered anew
 			}
 			changes = append(changes, xmlrewrite.RestoreOrigin{Target: target})
 			if to != "" {
@@ -278,7 +281,7 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 	if base == nil {
 		base = p.Domain.Doc
 	}
-	if doc, err = xmlrewrite.Apply(base, append(changes, inline...)...); err != nil {
+	if doc, err = xmlrewrite.Apply(base, changes...); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.Domain, failure.Wrap(failure.Precondition, err))
 	}
 	return doc, notes, nil

@@ -139,5 +139,5 @@ func (s *Service) agreed(ctx context.Context, d Domain, p *localdisk.Pivoting) (
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", d, failure.Wrap(failure.Precondition, err))
 	}
-	return after, nil
+	return s.numbered(ctx, d, after)
 }

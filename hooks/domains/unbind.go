@@ -66,7 +66,7 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 	for _, e := range d.Metadata.Disks {
 		targets = append(targets, e.Target)
 	}
-	return p, p.release(targets)
+	return p, s.release(ctx, p, targets)
 }
 
 // unfinishedOf says which interrupted copies of the domain nothing would take
@@ -152,10 +152,14 @@ func (s *Service) PlanRebind(ctx context.Context, name string, discard bool) (*P
 				p.Notes = append(p.Notes, fmt.Sprintf("disk %s: its copy starts from %s; what domain %s wrote since is not in it", e.Target, originOf(e), failure.OneLine(d.Metadata.Domain)))
 			}
 		}
-		if p.After, err = s.Host.Refresh(d.Doc, nil); err != nil {
+		host, err := s.hostFor(ctx, d, nil)
+		if err != nil {
 			return nil, err
 		}
-		if p.After, err = s.Host.Rebind(p.After); err != nil {
+		if p.After, err = host.Refresh(d.Doc, nil); err != nil {
+			return nil, err
+		}
+		if p.After, err = host.Rebind(p.After); err != nil {
 			return nil, err
 		}
 	}

@@ -104,6 +104,9 @@ func prepare(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Docu
 	if err != nil || len(bound) == 0 {
 		return err
 	}
+	if err := bindings.Overridden(doc, d, bound); err != nil {
+		return err
+	}
 	_, err = h.Fulfil(ctx, d, bound, time.Duration(h.Config.Local.Deadline))
 	return err
 }
@@ -127,6 +130,9 @@ func start(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Docume
 	d, bound, err := settle(ctx, h, doc)
 	if err != nil {
 		return err
+	}
+	if err := bindings.Overridden(doc, d, bound); err != nil {
+		return err // libvirt has numbered the images only now
 	}
 	if bound = unlabelled(doc, bound); len(bound) == 0 {
 		return nil

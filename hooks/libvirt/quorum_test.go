@@ -86,3 +86,52 @@ func TestQuorumUnplugged(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestInlineNeedsItsOverride: without it QEMU would use the first replica
+// alone. A domain whose override is gone, or that gives the quorum another
+// disk's node, is not started, and its set is not touched.
+func TestInlineNeedsItsOverride(t *testing.T) {
+	for name, c := range map[string]struct {
+		from, to string
+		words    []string
+	}{
+		"as it was written": {},
+		"no override":       {"alias='ua-diskhook-vda'>\n      <qemu:frontend>", "alias='ua-other'>\n      <qemu:frontend>", []string{"disk vda", "/srv/db-r1.raw alone", "diskhook domain apply vm"}},
+		"another number":    {"libvirt-4-format", "libvirt-1-format", []string{"disk vda", "takes the node libvirt-1-format", "the number 4", "diskhook domain apply vm"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, sets := replicas(t)
+			xml := bind(t, w, "vda:quorum=db,lower=inline")
+			if c.from != "" && !bytes.Contains(xml, []byte(c.from)) {
+				t.Fatalf("%q is not in\n%s", c.from, xml)
+			}
+			xml = bytes.Replace(xml, []byte(c.from), []byte(c.to), 1)
+			var refused []error
+			for _, op := range []string{"prepare", "start"} {
+				_, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: op, SubOp: "begin", Extra: "-", Stdin: xml})
+				if err != nil {
+					refused = append(refused, err)
+				}
+			}
+			calls := []string{"open db vda", "own db vda true 64055:64056"}
+			if c.words != nil {
+				calls = nil
+				if len(refused) != 2 {
+					t.Errorf("refused: %v", refused)
+				}
+			} else if len(refused) > 0 {
+				t.Error(refused)
+			}
+			for _, err := range refused {
+				for _, word := range c.words {
+					if line := failure.Line(err); !strings.Contains(line, word) {
+						t.Errorf("the line lacks %q: %s", word, line)
+					}
+				}
+			}
+			if diff := cmp.Diff(calls, sets.Calls); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

@@ -142,6 +142,13 @@ func quorumResync(p *program, c *cli.Context) error {
 		return err
 	}
 	from := c.String("from")
+	behind, served, err := s.quorum.Behind(set.Name)
+	if err != nil {
+		return err
+	}
+	if served {
+		return p.resyncServed(f, c, s, set, behind)
+	}
 	var steps []string
 	if c.Bool("dry-run") {
 		if steps, err = s.quorum.ExplainResync(c.Context, set.Name, quorum.Resyncing{From: from}); err != nil {
@@ -155,6 +162,26 @@ func quorumResync(p *program, c *cli.Context) error {
 		defer r.close()
 		v, err := s.quorum.Resync(c.Context, set.Name, quorum.Resyncing{From: from, Progress: r.work("replica set " + set.Name)})
 		return repaired(v), err
+	})
+}
+
+// resyncServed has who serves a set bring those replicas up to date that do not
+// vote, while the guest goes on.
+func (p *program) resyncServed(f format, c *cli.Context, s *services, set quorum.Set, behind []string) error {
+	if from := c.String("from"); from != "" {
+		err := failure.New(failure.Conflict, "%s: it is served to a guest, whose disk is what the majority has, and not what %s has", &set, from)
+		return failure.Hint(err, "leave --from out, or shut the guest down first")
+	}
+	var steps []string
+	for _, id := range behind {
+		r, _ := set.Replica(id)
+		steps = append(steps, fmt.Sprintf("write what the majority has to %s, while the guest goes on", r))
+	}
+	return p.setSteps(f, c.Bool("dry-run"), set.Name, steps, func() (string, error) {
+		r := p.reporter(f)
+		defer r.close()
+		err := s.quorum.ResyncServed(c.Context, set.Name, "", r.work("replica set "+set.Name))
+		return "brought up to date, and voting: " + strings.Join(behind, ", "), err
 	})
 }
 

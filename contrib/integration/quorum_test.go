@@ -18,6 +18,7 @@ import (
 // image, one of them qcow2.
 func replicated(t *testing.T, name string, image []byte) *domain {
 	t.Helper()
+	removed(t, name)
 	d := newDomain(t, name)
 	writeImage(t, d.image(), image)
 	d.disks = diskXML("file", d.image(), "raw", "vda")
@@ -25,6 +26,11 @@ func replicated(t *testing.T, name string, image []byte) *domain {
 	diskhook(t, 0, "quorum", "build", "--replicas", strings.Join(d.replicas(), ","), "--threshold", "2", "--from", d.image(), name)
 	diskhook(t, 0, "domain", "apply", "--quorum", "vda="+name, name)
 	return d
+}
+
+// removed takes a set away once its domain is gone, so that a test can run twice.
+func removed(t *testing.T, set string) {
+	t.Cleanup(func() { try(t, "/usr/bin/diskhook", "quorum", "remove", set) })
 }
 
 func (d *domain) replicas() []string {
@@ -182,6 +188,7 @@ func TestQuorumDaemonKilled(t *testing.T) {
 // differs is made equal before the next start.
 func TestQuorumInline(t *testing.T) {
 	image := diskImage(false)
+	removed(t, "inline")
 	d := newDomain(t, "inline")
 	writeImage(t, d.image(), image)
 	d.disks = diskXML("file", d.image(), "raw", "vda")

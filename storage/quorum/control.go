@@ -156,6 +156,28 @@ func (a answer) err() error {
 	return err
 }
 
+// Behind are the replicas of a set that is served which do not vote. A set that
+// nobody serves, or whose guest opens the replicas itself, is not served.
+func (s *Service) Behind(name string) (ids []string, served bool, err error) {
+	locked, err := s.Locked(name)
+	if err != nil || !locked {
+		return nil, false, err
+	}
+	live, err := s.Live(name)
+	if errors.Is(err, failure.NotFound) {
+		return nil, false, nil // a verb has the lock
+	}
+	if err != nil || live.State != Serving || live.Use.kind() == Inline || startOf(live.PID) == "" {
+		return nil, false, err
+	}
+	for _, r := range live.Replicas {
+		if r.State != Voting {
+			ids = append(ids, r.ID)
+		}
+	}
+	return ids, true, nil
+}
+
 // ResyncServed brings replicas of a set up to date while it is served, from the
 // majority: the one called id, or all that do not vote. It waits for the end; a
 // caller who goes does not stop it. A set that nobody serves is a

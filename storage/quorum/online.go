@@ -72,13 +72,14 @@ func (ss *session) resync(ctx context.Context, id string) error {
 		return noReplica(ss.set, id)
 	}
 	var was LiveReplica
+	voting := false // an earlier job was for it, too
 	err := ss.call(ctx, func() error {
-		if ss.voters[id] != nil {
-			return failure.New(failure.Conflict, "%s: %s votes already", &ss.set, r)
+		if voting = ss.voters[id] != nil; voting {
+			return nil
 		}
 		return ss.MarkSuspect(ctx, ss.set, id, Unsynced)
 	})
-	if err != nil {
+	if err != nil || voting {
 		return err
 	}
 	ss.live.replica(id, func(l *LiveReplica) {

@@ -47,24 +47,22 @@ func (l *Lock) Release() {
 }
 
 // Try takes the exclusive lock called name in dir, or fails with ErrHeld after
-// some milliseconds, in which it outlasts those who only look; see Held. A name
-// is one path element.
+// about a tenth of a second, in which it outlasts those who only look; see Held.
+// A name is one path element.
 func Try(dir, name string) (*Lock, error) {
-	for look := 0; ; look++ {
+	for pause := firstPause; ; pause *= 2 {
 		l, err := open(dir, name, unix.LOCK_EX)
-		if look == looks || !errors.Is(err, ErrHeld) {
+		if pause > lastPause || !errors.Is(err, ErrHeld) {
 			return l, err
 		}
-		time.Sleep(lookInterval)
+		time.Sleep(pause)
 	}
 }
 
-// How often Try looks again at a lock that is held, and when. Held shares it
-// for a few microseconds.
-const (
-	looks        = 4
-	lookInterval = 2 * time.Millisecond
-)
+// The pauses after which Try looks again at a lock that is held, each twice the
+// one before. Held shares the lock for a few microseconds, but on a busy host it
+// may be kept from running in the middle of them.
+const firstPause, lastPause = time.Millisecond, 64 * time.Millisecond
 
 // TryShared is Try for a lock that others may share, but not hold exclusively.
 func TryShared(dir, name string) (*Lock, error) { return open(dir, name, unix.LOCK_SH) }

@@ -78,6 +78,12 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if err := s.unbindable(ctx, d, p.binds); err != nil {
 		return nil, err
 	}
+	if p.sources, err = s.fingerprints(ctx, d, p.binds); err != nil {
+		return nil, err
+	}
+	if err := s.replicasCurrent(ctx, d, p.binds); err != nil {
+		return nil, err
+	}
 	p.Notes = append(p.Notes, left(p.binds)...)
 	return p, s.planRoom(ctx, p)
 }
@@ -346,6 +352,9 @@ func (s *Service) bind(ctx context.Context, p *Plan) (Domain, error) {
 	others, err := s.Libvirt.List(ctx, true)
 	if err == nil {
 		err = s.notShared(ctx, p.Domain, p.binds, others)
+	}
+	if err == nil {
+		err = s.unwritten(ctx, p)
 	}
 	if err != nil {
 		return p.Domain, err

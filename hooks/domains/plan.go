@@ -37,6 +37,8 @@ type Plan struct {
 	originless []string             // targets that are their copy, and nobody knows what they were before
 	base       *xmlrewrite.Document // what a release starts from: the definition with what was remembered; nil: as it is
 
+	sources map[string]string // fingerprints of disks that become replica sets, from before the sets were looked at
+
 	uses   []bindings.QuorumUse // replica sets that the domain's disks have used
 	forget []bindings.QuorumUse // those whose data is given up after the definition
 

@@ -78,10 +78,7 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 			return err
 		}
 	}
-	if err := s.readable(ctx, d, bound); err != nil {
-		return err
-	}
-	return s.replicasCurrent(ctx, d, bound)
+	return s.readable(ctx, d, bound)
 }
 
 // readable refuses sources that no copy can be made of. The copy process would

@@ -151,6 +151,42 @@ func (s *Service) replicasCurrent(ctx context.Context, d Domain, bound []binding
 	return nil
 }
 
+// fingerprints are those of disks that are to become replica sets, by target.
+func (s *Service) fingerprints(ctx context.Context, d Domain, bound []bindings.Bound) (map[string]string, error) {
+	prints := map[string]string{}
+	for _, b := range bound {
+		if b.Binding.Kind != "quorum" || b.Disk.Path == "" {
+			continue
+		}
+		layers, err := s.chainOf(ctx, b)
+		if err != nil {
+			return nil, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+		info, err := s.checker().Chain(ctx, layers)
+		if err != nil {
+			return nil, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+		prints[b.Disk.Target] = info.Fingerprint
+	}
+	return prints, nil
+}
+
+// unwritten refuses to go on when a disk was written to since its set was held
+// against it, which may have taken long.
+func (s *Service) unwritten(ctx context.Context, p *Plan) error {
+	now, err := s.fingerprints(ctx, p.Domain, p.binds)
+	if err != nil {
+		return err
+	}
+	for target, fingerprint := range now {
+		if fingerprint != p.sources[target] {
+			err := failure.New(failure.Temporary, "%s: disk %s: it was written to while this worked on it", p.Domain, target)
+			return failure.Hint(err, "run this again")
+		}
+	}
+	return nil
+}
+
 func (s *Service) current(ctx context.Context, b bindings.Bound) error {
 	layers, err := s.chainOf(ctx, b)
 	if err != nil {

@@ -111,3 +111,27 @@ func TestOwnTruth(t *testing.T) {
 		})
 	}
 }
+
+// A disk that was written to after its set was held against it is not bound.
+func TestBoundDiskIsUnwritten(t *testing.T) {
+	root := t.TempDir()
+	s := testService(t, root, &oneDomain{})
+	path := filepath.Join(root, "images", "a.raw")
+	write(t, path, strings.Repeat("x", 4096))
+	d := Domain{Domain: bindings.Domain{Name: "vm", UUID: testUUID}}
+	p := &Plan{Domain: d, binds: []bindings.Bound{
+		{Disk: bindings.Disk{Target: "vda", Path: path, Format: "raw", Complete: true}, Binding: bindings.Binding{Kind: "quorum", Value: "db"}},
+		{Disk: bindings.Disk{Target: "vdb", Path: "/nonexistent"}, Binding: bindings.Binding{Kind: "local"}},
+	}}
+	var err error
+	if p.sources, err = s.fingerprints(t.Context(), d, p.binds); err != nil || len(p.sources) != 1 {
+		t.Fatal(p.sources, err)
+	}
+	if err := s.unwritten(t.Context(), p); err != nil {
+		t.Error(err)
+	}
+	write(t, path, strings.Repeat("y", 4096))
+	if err := s.unwritten(t.Context(), p); failure.KindOf(err) != failure.Temporary || !strings.Contains(failure.Line(err), "domain vm: disk vda: it was written to") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -172,7 +172,7 @@ func (o *opened) end() (said error) {
 		o.cancel()
 	case <-time.After(daemonEnd):
 		o.cancel()
-		<-o.ended // a daemon that no signal ends is given up
+		<-o.ended //nolint:errcheck // we killed it; how it ended says nothing
 	}
 	o.sockets.close()
 	return said

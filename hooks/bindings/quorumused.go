@@ -99,6 +99,9 @@ func quorumUse(l host.Layout, domain, key string) (*QuorumUse, error) {
 		return nil, nil
 	}
 	path := quorumUsedPath(l, domain, key)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrPermission) {
+		return nil, nil // whether it is there cannot be told, of no domain
+	}
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
 		return nil, nil

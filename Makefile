@@ -108,7 +108,7 @@ integration: build ## tier 3: real qemu-img, LVM metadata, a private libvirtd; r
 
 .PHONY: e2e
 e2e: build ## tier 4: a guest with its own kernel, real device-mapper and LVM; root
-	$(GO) test -tags $(TAGS),e2e -count=1 -p 1 -timeout 60m $(call tagged,e2e)
+	$(GO) test -tags $(TAGS),e2e -count=1 -p 1 -timeout 80m $(call tagged,e2e)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (30s)

@@ -143,11 +143,17 @@ func (m machine) started(d domain) result {
 func (m machine) vetoed(d domain, words ...string) result {
 	m.Helper()
 	r := m.start(d)
+	m.isVeto(d, r, words...)
+	return r
+}
+
+// isVeto wants a start to have been refused, in one line.
+func (m machine) isVeto(d domain, r result, words ...string) {
+	m.Helper()
 	m.refused(r, 1, append(words, "domain "+d.name)...)
 	if n := strings.Count(strings.TrimSpace(r.output), "\n"); n != 0 {
 		m.Errorf("a veto of %d lines: %s", n+1, r.output)
 	}
-	return r
 }
 
 // stopped calls the hook as libvirt does when the domain has ended.

@@ -13,7 +13,9 @@ import (
 )
 
 // cuts are the domains whose copies are in different states when the power
-// goes, each held there by a failpoint, and what must be found after it.
+// goes, each held there by a failpoint, and what must be found after it. Those
+// that go on copying meanwhile come last, with a rate that leaves them in the
+// middle.
 var cuts = []struct {
 	domain
 	at                string // failpoint
@@ -21,29 +23,34 @@ var cuts = []struct {
 	again             bool // nothing is known of what was copied, so it is made again
 }{
 	{named("cut-created", disk{"vda", "lvm", "one"}), "fill.created", true, false, true},
-	{named("cut-lvm", disk{"vda", "lvm", "slow"}), "transfer.cursor", true, false, false},
-	{named("cut-thin", disk{"vda", "lvmthin", "slow"}), "transfer.cursor", true, false, false},
 	{named("cut-unflushed", disk{"vda", "lvm", "two"}), "transfer.converted", true, false, false},
 	{named("cut-receipt", disk{"vda", "lvm", "one"}), "fill.receipt", true, true, false},
 	{named("cut-ready", disk{"vda", "lvmthin", "two"}), "fill.finished", false, true, false},
+	{named("cut-lvm", disk{"vda", "lvm", "slow"}), "transfer.cursor", true, false, false},
+	{named("cut-thin", disk{"vda", "lvmthin", "slow"}), "transfer.cursor", true, false, false},
 }
 
-// cutInEachState cuts the power while one copy is in each of the states.
-func cutInEachState(m machine) {
+// holdInEachState leaves one copy in each of the states.
+func holdInEachState(m machine) {
 	const unit = "/run/systemd/system/diskhook-copy-.service.d/failpoint.conf"
 	m.run("cp", "diskhook.failpoints", "/usr/bin/diskhook")
-	m.configure(map[string]string{"local.rate": rate}) // a cursor comes before the end
+	passed := func(d domain) string {
+		log, _ := os.ReadFile("/run/" + d.name)
+		return string(log)
+	}
 	for _, c := range cuts {
+		if c.at == "transfer.cursor" {
+			m.configure(map[string]string{"local.rate": `"768KiB"`}) // a cursor comes before the end
+		}
 		m.write(unit, "[Service]\nEnvironment=DISKHOOK_FAILPOINT="+c.at+"=sleep:1h DISKHOOK_FAILPOINT_LOG=/run/"+c.name+"\n", 0o644)
 		m.run("systemctl", "daemon-reload")
 		// It waits until the power goes.
 		m.must(m.hookCommand(m.bind(c.domain), "prepare", "begin").Start())
-		m.within(3*time.Minute, c.name+" reaches "+c.at, func() bool {
-			log, _ := os.ReadFile("/run/" + c.name)
-			return strings.Contains(string(log), c.at+"\n")
-		})
+		m.within(time.Minute, c.name+" is begun", func() bool { return passed(c.domain) != "" })
 	}
-	m.cutPower()
+	for _, c := range cuts {
+		m.within(3*time.Minute, c.name+" reaches "+c.at, func() bool { return strings.Contains(passed(c.domain), c.at+"\n") })
+	}
 }
 
 // cursor is how many bytes of a copy are known to be there; -1 is that nothing

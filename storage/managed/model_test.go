@@ -90,12 +90,8 @@ func (m *model) attach(rt *rapid.T) {
 		rt.Fatalf("%s: the domain that began does not get it: %v", id, err)
 	case v.unsure && refused:
 		return
-	case v.unsure:
-		*v = believed{wwn: v.wwn, attached: true, claim: who, unsure: true}
-		if who == domain {
-			v.unsure = false // but who attached it?
-			v.byClaim = m.byClaim(id)
-		}
+	case v.unsure: // whoever gets it has it, but who attached it?
+		*v = believed{wwn: v.wwn, attached: true, claim: who, byClaim: m.byClaim(id)}
 	case !v.attached && refused:
 		rt.Fatalf("%s is free, and not for %q: %v", id, who, err)
 	case !v.attached:

@@ -1,56 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package nbd is a client of NBD servers, for those who read and write images
-// through qemu-storage-daemon and need to know where they are zero.
+// Package nbd speaks the NBD protocol: with the servers of QEMU, through which
+// images are read and written, and with QEMU, to which it shows an export of
+// our own.
 //
-// It speaks fixed newstyle with structured replies and the metadata context
-// base:allocation (doc/proto.md of the NBD project), one request at a time.
-// There is no TLS. When the context of Dial ends the connection is cut, so
-// that a server that hangs does not hang the caller: every call then fails.
+//	Image    one export for who walks through it and wants to know its holes
+//	Client   one export for many requests at once, each with its own context
+//	Server   one export of ours, whose requests a function does
+//	Relay    the same, but passed on to another server as they are
 //
-// Servers are not trusted: sizes of replies are held against what was asked
-// for. An error that the server reports is a *Error with its errno; after any
-// other error the connection is of no use.
+// The format is doc/proto.md of the NetworkBlockDevice project: the fixed
+// newstyle handshake with NBD_OPT_GO. Numbers are big-endian. Only an Image asks
+// for structured replies and the metadata context base:allocation; otherwise
+// replies are simple, which every client of QEMU takes. There is no TLS.
+//
+// Peers are not trusted: whatever they send is bounded, and held against what
+// was asked for. A request that the server refuses fails alone, with an *Error;
+// after anything else the connection is of no use, and all that waits on it
+// fails with ErrClosed.
 package nbd
 
 import (
-	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"net"
-	"sync"
 	"syscall"
 
 	"diskhook/storage/failure"
 )
 
-// MaxRequest is the most that one request may read or write, in bytes. QEMU's
-// servers take 32 MiB.
-const MaxRequest = 32 << 20
-
-// Conn is a connection to one export. Its methods may be called from any
-// goroutine; they wait for each other.
-type Conn struct {
-	// Size of the export in bytes.
-	Size int64
-	// ReadOnly says that the server takes no writes.
-	ReadOnly bool
-
-	conn   net.Conn
-	stop   func() bool
-	flags  uint16
-	status bool // base:allocation is there
-
-	mu     sync.Mutex
-	handle uint64
-	broken error
-}
+// ErrClosed says that the connection has ended. It is a failure.Temporary.
+var ErrClosed = failure.Wrap(failure.Temporary, errors.New("the NBD connection has ended"))
 
 // Error is what a server said about one request.
 type Error struct {
 	Errno syscall.Errno
-	Text  string
+	Text  string // "" where it gave a number only
 }
 
 // Error is one line.
@@ -63,149 +46,61 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Errno }
 
-// Dial connects to an export ("" is the server's default). network and address
-// are those of net.Dial. The connection lives as long as ctx. A server that is
-// not there is a failure.Temporary, an export that is not a failure.NotFound.
-func Dial(ctx context.Context, network, address, export string) (*Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, address)
-	if err != nil {
-		return nil, failure.Wrap(failure.Temporary, err)
-	}
-	c := &Conn{conn: conn, stop: context.AfterFunc(ctx, func() { _ = conn.Close() })}
-	if err := c.negotiate(export); err != nil {
-		c.cut()
-		if ctx.Err() != nil {
-			err = failure.New(failure.Temporary, "no answer: %w", context.Cause(ctx))
-		}
-		return nil, fmt.Errorf("nbd %s: %w", address, err)
-	}
-	return c, nil
+// Command is what a request asks for.
+type Command uint16
+
+// The commands.
+const (
+	Read        Command = 0
+	Write       Command = 1
+	Disconnect  Command = 2
+	Flush       Command = 3
+	Trim        Command = 4
+	WriteZeroes Command = 6
+
+	blockStatus Command = 7
+)
+
+// FUA asks that the write is on the disk when it is acknowledged. Other flags
+// of commands pass as they are.
+const FUA = 1 << 0
+
+// onlyOne asks for one extent, not for a list.
+const onlyOne = 1 << 3
+
+// Transmission flags of an export.
+const (
+	FlagHasFlags    = 1 << 0
+	FlagReadOnly    = 1 << 1
+	FlagFlush       = 1 << 2
+	FlagFUA         = 1 << 3
+	FlagTrim        = 1 << 5
+	FlagWriteZeroes = 1 << 6
+	FlagMultiConn   = 1 << 8
+)
+
+// MaxRequest is the length of the longest read or write, in bytes, that QEMU
+// sends and takes.
+const MaxRequest = 32 << 20
+
+// Request is one command. Data is what a Write writes; Length is that of the
+// others, in bytes.
+type Request struct {
+	Command Command
+	Flags   uint16
+	Offset  uint64
+	Length  uint32
+	Data    []byte
 }
 
-func (c *Conn) cut() {
-	c.stop()
-	_ = c.conn.Close()
+// Export is what a server tells of one: Size in bytes, transmission Flags.
+type Export struct {
+	Size  int64
+	Flags uint16
 }
 
-// Close says goodbye and closes the connection. What was written is flushed
-// only if Flush said so.
-func (c *Conn) Close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.broken == nil {
-		_ = c.send(cmdDisconnect, 0, 0, 0, nil)
-	}
-	c.broken = net.ErrClosed
-	c.cut()
-}
-
-// ReadAt fills p from off.
-func (c *Conn) ReadAt(p []byte, off int64) (int, error) {
-	if err := c.within(off, int64(len(p))); err != nil {
-		return 0, err
-	}
-	done := 0
-	for done < len(p) {
-		n := min(len(p)-done, MaxRequest)
-		if err := c.request(cmdRead, 0, off+int64(done), n, nil, p[done:done+n], nil); err != nil {
-			return done, err
-		}
-		done += n
-	}
-	return done, nil
-}
-
-// WriteAt writes p at off.
-func (c *Conn) WriteAt(p []byte, off int64) (int, error) {
-	if err := c.within(off, int64(len(p))); err != nil {
-		return 0, err
-	}
-	done := 0
-	for done < len(p) {
-		n := min(len(p)-done, MaxRequest)
-		if err := c.request(cmdWrite, 0, off+int64(done), n, p[done:done+n], nil, nil); err != nil {
-			return done, err
-		}
-		done += n
-	}
-	return done, nil
-}
-
-// maxZeroes is the most that one request zeroes.
-const maxZeroes = 1 << 30
-
-// WriteZeroes makes a range read as zeros. The image may punch a hole there.
-func (c *Conn) WriteZeroes(off, n int64) error {
-	if err := c.within(off, n); err != nil {
-		return err
-	}
-	for n > 0 {
-		piece := min(n, maxZeroes)
-		if err := c.zero(off, piece); err != nil {
-			return err
-		}
-		off, n = off+piece, n-piece
-	}
-	return nil
-}
-
-func (c *Conn) zero(off, n int64) error {
-	if c.flags&flagWriteZeroes != 0 {
-		return c.request(cmdWriteZeroes, 0, off, int(n), nil, nil, nil)
-	}
-	zeros := make([]byte, min(n, 1<<20))
-	for done := int64(0); done < n; {
-		piece := min(n-done, int64(len(zeros)))
-		if _, err := c.WriteAt(zeros[:piece], off+done); err != nil {
-			return err
-		}
-		done += piece
-	}
-	return nil
-}
-
-// Flush returns when everything that was written through this connection is on
-// the disk. A server that cannot flush is an error.
-func (c *Conn) Flush() error {
-	if c.flags&flagFlush == 0 {
-		return failure.New(failure.Precondition, "the server cannot flush")
-	}
-	return c.request(cmdFlush, 0, 0, 0, nil, nil, nil)
-}
-
-// Extent is a piece that is, or is not, known to read as zeros.
+// Extent is a piece of Len bytes that is, or is not, known to read as zeros.
 type Extent struct {
 	Len  int64
 	Zero bool
 }
-
-// Next describes the extent that begins at off: at most n bytes of it, and as
-// much as the server says in one go. A server that cannot tell says data.
-func (c *Conn) Next(off, n int64) (Extent, error) {
-	if err := c.within(off, n); err != nil {
-		return Extent{}, err
-	}
-	x := Extent{Len: n}
-	if !c.status || n == 0 {
-		return x, nil
-	}
-	ask := min(n, maxZeroes)
-	err := c.request(cmdBlockStatus, reqOne, off, int(ask), nil, nil, func(descriptor []byte) {
-		length := int64(binary.BigEndian.Uint32(descriptor))
-		if length > 0 {
-			x.Len = min(length, n)
-			x.Zero = binary.BigEndian.Uint32(descriptor[4:])&stateZero != 0
-		}
-	})
-	return x, err
-}
-
-func (c *Conn) within(off, n int64) error {
-	if off < 0 || n < 0 || off > c.Size-n {
-		return failure.New(failure.Usage, "bytes %d to %d of an export of %d", off, off+n, c.Size)
-	}
-	return nil
-}
-
-var errProtocol = errors.New("the server does not keep to the protocol")

@@ -301,7 +301,7 @@ func (s *Service) vacantExport(ctx context.Context, set Set, l Layer, overwrite 
 	ctx, cancel := context.WithTimeout(ctx, s.hangTimeout(set))
 	defer cancel()
 	network, address := l.address()
-	c, err := nbd.Dial(ctx, network, address, l.Export)
+	c, err := nbd.OpenImage(ctx, network, address, l.Export)
 	if err != nil {
 		return err
 	}

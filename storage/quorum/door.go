@@ -8,12 +8,12 @@ import (
 	"os"
 	"sync"
 
-	"diskhook/storage/nbdproxy"
+	"diskhook/storage/nbd"
 )
 
 // door is where guests connect: our own socket before the daemon's, which the
 // guest never reaches. Requests are passed on as they are (splice(2)), or come
-// through the gate while there is one; see nbdproxy.Server.Relay for why not
+// through the gate while there is one; see nbd.Server.Relay for why not
 // even a clean set shows the daemon's socket itself.
 type door struct {
 	listener net.Listener
@@ -35,9 +35,9 @@ func (ss *session) openDoor(ctx context.Context) error {
 	d := &door{listener: l}
 	ctx, d.cancel = context.WithCancel(ctx)
 	ss.door = d
-	flags := ss.inner.Flags & (nbdproxy.FlagHasFlags | nbdproxy.FlagReadOnly | nbdproxy.FlagFlush | nbdproxy.FlagFUA |
-		nbdproxy.FlagTrim | nbdproxy.FlagWriteZeroes | nbdproxy.FlagMultiConn)
-	server := &nbdproxy.Server{Name: ss.set.Name, Export: nbdproxy.Export{Size: ss.inner.Size, Flags: flags}}
+	flags := ss.inner.Flags & (nbd.FlagHasFlags | nbd.FlagReadOnly | nbd.FlagFlush | nbd.FlagFUA |
+		nbd.FlagTrim | nbd.FlagWriteZeroes | nbd.FlagMultiConn)
+	server := &nbd.Server{Name: ss.set.Name, Export: nbd.Export{Size: ss.inner.Size, Flags: flags}}
 	if ss.gate != nil {
 		server.Do = ss.gate.do
 	}
@@ -54,7 +54,7 @@ func (ss *session) openDoor(ctx context.Context) error {
 }
 
 // meet serves one guest's connection.
-func (ss *session) meet(ctx context.Context, server *nbdproxy.Server, conn net.Conn) {
+func (ss *session) meet(ctx context.Context, server *nbd.Server, conn net.Conn) {
 	var err error
 	if g := ss.gate; g != nil && !g.over.Load() {
 		err = server.Serve(ctx, conn)

@@ -10,10 +10,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"diskhook/storage/nbdproxy"
+	"diskhook/storage/nbd"
 )
 
 // gate stands between guests and the export of a set that was not closed
@@ -29,8 +28,8 @@ import (
 // wait for any more.
 type gate struct {
 	ss      *session
-	clients map[string]*nbdproxy.Client // of the replicas alone
-	need    int                         // how many of them must agree
+	clients map[string]*nbd.Client // of the replicas alone
+	need    int                    // how many of them must agree
 
 	over     atomic.Bool // all chunks were looked at
 	repaired atomic.Int64
@@ -52,7 +51,7 @@ const mostNoted = 100
 // vhost-user guest shares memory with the daemon and cannot pass through us: it
 // has to wait until that is done.
 func (ss *session) equalise(ctx context.Context, through bool) error {
-	g := &gate{ss: ss, clients: map[string]*nbdproxy.Client{}, need: majority(ss.set, len(ss.voters)), busy: map[int64]int{}, done: map[int64]bool{}}
+	g := &gate{ss: ss, clients: map[string]*nbd.Client{}, need: majority(ss.set, len(ss.voters)), busy: map[int64]int{}, done: map[int64]bool{}}
 	g.free = sync.NewCond(&g.mu)
 	for id, m := range ss.voters {
 		client, err := ss.looking(ctx, m)
@@ -99,12 +98,12 @@ func (ss *session) equalised(ctx context.Context, err error, through bool) {
 func (g *gate) equal() bool { return g == nil || g.over.Load() && g.torn.Load() == 0 }
 
 // do runs a guest's request in turn with the repair.
-func (g *gate) do(ctx context.Context, r nbdproxy.Request) ([]byte, error) {
-	if g.over.Load() || r.Command == nbdproxy.Flush || r.Length == 0 {
+func (g *gate) do(ctx context.Context, r nbd.Request) ([]byte, error) {
+	if g.over.Load() || r.Command == nbd.Flush || r.Length == 0 {
 		return g.ss.inner.Do(ctx, r)
 	}
 	first, last := int64(r.Offset)/chunk, (int64(r.Offset)+int64(r.Length)-1)/chunk
-	if r.Command == nbdproxy.Read {
+	if r.Command == nbd.Read {
 		for c := first; c <= last; c++ {
 			if err := g.fix(ctx, c); err != nil {
 				break // the vote decides, as it always does
@@ -177,8 +176,7 @@ func (g *gate) fix(ctx context.Context, c int64) error {
 func (g *gate) repair(ctx context.Context, at int64, length int) error {
 	views, failed := readViews(ctx, g.clients, at, length, g.ss.hangTimeout(g.ss.set))
 	for id, err := range failed {
-		var refused syscall.Errno
-		if errors.As(err, &refused) {
+		if ioError(err) {
 			go g.ss.post(ctx, func() { g.ss.suspect(ctx, id, ReadError, err.Error()) })
 		}
 	}

@@ -137,7 +137,7 @@ func (s *Service) exportSize(ctx context.Context, l Layer) (int64, error) {
 			return 0, err
 		}
 	}
-	c, err := nbd.Dial(ctx, network, address, l.Export)
+	c, err := nbd.OpenImage(ctx, network, address, l.Export)
 	if err != nil {
 		return 0, err
 	}

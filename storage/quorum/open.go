@@ -25,7 +25,7 @@ import (
 // opened is a chain as QEMU shows it: a qemu-storage-daemon of its own has it
 // open, takes its image locks, and exports it to nobody but us.
 type opened struct {
-	*nbd.Conn
+	*nbd.Image
 	id      string
 	sockets *sockets
 	ended   chan error
@@ -60,7 +60,7 @@ func (s *Service) open(ctx context.Context, id string, tree *Node, held ...*os.F
 		o.ended <- err
 		cancel() // which cuts the connection
 	}()
-	if o.Conn, err = nbd.Dial(ctx, "unix", sockets.export, id); err != nil {
+	if o.Image, err = nbd.OpenImage(ctx, "unix", sockets.export, id); err != nil {
 		return nil, o.failed(err)
 	}
 	return o, nil
@@ -156,7 +156,7 @@ func (o *opened) failed(err error) error {
 
 // close ends the daemon. What was written was flushed by Flush, or is not.
 func (o *opened) close() {
-	o.Conn.Close()
+	o.Image.Close()
 	_ = o.end()
 }
 

@@ -20,7 +20,7 @@ import (
 
 	"diskhook/storage/command"
 	"diskhook/storage/imagecheck"
-	"diskhook/storage/nbdproxy"
+	"diskhook/storage/nbd"
 )
 
 // A replica that is not on this host's own storage can hang, and QEMU's quorum
@@ -129,7 +129,7 @@ var errHung = errors.New("no answer")
 func probe(ctx context.Context, socket, name string, most time.Duration) error {
 	opening, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
-	client, err := nbdproxy.Dial(opening, socket, name)
+	client, err := nbd.Dial(opening, socket, name)
 	if err != nil {
 		return err
 	}
@@ -142,8 +142,7 @@ func probe(ctx context.Context, socket, name string, most time.Duration) error {
 		reading, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("%w for %s", errHung, most))
 		_, err := client.ReadAt(reading, at, int(min(length, client.Size-at)))
 		cancel()
-		var refused syscall.Errno
-		if err != nil && !errors.As(err, &refused) {
+		if err != nil && !ioError(err) {
 			return err
 		}
 		select {

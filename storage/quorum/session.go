@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"diskhook/storage/failure"
-	"diskhook/storage/nbdproxy"
+	"diskhook/storage/nbd"
 )
 
 // session is the life of one voting daemon. One goroutine, loop, changes it;
@@ -33,7 +33,7 @@ type session struct {
 	gen      Generation
 	voters   map[string]*member // children of the voting node
 	suspects map[string]Reason  // since the session began
-	inner    *nbdproxy.Client   // our own connection to the export
+	inner    *nbd.Client        // our own connection to the export
 	observed []Observed         // before it was opened
 	work     chan func()
 	released chan struct{}  // somebody says that the claim is gone
@@ -45,8 +45,8 @@ type session struct {
 // member is a replica that is open in the daemon.
 type member struct {
 	replica Replica
-	remote  *remote          // nil: it is opened by the voting daemon itself
-	look    *nbdproxy.Client // reads this replica alone; nil until somebody did
+	remote  *remote     // nil: it is opened by the voting daemon itself
+	look    *nbd.Client // reads this replica alone; nil until somebody did
 }
 
 const daemonSocket = "daemon.sock"
@@ -236,7 +236,7 @@ func (ss *session) offer(ctx context.Context, d Decision) error {
 	}
 	opening, cancel := context.WithTimeout(ctx, monitorTimeout)
 	defer cancel()
-	if ss.inner, err = nbdproxy.Dial(opening, socket, name); err != nil {
+	if ss.inner, err = nbd.Dial(opening, socket, name); err != nil {
 		return err
 	}
 	ss.live.change(func(l *Live) { l.Generation = ss.gen.Number })

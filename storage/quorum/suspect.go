@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"diskhook/storage/nbdproxy"
+	"diskhook/storage/nbd"
 	"diskhook/storage/qmp"
 )
 
@@ -68,7 +68,7 @@ func reasonOf(r report) Reason {
 // between two looks is being written; what stays differs.
 func (ss *session) differs(ctx context.Context, id string, at, length int64) bool {
 	const looks = 4
-	length = min(length, nbdproxy.MostRequest, ss.set.Size-at)
+	length = min(length, nbd.MaxRequest, ss.set.Size-at)
 	if at < 0 || length <= 0 {
 		return true
 	}
@@ -167,7 +167,7 @@ func (ss *session) endMember(ctx context.Context, m *member) {
 
 // looking is the connection that reads a replica alone, past the vote. The loop
 // calls it, or who has stopped the loop from changing voters.
-func (ss *session) looking(ctx context.Context, m *member) (*nbdproxy.Client, error) {
+func (ss *session) looking(ctx context.Context, m *member) (*nbd.Client, error) {
 	if m.look != nil {
 		return m.look, nil
 	}
@@ -175,7 +175,7 @@ func (ss *session) looking(ctx context.Context, m *member) (*nbdproxy.Client, er
 	if err := ss.daemon.export(ctx, export{ID: id, Type: NBDExport, Node: m.replica.ID, Name: id}); err != nil {
 		return nil, err
 	}
-	client, err := nbdproxy.Dial(ctx, ss.private(ss.set.Name, daemonSocket), id)
+	client, err := nbd.Dial(ctx, ss.private(ss.set.Name, daemonSocket), id)
 	if err != nil {
 		_ = ss.daemon.do(ctx, "block-export-del", args{"id": id, "mode": "hard"}, nil)
 		return nil, fmt.Errorf("%s: %w", m.replica, err)
@@ -187,7 +187,7 @@ func (ss *session) looking(ctx context.Context, m *member) (*nbdproxy.Client, er
 // readAll reads a piece of each voting replica alone, each for at most the hang
 // timeout.
 func (ss *session) readAll(ctx context.Context, at int64, length int) (views map[string][]byte, failed map[string]error) {
-	clients := map[string]*nbdproxy.Client{}
+	clients := map[string]*nbd.Client{}
 	failed = map[string]error{}
 	for id, m := range ss.voters {
 		client, err := ss.looking(ctx, m)

@@ -9,11 +9,11 @@ import (
 	"sync"
 	"time"
 
-	"diskhook/storage/nbdproxy"
+	"diskhook/storage/nbd"
 )
 
 // readViews reads the same piece of several replicas side by side.
-func readViews(ctx context.Context, clients map[string]*nbdproxy.Client, at int64, length int, most time.Duration) (map[string][]byte, map[string]error) {
+func readViews(ctx context.Context, clients map[string]*nbd.Client, at int64, length int, most time.Duration) (map[string][]byte, map[string]error) {
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	var mu sync.Mutex

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nbdproxy
+package nbd
 
 import (
 	"bufio"
@@ -19,7 +19,7 @@ type Server struct {
 	Name   string
 	Export Export
 	// Do runs a request as Client.Do does. It is called from many goroutines. An
-	// error that is no syscall.Errno ends the connection: whether the request was
+	// error that is no *Error ends the connection: whether the request was
 	// done is unknown, and a client that connects again asks again.
 	Do func(ctx context.Context, r Request) ([]byte, error)
 	// InFlight bounds the requests of one connection that run at once; 0 is 64.
@@ -37,37 +37,6 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn) error {
 		return err
 	}
 	return s.transmit(ctx, in, conn)
-}
-
-// Relay talks to one client over conn until it is to send requests, and passes
-// those on to an export at the other end of backend as they are. It closes both
-// at the end. Neither side is offered structured replies: QEMU's server (7.2)
-// hangs up on a client that has them when a read fails, where it should tell the
-// error, and a client that connects again would ask for ever.
-func (s *Server) Relay(ctx context.Context, conn, backend net.Conn) error {
-	hangUp := func() { _, _ = conn.Close(), backend.Close() }
-	defer context.AfterFunc(ctx, hangUp)()
-	defer hangUp()
-	if _, err := greet(backend, s.Name); err != nil {
-		return err
-	}
-	in := bufio.NewReader(conn)
-	if ready, err := s.handshake(in, conn); err != nil || !ready {
-		return err
-	}
-	early, _ := in.Peek(in.Buffered()) // requests may have come with the last option
-	if _, err := backend.Write(early); err != nil {
-		return err
-	}
-	var answers sync.WaitGroup
-	answers.Go(func() {
-		_, _ = io.Copy(conn, backend)
-		hangUp()
-	})
-	_, err := io.Copy(backend, conn)
-	hangUp()
-	answers.Wait()
-	return err
 }
 
 // handshake says whether the client wants to go on to requests.
@@ -104,15 +73,14 @@ func (s *Server) option(out io.Writer, o option, short bool) (ready, end bool, e
 		if string(o.data) != s.Name {
 			return false, true, fmt.Errorf("no export %q", o.data)
 		}
-		b := append(binary.BigEndian.AppendUint64(nil, uint64(s.Export.Size)), byte(s.Export.Flags>>8), byte(s.Export.Flags))
+		b := exportInfo(s.Export)[2:]
 		if !short {
 			b = append(b, make([]byte, 124)...)
 		}
 		_, err := out.Write(b)
 		return true, true, err
 	case optList:
-		b := append(binary.BigEndian.AppendUint32(nil, uint32(len(s.Name))), s.Name...)
-		return false, false, errors.Join(writeReply(out, o.kind, replyServer, b), writeReply(out, o.kind, replyAck, nil))
+		return false, false, errors.Join(writeReply(out, o.kind, replyServer, counted(nil, s.Name)), writeReply(out, o.kind, replyAck, nil))
 	case optGo, optInfo:
 		name, ok := exportName(o.data)
 		switch {
@@ -121,10 +89,7 @@ func (s *Server) option(out io.Writer, o option, short bool) (ready, end bool, e
 		case name != s.Name:
 			return refuse(replyErrUnknown)
 		}
-		b := binary.BigEndian.AppendUint16(nil, infoExport)
-		b = binary.BigEndian.AppendUint64(b, uint64(s.Export.Size))
-		b = binary.BigEndian.AppendUint16(b, s.Export.Flags)
-		err := errors.Join(writeReply(out, o.kind, replyInfo, b), writeReply(out, o.kind, replyAck, nil))
+		err := errors.Join(writeReply(out, o.kind, replyInfo, exportInfo(s.Export)), writeReply(out, o.kind, replyAck, nil))
 		return o.kind == optGo, o.kind == optGo, err
 	}
 	return refuse(replyErrUnsup)
@@ -157,7 +122,7 @@ func (s *Server) transmit(ctx context.Context, in io.Reader, out io.WriteCloser)
 			if err == nil {
 				data, err = s.Do(ctx, r)
 			}
-			var refused syscall.Errno
+			var refused *Error
 			if err != nil && !errors.As(err, &refused) {
 				_ = out.Close()
 				return
@@ -176,46 +141,18 @@ func (s *Server) check(r Request) error {
 	case r.Command == Flush:
 		return nil
 	case r.Command > WriteZeroes, r.Command == Disconnect:
-		return syscall.EINVAL
+		return &Error{Errno: syscall.EINVAL}
 	case r.Command != Read && s.Export.Flags&FlagReadOnly != 0:
-		return syscall.EPERM
+		return &Error{Errno: syscall.EPERM}
 	case r.Offset > uint64(s.Export.Size), length > uint64(s.Export.Size)-r.Offset:
-		return syscall.EINVAL
+		return &Error{Errno: syscall.EINVAL}
 	}
 	return nil
 }
 
-func readRequest(in io.Reader) (Request, uint64, error) {
-	var head [28]byte
-	if _, err := io.ReadFull(in, head[:]); err != nil {
-		return Request{}, 0, err
-	}
-	if binary.BigEndian.Uint32(head[:]) != magicRequest {
-		return Request{}, 0, errors.New("not an NBD request")
-	}
-	r := Request{
-		Flags: binary.BigEndian.Uint16(head[4:]), Command: Command(binary.BigEndian.Uint16(head[6:])),
-		Offset: binary.BigEndian.Uint64(head[16:]), Length: binary.BigEndian.Uint32(head[24:]),
-	}
-	id := binary.BigEndian.Uint64(head[8:])
-	if (r.Command == Read || r.Command == Write) && r.Length > MostRequest {
-		return r, id, fmt.Errorf("an NBD request of %d bytes", r.Length)
-	}
-	var err error
-	if r.Command == Write {
-		r.Data = make([]byte, r.Length)
-		_, err = io.ReadFull(in, r.Data)
-	}
-	return r, id, err
-}
-
 // respond answers one request. A client that has gone is noticed by the reader.
 func respond(out io.Writer, id uint64, data []byte, err error) {
-	head := make([]byte, 0, 16)
-	head = binary.BigEndian.AppendUint32(head, magicResponse)
-	head = binary.BigEndian.AppendUint32(head, errno(err))
-	head = binary.BigEndian.AppendUint64(head, id)
-	parts := net.Buffers{head}
+	parts := net.Buffers{simpleHead(id, err)}
 	if err == nil && data != nil {
 		parts = append(parts, data)
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package nbdproxy
+package nbd
 
 import (
 	"bytes"
@@ -36,7 +36,7 @@ func (m *memory) do(ctx context.Context, r Request) ([]byte, error) {
 	case r.Command == Write:
 		copy(m.data[r.Offset:], r.Data)
 	case r.Command == Read && int(r.Offset) >= len(m.data)/2:
-		return nil, syscall.EIO
+		return nil, &Error{Errno: syscall.EIO}
 	case r.Command == Read:
 		return bytes.Clone(m.data[r.Offset : r.Offset+uint64(r.Length)]), nil
 	}
@@ -49,7 +49,7 @@ func TestClientAndServer(t *testing.T) {
 	ours, theirs := net.Pipe()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(t.Context(), theirs) }()
-	c, err := Open(t.Context(), ours, "db")
+	c, err := open(t.Context(), ours, "db")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestRelay(t *testing.T) {
 	served, relayed := make(chan error, 1), make(chan error, 1)
 	go func() { served <- s.Serve(t.Context(), theirs) }()
 	go func() { relayed <- (&Server{Name: "db", Export: s.Export}).Relay(t.Context(), front, back) }()
-	c, err := Open(t.Context(), ours, "db")
+	c, err := open(t.Context(), ours, "db")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,12 +122,12 @@ func TestReadOnlyAndUnknownExport(t *testing.T) {
 	s := &Server{Name: "db", Export: Export{4096, FlagHasFlags | FlagReadOnly}, Do: (&memory{data: make([]byte, 4096)}).do}
 	ours, theirs := net.Pipe()
 	go func() { _ = s.Serve(t.Context(), theirs) }()
-	if _, err := Open(t.Context(), ours, "other"); !errors.Is(err, failure.Temporary) {
+	if _, err := open(t.Context(), ours, "other"); !errors.Is(err, failure.Temporary) {
 		t.Errorf("%v", err)
 	}
 	ours, theirs = net.Pipe()
 	go func() { _ = s.Serve(t.Context(), theirs) }()
-	c, err := Open(t.Context(), ours, "db")
+	c, err := open(t.Context(), ours, "db")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,9 +154,19 @@ func FuzzPeer(f *testing.F) {
 	f.Add([]byte("NBDMAGICIHAVEOPT\x00\x03\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00\x07\x00\x00\x00\x01\x00\x00\x00\x00"))
 	f.Add([]byte("\x00\x00\x00\x03IHAVEOPT\x00\x00\x00\x07\x00\x00\x00\x08\x00\x00\x00\x02db\x00\x00" +
 		"\x25\x60\x95\x13\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x04abcd"))
+	reply := "\x00\x03\xe8\x89\x04\x55\x65\xa9\x00\x00\x00"
+	f.Add([]byte("NBDMAGICIHAVEOPT\x00\x03" + reply + "\x08\x80\x00\x00\x01\x00\x00\x00\x00" +
+		reply + "\x07\x00\x00\x00\x03\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00\x00\x01" + reply + "\x07\x00\x00\x00\x01\x00\x00\x00\x00" +
+		"\x66\x8e\x33\xef\x00\x01\x00\x02\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x0c\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x10\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if c, err := Open(t.Context(), half{Reader: bytes.NewReader(data)}, "db"); err == nil {
+		if c, err := open(t.Context(), half{Reader: bytes.NewReader(data)}, "db"); err == nil {
 			<-c.Ended()
+		}
+		server := half{Reader: bytes.NewReader(data)}
+		if x, _, err := greetForExtents(server, "db"); err == nil {
+			i := &Image{Size: x.Size, client: newClient(server, x), extents: true}
+			_, _ = i.ReadAt(make([]byte, min(x.Size, 4096)), 0)
+			_, _ = i.Next(0, x.Size)
 		}
 		s := &Server{Name: "db", Export: Export{Size: 4096}, Do: func(_ context.Context, r Request) ([]byte, error) {
 			if r.Command != Flush && r.Offset+uint64(r.Length) > 4096 {

@@ -34,7 +34,7 @@ func (f *fake) serve(conn net.Conn) {
 		_, _ = conn.Write(f.greeting)
 		return
 	}
-	_, _ = conn.Write(binary.BigEndian.AppendUint16([]byte("NBDMAGICIHAVEOPT"), handshakeFixed|handshakeNoZeroes))
+	_, _ = conn.Write(binary.BigEndian.AppendUint16([]byte("NBDMAGICIHAVEOPT"), fixedNewstyle|noZeroes))
 	if _, err := io.ReadFull(conn, make([]byte, 4)); err != nil {
 		return
 	}
@@ -58,20 +58,20 @@ func (f *fake) serve(conn net.Conn) {
 		if f.options != nil {
 			if kind, body := f.options(head.Option, data); kind != 0 {
 				reply(kind, body)
-				if kind&repError != 0 {
+				if kind&replyIsError != 0 {
 					continue
 				}
 			}
 		}
 		switch head.Option {
 		case optSetMetaContext:
-			reply(repMetaContext, append([]byte{0, 0, 0, 7}, allocation...))
+			reply(replyMetaContext, append([]byte{0, 0, 0, 7}, allocation...))
 		case optGo:
 			body := binary.BigEndian.AppendUint16(nil, infoExport)
 			body = binary.BigEndian.AppendUint64(body, exportBytes)
-			reply(repInfo, binary.BigEndian.AppendUint16(body, 1|flagFlush|flagWriteZeroes))
+			reply(replyInfo, binary.BigEndian.AppendUint16(body, FlagHasFlags|FlagFlush|FlagWriteZeroes))
 		}
-		reply(repAck, nil)
+		reply(replyAck, nil)
 		if head.Option == optGo {
 			break
 		}
@@ -83,7 +83,7 @@ func (f *fake) serve(conn net.Conn) {
 			Handle, Off uint64
 			Length      uint32
 		}
-		if binary.Read(conn, binary.BigEndian, &r) != nil || r.Type == cmdDisconnect || f.answer == nil {
+		if binary.Read(conn, binary.BigEndian, &r) != nil || r.Type == uint16(Disconnect) || f.answer == nil {
 			return
 		}
 		if !f.answer(conn, r.Type, r.Handle, r.Off, r.Length) {
@@ -92,7 +92,7 @@ func (f *fake) serve(conn net.Conn) {
 	}
 }
 
-func (f *fake) dial(ctx context.Context) (*Conn, error) {
+func (f *fake) dial(ctx context.Context) (*Image, error) {
 	path := filepath.Join(f.t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
 	if err != nil {
@@ -104,7 +104,7 @@ func (f *fake) dial(ctx context.Context) (*Conn, error) {
 			f.serve(conn)
 		}
 	}()
-	return Dial(ctx, "unix", path, "disk")
+	return OpenImage(ctx, "unix", path, "disk")
 }
 
 // chunk writes a structured chunk.
@@ -150,7 +150,7 @@ func TestReadPutsChunksTogether(t *testing.T) {
 func TestErrorsOfTheImage(t *testing.T) {
 	f := &fake{t: t, answer: func(conn net.Conn, cmd uint16, handle, off uint64, n uint32) bool {
 		switch {
-		case cmd == cmdFlush:
+		case Command(cmd) == Flush:
 			_ = binary.Write(conn, binary.BigEndian, []uint32{magicSimple, 0})
 			_ = binary.Write(conn, binary.BigEndian, handle)
 		case off == 0:
@@ -184,13 +184,13 @@ func TestServersAreNotTrusted(t *testing.T) {
 	for name, f := range map[string]*fake{
 		"old style":      {greeting: append([]byte("NBDMAGIC"), make([]byte, 10)...)},
 		"closes":         {greeting: []byte{}},
-		"no such export": {options: func(o uint32, _ []byte) (uint32, []byte) { return only(o, optGo, repUnknown, "none") }},
-		"refuses":        {options: func(o uint32, _ []byte) (uint32, []byte) { return only(o, optGo, repError+2, "policy") }},
+		"no such export": {options: func(o uint32, _ []byte) (uint32, []byte) { return only(o, optGo, replyErrUnknown, "none") }},
+		"refuses":        {options: func(o uint32, _ []byte) (uint32, []byte) { return only(o, optGo, replyIsError|2, "policy") }},
 		"too long a text": {options: func(o uint32, _ []byte) (uint32, []byte) {
-			return only(o, optGo, repInfo, string(make([]byte, maxText+1)))
+			return only(o, optGo, replyInfo, string(make([]byte, maxText+1)))
 		}},
 		"too large": {options: func(o uint32, _ []byte) (uint32, []byte) {
-			return only(o, optGo, repInfo, "\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x01")
+			return only(o, optGo, replyInfo, "\x00\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x01")
 		}},
 	} {
 		f.t = t
@@ -266,7 +266,7 @@ func TestAHangingServerHangsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := Dial(ctx, "unix", l.Addr().String(), ""); failure.KindOf(err) != failure.Temporary {
+	if _, err := OpenImage(ctx, "unix", l.Addr().String(), ""); failure.KindOf(err) != failure.Temporary {
 		t.Errorf("%v", err)
 	}
 }

@@ -23,10 +23,7 @@ func domainCommand(p *program) *cli.Command {
 	}
 	refresh := &cli.BoolFlag{Name: "refresh", Usage: "accept that a disk's source is no longer what was recorded, and point it at its copy again"}
 	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
-		return &cli.Command{
-			Name: name, Usage: usage, ArgsUsage: args, Flags: append(flags, connectFlag(), outputFlag()),
-			Action: func(c *cli.Context) error { return act(p, c) },
-		}
+		return p.verb(name, usage, args, act, append(flags, connectFlag())...)
 	}
 	return &cli.Command{
 		Name: "domain", Usage: "bind the disks of libvirt's domains",
@@ -42,20 +39,6 @@ func domainCommand(p *program) *cli.Command {
 			verb("list", "list bound domains", "", domainList),
 		},
 	}
-}
-
-// verbArgs is what every verb on one domain begins with.
-func verbArgs(p *program, c *cli.Context, names ...string) (format, *services, []string, error) {
-	f, err := outputOf(c)
-	if err != nil {
-		return f, nil, nil, err
-	}
-	words, err := operands(c, names...)
-	if err != nil {
-		return f, nil, nil, err
-	}
-	s, err := p.services(c)
-	return f, s, words, err
 }
 
 func domainPlan(p *program, c *cli.Context) error  { return apply(p, c, true) }

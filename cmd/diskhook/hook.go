@@ -132,19 +132,11 @@ func hookSimulate(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	words, err := operands(c, "[FILE]")
+	file, s, written, err := fileArgs(p, c)
 	if err != nil {
 		return err
 	}
-	s, err := p.services(c)
-	if err != nil {
-		return err
-	}
-	written, err := flagBindings(c)
-	if err != nil {
-		return err
-	}
-	xml, err := p.readXML(words[0])
+	xml, err := p.readXML(file)
 	if err != nil {
 		return err
 	}

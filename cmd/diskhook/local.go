@@ -17,12 +17,7 @@ import (
 )
 
 func localCommand(p *program) *cli.Command {
-	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
-		return &cli.Command{
-			Name: name, Usage: usage, ArgsUsage: args, Flags: append(flags, outputFlag()),
-			Action: func(c *cli.Context) error { return act(p, c) },
-		}
-	}
+	verb := p.verb
 	discard := func() cli.Flag {
 		return &cli.BoolFlag{Name: "discard-guest-data", Usage: "give up what the guest wrote into the copy"}
 	}
@@ -133,46 +128,6 @@ func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, er
 	return lines, nil
 }
 
-// steps prints or does what a verb on copies is about to do. No steps is
-// nothing to do. Without a name it is about all domains.
-func (p *program) steps(f format, dryRun bool, name string, steps []string, act func() error) error {
-	return p.stepsTo(f, dryRun, name, steps, func() (string, error) { return "done", act() })
-}
-
-// stepsTo is steps for a verb that has its own words for how it ended.
-func (p *program) stepsTo(f format, dryRun bool, name string, steps []string, act func() (string, error)) error {
-	ended := ""
-	if len(steps) > 0 && !dryRun {
-		var err error
-		if ended, err = act(); err != nil {
-			return err
-		}
-	}
-	switch {
-	case f == inJSON:
-		if err := p.printJSON(map[string]any{
-			"schema": "diskhook.local-change/v1", "domain": name, "dry_run": dryRun, "changed": len(steps) > 0, "commands": orEmpty(steps),
-		}); err != nil {
-			return err
-		}
-	case len(steps) == 0 && name == "":
-	case len(steps) == 0:
-		fmt.Fprintf(p.stderr, "diskhook: domain %s: nothing to do\n", harmless(name))
-	case !dryRun && name == "":
-		fmt.Fprintln(p.stderr, "diskhook: done")
-	case !dryRun:
-		fmt.Fprintf(p.stderr, "diskhook: domain %s: %s\n", harmless(name), ended)
-	default:
-		for _, line := range steps {
-			fmt.Fprintln(p.stdout, harmless(line))
-		}
-	}
-	if dryRun && len(steps) > 0 {
-		return wouldChange()
-	}
-	return nil
-}
-
 // copyArgs are the arguments of a verb on one copy that is there.
 func copyArgs(p *program, c *cli.Context, more ...string) (f format, s *services, words []string, domain, key string, err error) {
 	f, s, words, err = verbArgs(p, c, append([]string{"NAME", "TARGET"}, more...)...)
@@ -201,10 +156,10 @@ func localCancel(p *program, c *cli.Context) error {
 		if f != inJSON {
 			return nil
 		}
-		return p.steps(f, dryRun, words[0], nil, nil)
+		return p.change(f, dryRun, copiesOf(words[0]), nil, nil)
 	}
 	step := fmt.Sprintf("stop the copy of disk %s", words[1])
-	return p.stepsTo(f, dryRun, words[0], []string{step}, func() (string, error) {
+	return p.change(f, dryRun, copiesOf(words[0]), []string{step}, func() (string, error) {
 		if err := s.local.Cancel(c.Context, domain, key); err != nil {
 			return "", err
 		}

@@ -38,9 +38,9 @@ func localAdopt(p *program, c *cli.Context) error {
 	if !taken {
 		steps = append(steps, fmt.Sprintf("take over the copy %s of disk %s", disks[0].CopyName(), words[1]))
 	}
-	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+	return p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		return s.local.Adopt(c.Context, disks[0])
-	})
+	}))
 }
 
 // adoptAll takes over what oVirt's hook made. One that fails does not stop the

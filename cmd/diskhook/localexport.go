@@ -42,12 +42,12 @@ func localExport(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+	return p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		r := p.reporter(f)
 		defer r.close()
 		o.Progress = r.work("export of " + words[0] + " " + words[1])
 		return s.local.Export(c.Context, domain, key, o)
-	})
+	}))
 }
 
 // rateOf is what --rate says, in bytes per second; 0 is no limit.

@@ -87,7 +87,7 @@ func localRemove(p *program, c *cli.Context) error {
 		older := fmt.Sprintf("the next start copies the source again, whose data is older than %s; for a domain that goes on with its file there is `diskhook domain revert --export`", g.Export)
 		steps, ended = append(steps, "# "+older), "done; "+older
 	}
-	return p.stepsTo(f, c.Bool("dry-run"), words[0], steps, func() (string, error) {
+	return p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, func() (string, error) {
 		return ended, s.domains.Remove(c.Context, domain, key, g)
 	})
 }
@@ -106,11 +106,11 @@ func localRecreate(p *program, c *cli.Context) error {
 		return err
 	}
 	steps = append(steps, fmt.Sprintf("make a copy of disk %s from %s", disk.Target, disk.Source[0].Path))
-	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+	return p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		r := p.reporter(f)
 		defer r.close()
 		return s.domains.Recreate(c.Context, disk, g, localdisk.Waiting{Notify: r.copies})
-	})
+	}))
 }
 
 // diskOf is a disk with the source to make its copy from: as the domain is

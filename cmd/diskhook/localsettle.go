@@ -44,7 +44,7 @@ func localSettle(p *program, c *cli.Context) error {
 		}
 		steps = append(steps, fmt.Sprintf("read %s into %s/%s and mark disk %s as settled", r.Source[0].Path, r.Home, r.Name, r.Target))
 	}
-	err = p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+	err = p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		r := p.reporter(f)
 		defer r.close()
 		var failed []error
@@ -65,7 +65,7 @@ func localSettle(p *program, c *cli.Context) error {
 			}
 		}
 		return firstOf(failed)
-	})
+	}))
 	return errors.Join(err, damaged)
 }
 

@@ -191,7 +191,7 @@ func localResize(p *program, c *cli.Context) error {
 			steps = append(steps, s.domains.Libvirt.Cmd(domains.VerbBlockResize).String())
 		}
 	}
-	return p.steps(f, c.Bool("dry-run"), words[0], steps, func() error {
+	return p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		if _, err := s.local.Resize(c.Context, domain, key, bytes); err != nil {
 			return err
 		}
@@ -199,5 +199,5 @@ func localResize(p *program, c *cli.Context) error {
 			return nil
 		}
 		return s.domains.Libvirt.BlockResize(c.Context, domain, r.Target, bytes)
-	})
+	}))
 }

@@ -22,12 +22,7 @@ import (
 )
 
 func quorumCommand(p *program) *cli.Command {
-	verb := func(name, usage, args string, act func(*program, *cli.Context) error, flags ...cli.Flag) *cli.Command {
-		return &cli.Command{
-			Name: name, Usage: usage, ArgsUsage: args, Flags: append(flags, outputFlag()),
-			Action: func(c *cli.Context) error { return act(p, c) },
-		}
-	}
+	verb := p.verb
 	return &cli.Command{
 		Name: "quorum", Usage: "disks of several replicas that vote (replica sets)",
 		Subcommands: []*cli.Command{
@@ -127,36 +122,6 @@ func (r resumer) Resume(ctx context.Context, set string) error {
 	}
 }
 
-// setSteps prints or does what a verb on a set is about to do. No steps is
-// nothing to do.
-func (p *program) setSteps(f format, dryRun bool, set string, steps []string, act func() (string, error)) error {
-	ended := "nothing to do"
-	if len(steps) > 0 && !dryRun {
-		var err error
-		if ended, err = act(); err != nil {
-			return err
-		}
-	}
-	switch {
-	case f == inJSON:
-		if err := p.printJSON(map[string]any{
-			"schema": "diskhook.quorum-change/v1", "set": set, "dry_run": dryRun, "changed": len(steps) > 0, "commands": orEmpty(steps),
-		}); err != nil {
-			return err
-		}
-	case !dryRun || len(steps) == 0:
-		fmt.Fprintf(p.stderr, "diskhook: replica set %s: %s\n", harmless(set), ended)
-	default:
-		for _, line := range steps {
-			fmt.Fprintln(p.stdout, harmless(line))
-		}
-	}
-	if dryRun && len(steps) > 0 {
-		return wouldChange()
-	}
-	return nil
-}
-
 // setArgs is what every verb on one set begins with.
 func setArgs(p *program, c *cli.Context, more ...string) (format, *services, quorum.Set, []string, error) {
 	f, s, words, err := verbArgs(p, c, append([]string{"NAME"}, more...)...)
@@ -178,7 +143,7 @@ func quorumRemove(p *program, c *cli.Context) error {
 			steps = append(steps, "delete "+r.Top().String())
 		}
 	}
-	return p.setSteps(f, c.Bool("dry-run"), set.Name, steps, func() (string, error) {
+	return p.change(f, c.Bool("dry-run"), replicaSet(set.Name), steps, func() (string, error) {
 		return "removed", s.quorum.Remove(c.Context, set.Name, c.Bool("delete-images"))
 	})
 }
@@ -211,7 +176,7 @@ func quorumForget(p *program, c *cli.Context) error {
 			return failure.Hint(err, "bind the disk to it again, or give that up with `diskhook quorum forget --discard-guest-data %s %s`", words[0], words[1])
 		}
 		steps := []string{fmt.Sprintf("forget that disk %s of domain %s has used replica set %s", u.Target, domain, u.Set)}
-		return p.setSteps(f, c.Bool("dry-run"), u.Set, steps, func() (string, error) {
+		return p.change(f, c.Bool("dry-run"), replicaSet(u.Set), steps, func() (string, error) {
 			return "the domain may start without it; its replicas stay as they are", bindings.ForgetQuorumUse(p.layout, domain, u.Key)
 		})
 	}

@@ -45,7 +45,7 @@ func quorumBuild(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.setSteps(f, c.Bool("dry-run"), b.Name, steps, func() (string, error) {
+	return p.change(f, c.Bool("dry-run"), replicaSet(b.Name), steps, func() (string, error) {
 		r := p.reporter(f)
 		defer r.close()
 		b.Progress = r.work("replica set " + b.Name)
@@ -157,7 +157,7 @@ func quorumResync(p *program, c *cli.Context) error {
 	} else {
 		steps = []string{"make all replicas equal"} // where they differ, who resyncs finds out
 	}
-	return p.setSteps(f, c.Bool("dry-run"), set.Name, steps, func() (string, error) {
+	return p.change(f, c.Bool("dry-run"), replicaSet(set.Name), steps, func() (string, error) {
 		r := p.reporter(f)
 		defer r.close()
 		v, err := s.quorum.Resync(c.Context, set.Name, quorum.Resyncing{From: from, Progress: r.work("replica set " + set.Name)})
@@ -177,7 +177,7 @@ func (p *program) resyncServed(f format, c *cli.Context, s *services, set quorum
 		r, _ := set.Replica(id)
 		steps = append(steps, fmt.Sprintf("write what the majority has to %s, while the guest goes on", r))
 	}
-	return p.setSteps(f, c.Bool("dry-run"), set.Name, steps, func() (string, error) {
+	return p.change(f, c.Bool("dry-run"), replicaSet(set.Name), steps, func() (string, error) {
 		r := p.reporter(f)
 		defer r.close()
 		err := s.quorum.ResyncServed(c.Context, set.Name, "", r.work("replica set "+set.Name))
@@ -210,7 +210,7 @@ func quorumReplace(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.setSteps(f, c.Bool("dry-run"), set.Name, steps, func() (string, error) {
+	return p.change(f, c.Bool("dry-run"), replicaSet(set.Name), steps, func() (string, error) {
 		r := p.reporter(f)
 		defer r.close()
 		replacing.Progress = r.work("replica set " + set.Name)

@@ -80,19 +80,11 @@ func inFull(kind, text string) string {
 }
 
 func rewrite(p *program, c *cli.Context) error {
-	words, err := operands(c, "[FILE]")
+	file, s, written, err := fileArgs(p, c)
 	if err != nil {
 		return err
 	}
-	s, err := p.services(c)
-	if err != nil {
-		return err
-	}
-	written, err := flagBindings(c)
-	if err != nil {
-		return err
-	}
-	doc, err := p.readDocument(words[0])
+	doc, err := p.readDocument(file)
 	if err != nil {
 		return err
 	}
@@ -113,7 +105,7 @@ func rewrite(p *program, c *cli.Context) error {
 	// What nothing binds need not even be a domain.
 	if written = append(written, rules...); len(written) > 0 || d.Metadata != nil {
 		if root := doc.Root(); root != "domain" {
-			err := failure.New(failure.Usage, "%s: not a domain: its root element is %q", cmp.Or(words[0], "standard input"), root)
+			err := failure.New(failure.Usage, "%s: not a domain: its root element is %q", cmp.Or(file, "standard input"), root)
 			return failure.Hint(err, "give it the XML of one domain, as `virsh dumpxml --inactive` prints it")
 		}
 		if r, err = s.host.Rewrite(doc, written); err != nil {

@@ -106,7 +106,13 @@ func TestCopyIsASnapshotOfItsTemplate(t *testing.T) {
 }
 
 func TestTwentyStartsAtOnceCopyTheTemplateOnce(t *testing.T) {
-	w := newCache(t, "lvmthin")
+	t.Run("lvmthin", func(t *testing.T) { newCache(t, "lvmthin").startTwenty() })
+	t.Run("dir", func(t *testing.T) { newShared(t).startTwenty() })
+}
+
+func (w *world) startTwenty() {
+	w.t.Helper()
+	t := w.t
 	log := w.path("failpoints")
 	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
 	t.Setenv("DISKHOOK_FAILPOINT", "template.created=sleep:1s")

@@ -32,6 +32,7 @@ var parts = []part{
 	{"ready", "start of a four-disk domain whose copies are ready, in the test guest", inGuest("guest-ready")},
 	{"fill", "fill of a thin volume from a qcow2 chain, in the test guest", inGuest("guest-fill")},
 	{"template", "copies of twenty domains with one base, beside one, on this machine's disk", templatesOnFiles},
+	{"quorum", "disks of three replicas beside a plain file, on this machine's disk", quorums},
 	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
 }
 

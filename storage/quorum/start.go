@@ -165,8 +165,12 @@ func (s *Service) process(name string) command.Detached {
 		Description: "diskhook: replica set " + name,
 		Argv:        []string{s.Program, "quorum", "serve", name},
 		Env:         env,
-		Properties:  []string{"Restart=on-failure", "RestartSec=200ms", "RestartPreventExitStatus=7", "OOMScoreAdjust=-900"},
-		Log:         s.runFile(name, "serve.log"),
+		// As in contrib/systemd/diskhook-quorum@.service.
+		Properties: []string{
+			"Restart=on-failure", "RestartSec=200ms", "RestartPreventExitStatus=2 3 7", "OOMScoreAdjust=-900",
+			"StartLimitIntervalSec=60", "StartLimitBurst=100",
+		},
+		Log: s.runFile(name, "serve.log"),
 	}
 }
 

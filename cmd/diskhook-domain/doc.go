@@ -10,6 +10,8 @@
 // that it builds without libvirt's headers and says clearly what is missing
 // where the library is not installed.
 //
+// One verb, watch, answers line by line until its input ends.
+//
 // It decides nothing. An error is answered as {"error": {code, message,
 // hint}}, with exit code 1.
 package main

@@ -35,6 +35,13 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "diskhook-domain: %v\nusage: diskhook-domain [--connect URI] VERB <request.json\n", err)
 		return 2
 	}
+	if verb == domains.VerbWatch {
+		if err := watch(uri, stdin, stdout); err != nil {
+			_ = json.NewEncoder(stdout).Encode(report(err))
+			return 1
+		}
+		return 0
+	}
 	answer, err := serve(uri, verb, stdin)
 	if err != nil {
 		_ = json.NewEncoder(stdout).Encode(report(err))

@@ -87,7 +87,9 @@ func quorumServe(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	s.Resumer = resumer{s, &domains.Client{Run: s.Run, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}, log}
+	libvirt := &domains.Client{Run: s.Run, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
+	s.Resumer = resumer{s, libvirt, log}
+	s.Watcher = domains.QuorumWatcher{Libvirt: libvirt, Log: log}
 	return s.Serve(c.Context, words[0])
 }
 

@@ -228,6 +228,9 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 	if r.Mark != nil && r.Mark.Suspect != "" {
 		state = quorum.Suspected
 	}
+	if r.Doubt != nil && r.Votes {
+		state, why = quorum.Suspected, string(r.Doubt.Reason)+", until the next start makes all replicas equal"
+	}
 	if s.Live != nil {
 		for _, live := range s.Live.Replicas {
 			if live.ID != r.ID {
@@ -239,8 +242,11 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 			}
 		}
 	}
-	if state == quorum.Voting {
+	switch {
+	case state == quorum.Voting:
 		return state, why, ""
+	case r.Doubt != nil:
+		return state, why, r.Doubt.Since.Local().Format(time.DateTime)
 	}
 	for _, e := range s.Events {
 		if e.Replica == r.ID && e.Event == quorum.EventSuspect {
@@ -250,12 +256,24 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 	return state, why, since
 }
 
+// heard tells of a guest whose own QEMU has the replicas whether somebody
+// listens to what it reports of them.
+func heard(l quorum.Live) string {
+	switch {
+	case l.Kind != quorum.Inline || l.State != quorum.Serving:
+		return ""
+	case l.Heard:
+		return "; QEMU reports bad replicas"
+	}
+	return "; what QEMU reports of replicas is not heard, as libvirt is away"
+}
+
 // printUse tells below the table who uses a set, and what happened to it.
 func (p *program) printUse(s setStatus) error {
 	var lines []string
 	switch {
 	case s.Use != nil && s.Live != nil:
-		lines = append(lines, fmt.Sprintf("%s: %s to %s, generation %d (process %d)", s.Set.Name, s.Live.State, s.Use, s.Live.Generation, s.Live.PID))
+		lines = append(lines, fmt.Sprintf("%s: %s to %s, generation %d (process %d)%s", s.Set.Name, s.Live.State, s.Use, s.Live.Generation, s.Live.PID, heard(*s.Live)))
 	case s.Use != nil:
 		lines = append(lines, fmt.Sprintf("%s: claimed by %s, and not served", s.Set.Name, s.Use))
 	}

@@ -19,6 +19,9 @@ type Observed struct {
 	// Mark is nil where there is none, or NoMark says why it cannot be read.
 	Mark   *Mark
 	NoMark error
+	// Doubt is what is held against it, or nil. It decides nothing, and keeps a
+	// suspect from being named as the one to believe.
+	Doubt *Doubt
 }
 
 // Known is the newest generation that this host has acknowledged; the zero
@@ -265,7 +268,8 @@ func (h *history) missing(d Decision) string {
 func (h *history) out(d Decision, err error) error {
 	believe := "ID"
 	if len(d.Open) > 0 {
-		believe = d.Open[0]
+		i := slices.IndexFunc(d.Open, func(id string) bool { return h.seen[id].Doubt == nil })
+		believe = d.Open[max(0, i)]
 	}
 	if i := h.set.Intent; i != nil && i.Verb == verbResync && i.Replica != "" {
 		believe = i.Replica

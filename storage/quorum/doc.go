@@ -57,6 +57,8 @@
 //	serve.go          the unit's process; session.go the life of one voting daemon
 //	daemon.go         qemu-storage-daemon and its monitor
 //	suspect.go        who is bad, and what follows; events.go what is remembered
+//	inline.go         a guest whose own QEMU has the replicas; watch.go and doubt.go
+//	                  what that reports of them
 //	remote.go         replicas that may hang
 //	gate.go door.go   guests' connections, also while replicas are made equal
 //	online.go         brings a replica up to date while guests write

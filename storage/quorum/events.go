@@ -46,6 +46,7 @@ const (
 	EventResynced  = "resynced"  // a replica votes again
 	EventNotSynced = "notsynced" // its resync failed
 	EventRestarted = "restarted" // the daemon had gone and was started anew
+	EventUnheard   = "unheard"   // nobody heard for a while what a domain's QEMU reports
 )
 
 // mostEvents bounds the log, in bytes; one older log of that size is kept.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,13 +17,13 @@ import (
 	"diskhook/storage/lock"
 )
 
-// Inline is the kind of a use whose QEMU opens the replicas itself. Nobody sees
-// there what QEMU reports of a replica, nor that it flushed everything at its
-// end. So the set is never closed cleanly: it counts as unclean, and before the
-// next use all replicas are made equal by majority, which takes three of them.
-// A replica that went wrong meanwhile is out-voted, as long as it is one of a
-// minority, and repaired then. QEMU's arguments name every replica, so that none
-// can be left out.
+// Inline is the kind of a use whose QEMU opens the replicas itself. What it
+// reports of a replica is heard (watch.go), but nobody sees that it flushed
+// everything at its end. So the set is never closed cleanly: it counts as
+// unclean, and before the next use all replicas are made equal by majority,
+// which takes three of them. A replica that went wrong meanwhile is out-voted,
+// as long as it is one of a minority, and repaired then. QEMU's arguments name
+// every replica, so that none can be left out.
 const Inline = "inline"
 
 // Open claims a set for such a use, and returns when its replicas are equal and
@@ -72,18 +73,14 @@ func (s *Service) Open(ctx context.Context, name string, use Use, deadline time.
 // writes to the replicas, until the claim is gone or ctx ends.
 func (s *Service) attend(ctx context.Context, set Set, use Use, held *lock.Lock, live *liveFile) error {
 	s.Activate(ctx, set)
-	d, err := s.equal(ctx, set, held.File(), live)
-	if err != nil {
-		return err
+	g, again := s.attended(set, use)
+	if !again {
+		var err error
+		if g, err = s.countIn(ctx, set, use, held, live); err != nil {
+			return err
+		}
+		s.note(set.Name, Event{Event: EventServed, Generation: g.Number})
 	}
-	g, err := s.Raise(ctx, set, d.Base, d.Next, d.Open)
-	if err == nil && len(g.With) < len(set.Replicas) {
-		err = failure.New(failure.Temporary, "%s: not all of its replicas take a mark", &set)
-	}
-	if err != nil {
-		return err
-	}
-	s.note(set.Name, Event{Event: EventServed, Generation: g.Number})
 	live.change(func(l *Live) {
 		l.State, l.Generation, l.Equalising = Serving, g.Number, false
 		for i := range l.Replicas {
@@ -91,6 +88,10 @@ func (s *Service) attend(ctx context.Context, set Set, use Use, held *lock.Lock,
 		}
 	})
 	notify("READY=1")
+	watching, stop := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { s.watch(watching, set, use, g, live, again) })
+	defer func() { stop(); watch.Wait() }()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -104,6 +105,44 @@ func (s *Service) attend(ctx context.Context, set Set, use Use, held *lock.Lock,
 		case <-tick.C:
 		}
 	}
+}
+
+// countIn makes the replicas equal and counts them in a new generation.
+func (s *Service) countIn(ctx context.Context, set Set, use Use, held *lock.Lock, live *liveFile) (Generation, error) {
+	d, err := s.equal(ctx, set, held.File(), live)
+	if err != nil {
+		return Generation{}, err
+	}
+	g, err := s.Raise(ctx, set, d.Base, d.Next, d.Open)
+	if err == nil && len(g.With) < len(set.Replicas) {
+		err = failure.New(failure.Temporary, "%s: not all of its replicas take a mark", &set)
+	}
+	if err != nil {
+		return Generation{}, err
+	}
+	return g, writeVolatileJSON(s.runFile(set.Name, attendedFile), attendance{set.UUID, use, g})
+}
+
+// attendance is kept while the set is claimed, for a process that comes after
+// one that was killed: the guest has the replicas then, and they cannot be made
+// equal under it.
+type attendance struct {
+	Set        string     `json:"set"` // UUID
+	Use        Use        `json:"use"`
+	Generation Generation `json:"generation"`
+}
+
+const attendedFile = "attended.json"
+
+// attended says that use has the replicas already, in which generation. A verb
+// that has worked on the set since has raised another.
+func (s *Service) attended(set Set, use Use) (Generation, bool) {
+	var a attendance
+	if err := readRun(s.runFile(set.Name, attendedFile), &a); err != nil || a.Set != set.UUID || !a.Use.same(use) {
+		return Generation{}, false
+	}
+	known, err := s.Known(set)
+	return a.Generation, err == nil && known.Raise == a.Generation.Raise
 }
 
 // equal decides who votes, which has to be everybody.

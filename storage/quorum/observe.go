@@ -43,6 +43,7 @@ func (s *Service) Decide(ctx context.Context, set Set) (Decision, []Observed, er
 		return Decision{}, nil, err
 	}
 	observed := s.Observe(ctx, set)
+	s.doubted(set, observed)
 	if err := stopped(ctx); err != nil {
 		return Decision{}, nil, err
 	}

@@ -26,6 +26,7 @@ import (
 //	status.json            Live
 //	claim.json owner.json  whose set it is, and whose the socket is
 //	daemon.json            the process that has the replicas open
+//	attended.json          the generation that a guest's own QEMU has open
 //	private/               0700: sockets between our own processes
 func runDir(l host.Layout, name string) string { return filepath.Join(l.Run(), "quorum", name) }
 
@@ -199,6 +200,8 @@ type Live struct {
 	Total      int64 `json:"total"`
 	Repaired   int64 `json:"repaired"`
 	Torn       int64 `json:"torn"`
+	// Heard: what the domain's QEMU reports is heard. Of Inline.
+	Heard bool `json:"heard,omitempty"`
 	// Failures counts the requests that failed since no majority agreed.
 	Failures int `json:"failures"`
 	// Error, Code and Hint say why it Failed.

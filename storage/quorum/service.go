@@ -18,7 +18,7 @@ import (
 	"diskhook/storage/lvm"
 )
 
-// Service does the work on replica sets. All fields but Resumer are needed. It keeps no
+// Service does the work on replica sets. All fields but Resumer and Watcher are needed. It keeps no
 // state between calls and may be used from any goroutine.
 type Service struct {
 	Layout host.Layout
@@ -32,6 +32,9 @@ type Service struct {
 
 	// Resumer resumes guests when a set is served again after it went; nil: nobody does.
 	Resumer Resumer
+
+	// Watcher hears what domains' QEMUs report that open a set themselves; nil: nobody does.
+	Watcher Watcher
 }
 
 // Lock takes a set for oneself, without waiting: a daemon that serves it, or a

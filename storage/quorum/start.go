@@ -254,7 +254,7 @@ func (s *Service) release(ctx context.Context, name string, use Use) (bool, erro
 	case !had.same(use):
 		return false, nil
 	}
-	for _, file := range []string{"owner.json", "claim.json"} {
+	for _, file := range []string{attendedFile, "owner.json", "claim.json"} {
 		if err := os.Remove(s.runFile(name, file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, fmt.Errorf("replica set %s: %w", name, err)
 		}

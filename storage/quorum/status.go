@@ -27,6 +27,8 @@ type ReplicaStatus struct {
 	Votes bool   `json:"votes"`
 	Why   string `json:"why,omitempty"` // it does not
 	Stale bool   `json:"stale"`         // a resync brings it up to date
+	// Doubt is why it is suspect though it votes; nil: it is not.
+	Doubt *Doubt `json:"doubt,omitempty"`
 	Mark  *Mark  `json:"mark,omitempty"`
 }
 
@@ -55,7 +57,7 @@ func (s *Service) Status(ctx context.Context, name string) (Status, error) {
 	for i, r := range set.Replicas {
 		l, out := left[r.ID]
 		st.Replicas = append(st.Replicas, ReplicaStatus{
-			ID: r.ID, Path: r.Top().String(), Votes: !out, Why: l.Why, Stale: l.Stale, Mark: observed[i].Mark,
+			ID: r.ID, Path: r.Top().String(), Votes: !out, Why: l.Why, Stale: l.Stale, Doubt: observed[i].Doubt, Mark: observed[i].Mark,
 		})
 	}
 	return st, nil

@@ -13,28 +13,37 @@ import (
 	"diskhook/storage/qmp"
 )
 
-// report is the data of QEMU's QUORUM_REPORT_BAD and QUORUM_FAILURE
+// Report is the data of QEMU's QUORUM_REPORT_BAD and QUORUM_FAILURE
 // (qapi/block-core.json). QEMU sends at most one of each kind a second and keeps
 // the last, so that of two bad replicas one may go unreported for a while.
-type report struct {
-	Node    string `json:"node-name"`
-	Type    string `json:"type"` // "read", "write" or "flush"
-	Error   string `json:"error"`
-	Sector  int64  `json:"sector-num"`
-	Sectors int64  `json:"sectors-count"`
+type Report struct {
+	Node      string `json:"node-name"` // of QUORUM_REPORT_BAD: the replica's
+	Type      string `json:"type"`      // "read", "write" or "flush"
+	Error     string `json:"error"`
+	Reference string `json:"reference"` // of QUORUM_FAILURE: the quorum's node
+	Sector    int64  `json:"sector-num"`
+	Sectors   int64  `json:"sectors-count"`
 }
+
+func (r Report) bytes() (at, length int64) { return r.Sector * sector, r.Sectors * sector }
+
+// QEMU's names of the events.
+const (
+	ReportBad     = "QUORUM_REPORT_BAD"
+	ReportFailure = "QUORUM_FAILURE"
+)
 
 // event takes in what the daemon tells.
 func (ss *session) event(ctx context.Context, e qmp.Event) {
-	var r report
+	var r Report
 	_ = json.Unmarshal(e.Data, &r)
-	at, length := r.Sector*sector, r.Sectors*sector
+	at, length := r.bytes()
 	switch e.Name {
-	case "QUORUM_FAILURE":
+	case ReportFailure:
 		ss.log.ErrorContext(ctx, "no majority: the guest gets an I/O error", "offset", at, "length", length)
 		ss.note(ss.set.Name, Event{Event: EventFailure, Offset: at, Length: length})
 		ss.live.change(func(l *Live) { l.Failures++ })
-	case "QUORUM_REPORT_BAD":
+	case ReportBad:
 		m := ss.voters[r.Node]
 		if m == nil {
 			return // a placeholder, or one that is out already
@@ -51,7 +60,7 @@ func (ss *session) event(ctx context.Context, e qmp.Event) {
 	}
 }
 
-func reasonOf(r report) Reason {
+func reasonOf(r Report) Reason {
 	switch {
 	case r.Error == "":
 		return Mismatch

@@ -109,7 +109,7 @@ func service(log io.Writer) *quorum.Service {
 		config.Paths.Roots = append(config.Paths.Roots, "/dev")
 	}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	return &quorum.Service{Layout: layout, Config: config, Run: command.System{Log: logger}, Log: logger, Program: os.Args[0]}
+	return &quorum.Service{Layout: layout, Config: config, Run: command.System{Log: logger}, Log: logger, Program: os.Args[0], Watcher: inbox{layout.Root}}
 }
 
 const (

@@ -41,7 +41,7 @@ func watch(uri string, stdin io.Reader, stdout io.Writer) error {
 		return classified("libvirt: events", err)
 	}
 	go func() {
-		for libvirt.EventRunDefaultImpl() == nil { //nolint:revive // it waits for the next event
+		for libvirt.EventRunDefaultImpl() == nil { // it waits for the next event
 		}
 	}()
 

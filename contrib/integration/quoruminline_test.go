@@ -116,7 +116,9 @@ func TestQuorumInlineReports(t *testing.T) {
 		t.Errorf("suspect from the start: %s", s)
 	}
 	patch(t, d.replicas()[2], sector, 7)
-	becomes(func(s quorumStatus) bool { return s.suspects() == "r3 mismatch" && s.has("bad", "r3") && s.has("suspect", "r3") }, "r3 is not suspect")
+	becomes(func(s quorumStatus) bool {
+		return s.suspects() == "r3 mismatch" && s.has("bad", "r3") && s.has("suspect", "r3")
+	}, "r3 is not suspect")
 	says(t, diskhook(t, 0, "quorum", "status", "reports"), "suspect", "mismatch", "; QEMU reports bad replicas", "bytes 512+512")
 	if d.state() != "running" || said() != "" {
 		t.Errorf("the guest is %s and says %q", d.state(), said())

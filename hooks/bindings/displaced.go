@@ -14,6 +14,7 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/receipts"
 	"diskhook/xmlrewrite"
 )
 
@@ -146,36 +147,22 @@ func hidden(d Domain, entry xmlrewrite.BoundDisk, disk Disk) error {
 	return failure.Hint(err, "give the disk the target %s again with `virsh edit %s`, or give up what the guest wrote with `diskhook domain revert --discard-guest-data %s %s`", target, d.NameArg(), d.NameArg(), target)
 }
 
-// receiptFiles lists what is in a domain's directory of receipts. Where that
-// is none, or not for us to list, there is nothing.
-func receiptFiles(l host.Layout, domain string) ([]os.DirEntry, error) {
-	dir := filepath.Join(l.Receipts(), domain)
-	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+// receiptKeys lists the receipts of a kind that a domain has. Where it has no
+// directory of them, or none that is for us to list, there is nothing.
+func receiptKeys(l host.Layout, domain, suffix string) ([]string, error) {
+	if st, err := os.Stat(receipts.Path(l, domain, "")); err != nil || !st.IsDir() {
 		return nil, nil
 	}
-	entries, err := os.ReadDir(dir)
+	keys, err := receipts.Keys(l, domain, suffix)
 	if errors.Is(err, fs.ErrPermission) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, failure.New(failure.Precondition, "receipts: %w", err)
-	}
-	return entries, nil
+	return slices.DeleteFunc(keys, func(key string) bool { return !isWord(key) }), err
 }
 
 // receiptTargets lists the targets for which a domain of libvirt's has receipts.
 // Those of oVirt are named by images.
 func receiptTargets(l host.Layout, domain string) ([]string, error) {
-	entries, err := receiptFiles(l, domain)
-	if err != nil {
-		return nil, err
-	}
-	var targets []string
-	for _, e := range entries {
-		name, isReceipt := strings.CutSuffix(e.Name(), ".json")
-		if isReceipt && isWord(name) && !strings.Contains(name, "-") {
-			targets = append(targets, name)
-		}
-	}
-	return targets, nil
+	keys, err := receiptKeys(l, domain, ".json")
+	return slices.DeleteFunc(keys, func(key string) bool { return strings.Contains(key, "-") }), err
 }

@@ -8,16 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
-	"strings"
-	"syscall"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/receipts"
 )
 
 // What a guest wrote to a replica set is in the set alone. So that nobody gives
@@ -32,22 +27,14 @@ type QuorumUsed struct {
 
 const quorumUsedSchema = "diskhook.quorum-use/v1"
 
-func quorumUsedPath(l host.Layout, domain, key string) string {
-	return filepath.Join(l.Receipts(), domain, key+".quorum")
-}
+const quorumUsedSuffix = ".quorum"
 
 // markQuorumUsed is durable before a guest can write.
 func markQuorumUsed(l host.Layout, u QuorumUse) error {
 	if !host.IsUUID(u.Domain) || !isWord(u.Key) {
 		return failure.New(failure.Usage, "domain %q, disk %q: not names of receipts", clip(u.Domain), clip(u.Key))
 	}
-	path := quorumUsedPath(l, u.Domain, u.Key)
-	for _, dir := range []string{l.State(), l.Receipts(), filepath.Dir(path)} {
-		if err := atomicfile.MkdirAll(dir, 0o711); err != nil { // as those of local copies
-			return err
-		}
-	}
-	return atomicfile.WriteJSON(path, QuorumUsed{quorumUsedSchema, u}, 0o644)
+	return receipts.Write(l, u.Domain, u.Key+quorumUsedSuffix, QuorumUsed{quorumUsedSchema, u})
 }
 
 // QuorumUses lists the sets that disks of a domain have used, also disks that
@@ -56,17 +43,13 @@ func QuorumUses(l host.Layout, domain string) ([]QuorumUse, error) {
 	if !host.IsUUID(domain) {
 		return nil, nil
 	}
-	entries, err := receiptFiles(l, domain)
+	keys, err := receiptKeys(l, domain, quorumUsedSuffix)
 	if err != nil {
 		return nil, err
 	}
 	var uses []QuorumUse
 	var faults []error
-	for _, e := range entries {
-		key, is := strings.CutSuffix(e.Name(), ".quorum")
-		if !is || !isWord(key) {
-			continue
-		}
+	for _, key := range keys {
 		u, err := quorumUse(l, domain, key)
 		if err != nil {
 			faults = append(faults, err)
@@ -79,42 +62,40 @@ func QuorumUses(l host.Layout, domain string) ([]QuorumUse, error) {
 
 // AllQuorumUses is QuorumUses of all domains.
 func AllQuorumUses(l host.Layout) ([]QuorumUse, error) {
-	entries, err := os.ReadDir(l.Receipts())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("receipts: %w", err)
+	domains, err := receipts.Domains(l)
+	if err != nil {
+		return nil, err
 	}
 	var all []QuorumUse
 	var faults []error
-	for _, e := range entries {
-		uses, err := QuorumUses(l, e.Name()) // none of a name that is no domain's
+	for _, domain := range domains {
+		uses, err := QuorumUses(l, domain) // none of a name that is no domain's
 		all, faults = append(all, uses...), append(faults, err)
 	}
 	return all, errors.Join(faults...)
 }
 
-// quorumUse reads one of these files; nil: there is none. Who may not list the
-// directory, as the user vdsm, can open it by its name.
+// quorumUse reads one of these files; nil: there is none, or whether there is
+// cannot be told, of no domain. Who may not list the directory, as the user vdsm,
+// can open it by its name.
 func quorumUse(l host.Layout, domain, key string) (*QuorumUse, error) {
 	if !host.IsUUID(domain) || !isWord(key) {
 		return nil, nil
 	}
-	path := quorumUsedPath(l, domain, key)
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrPermission) {
-		return nil, nil // whether it is there cannot be told, of no domain
-	}
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
+	b, err := receipts.Read(l, domain, key+quorumUsedSuffix)
+	switch {
+	case err != nil && failure.KindOf(err) != nil:
+		return nil, err
+	case b == nil:
 		return nil, nil
 	}
 	var u QuorumUsed
-	if err == nil {
-		err = json.Unmarshal(b, &u)
-	}
+	err = json.Unmarshal(b, &u)
 	if err == nil && (u.Schema != quorumUsedSchema || u.Domain != domain || u.Key != key) {
 		err = fmt.Errorf("schema %q, domain %q, key %q", clip(u.Schema), clip(u.Domain), clip(u.Key))
 	}
 	if err != nil {
-		return nil, failure.New(failure.Precondition, "receipt %s: %w", path, err)
+		return nil, failure.New(failure.Precondition, "receipt %s: %w", receipts.Path(l, domain, key+quorumUsedSuffix), err)
 	}
 	return &u.QuorumUse, nil
 }
@@ -125,12 +106,7 @@ func ForgetQuorumUse(l host.Layout, domain, key string) error {
 	if !host.IsUUID(domain) || !isWord(key) {
 		return nil
 	}
-	path := quorumUsedPath(l, domain, key)
-	if err := atomicfile.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	_ = os.Remove(filepath.Dir(path)) // if it was the last receipt
-	return nil
+	return receipts.Remove(l, domain, key+quorumUsedSuffix)
 }
 
 // withoutReplicas refuses a domain that has a disk which used a replica set and

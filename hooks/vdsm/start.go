@@ -14,6 +14,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/receipts"
 	"diskhook/xmlrewrite"
 )
 
@@ -114,7 +115,7 @@ func (v *vm) ready(ctx context.Context, f file, doc *xmlrewrite.Document, d bind
 // oVirt's own hook and be adopted, for which it is compared with the image that
 // it was made from; the path of that comes from the ids.
 func (v *vm) received(ctx context.Context, d bindings.Domain, b bindings.Bound, told xmlrewrite.VDSMDevice) (bindings.Bound, error) {
-	_, err := os.Lstat(filepath.Join(v.Layout.Receipts(), v.id, b.Disk.Image+".json"))
+	_, err := os.Lstat(receipts.Path(v.Layout, v.id, b.Disk.Image+".json"))
 	if !errors.Is(err, fs.ErrNotExist) {
 		return b, nil // one that cannot be read is refused by who reads it
 	}

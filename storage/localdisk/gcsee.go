@@ -36,7 +36,7 @@ type foundCopy struct {
 // there is no error.
 func (s *Service) see(ctx context.Context) (sight, error) {
 	seen := sight{damaged: map[string]error{}}
-	files, err := receiptFiles(s.Layout, "")
+	files, err := receiptsNamed(s.Layout, "")
 	if err != nil {
 		return seen, err
 	}

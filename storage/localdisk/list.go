@@ -51,7 +51,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 	var entries []Entry
 	var receipts []Receipt
 	named := map[string]bool{}
-	files, err := receiptFiles(s.Layout, "")
+	files, err := receiptsNamed(s.Layout, "")
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/receipts"
 )
 
 // Receipt says which copy a disk must run on. It is durable before the copy
@@ -72,22 +73,23 @@ type Receipt struct {
 
 const receiptSchema = "diskhook.receipt/v1"
 
-// receiptPath is receipts/DOMAIN/KEY.json.
+// receiptFile is its name in the directory of the domain's receipts.
+func receiptFile(key string) string { return key + ".json" }
+
 func receiptPath(l host.Layout, domain, key string) string {
-	return filepath.Join(l.Receipts(), domain, key+".json")
+	return receipts.Path(l, domain, receiptFile(key))
 }
 
 // ReadReceipt reads one receipt by the domain's UUID and the disk's key; nil
-// without error when there is none. The user vdsm may read a receipt whose name
-// it knows, but not list them. One that is there, but cannot be read or
+// without error when there is none. One that is there, but cannot be read or
 // understood, is a failure.Precondition: it may say used. The error has no kind
 // where the domain has no directory of receipts that anybody could see.
 func ReadReceipt(l host.Layout, domain, key string) (*Receipt, error) {
-	path := receiptPath(l, domain, key)
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, unread(path, err)
+	b, err := receipts.Read(l, domain, receiptFile(key))
+	if b == nil {
+		return nil, err
 	}
+	path := receiptPath(l, domain, key)
 	var r Receipt
 	if err := json.Unmarshal(b, &r); err != nil {
 		return nil, badReceipt(path, err)
@@ -98,20 +100,6 @@ func ReadReceipt(l host.Layout, domain, key string) (*Receipt, error) {
 	return &r, nil
 }
 
-// unread is what it means that a receipt could not be read; nil: there is none.
-func unread(path string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		if st, gone := os.Lstat(path); gone != nil || st.Mode()&fs.ModeSymlink == 0 {
-			return nil
-		} // else a link that leads nowhere: somebody moved the receipts
-	}
-	err = fmt.Errorf("receipt %w", err)
-	if st, unknown := os.Stat(filepath.Dir(path)); unknown == nil && st.IsDir() {
-		return failure.Wrap(failure.Precondition, err)
-	}
-	return err
-}
-
 func badReceipt(path string, err error) error {
 	err = failure.New(failure.Precondition, "receipt %s: not understood: %w", path, err)
 	of, key := filepath.Base(filepath.Dir(path)), strings.TrimSuffix(filepath.Base(path), ".json")
@@ -120,26 +108,11 @@ func badReceipt(path string, err error) error {
 
 // write makes r durable.
 func (r Receipt) write(l host.Layout, key string) error {
-	path := receiptPath(l, r.Domain, key)
-	for _, dir := range []string{l.State(), l.Receipts(), filepath.Dir(path)} {
-		// 0711: vdsm reads a receipt whose name it knows, and lists nothing.
-		if err := atomicfile.MkdirAll(dir, 0o711); err != nil {
-			return fmt.Errorf("receipt %s: %w", path, err)
-		}
-	}
-	if err := atomicfile.WriteJSON(path, r, 0o644); err != nil {
-		return fmt.Errorf("receipt %w", err)
-	}
-	return nil
+	return receipts.Write(l, r.Domain, receiptFile(key), r)
 }
 
 func removeReceipt(l host.Layout, domain, key string) error {
-	path := receiptPath(l, domain, key)
-	if err := atomicfile.Remove(path); err != nil {
-		return fmt.Errorf("receipt %w", err)
-	}
-	_ = os.Remove(filepath.Dir(path)) // only when it was the last; a saved mark keeps it
-	return nil
+	return receipts.Remove(l, domain, receiptFile(key))
 }
 
 // Receipts returns the receipts of one domain, or of all when domain is "". It
@@ -151,7 +124,7 @@ func Receipts(l host.Layout, domain string) ([]Receipt, error) {
 	}
 	var all []Receipt
 	var damaged []error
-	files, err := receiptFiles(l, domain)
+	files, err := receiptsNamed(l, domain)
 	if err != nil {
 		return nil, err
 	}
@@ -166,50 +139,29 @@ func Receipts(l host.Layout, domain string) ([]Receipt, error) {
 	return all, errors.Join(damaged...)
 }
 
-type receiptFile struct{ domain, key string }
+// named is a receipt by the name of its file.
+type named struct{ domain, key string }
 
-// receiptFiles lists by name. A directory that cannot be read is an error:
-// what is in it may be of a copy that a guest used.
-func receiptFiles(l host.Layout, domain string) ([]receiptFile, error) {
+// receiptsNamed lists the receipts of one domain, or of all when domain is "".
+func receiptsNamed(l host.Layout, domain string) ([]named, error) {
 	domains := []string{domain}
 	if domain == "" {
-		entries, err := readDir(l.Receipts())
-		if err != nil {
+		var err error
+		if domains, err = receipts.Domains(l); err != nil {
 			return nil, err
 		}
-		domains = nil
-		for _, e := range entries {
-			if e.IsDir() {
-				domains = append(domains, e.Name())
-			}
-		}
 	}
-	var files []receiptFile
+	var all []named
 	for _, domain := range domains {
-		entries, err := readDir(filepath.Join(l.Receipts(), domain))
+		keys, err := receipts.Keys(l, domain, receiptFile(""))
 		if err != nil {
 			return nil, err
 		}
-		for _, e := range entries {
-			if key, ok := strings.CutSuffix(e.Name(), ".json"); ok {
-				files = append(files, receiptFile{domain, key})
-			}
+		for _, key := range keys {
+			all = append(all, named{domain, key})
 		}
 	}
-	return files, nil
-}
-
-// readDir is os.ReadDir for a directory that need not be there.
-func readDir(dir string) ([]os.DirEntry, error) {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		err = failure.Wrap(failure.Precondition, fmt.Errorf("receipts: %w", err))
-		return nil, failure.Hint(err, "run this as root")
-	}
-	return entries, nil
+	return all, nil
 }
 
 // Key is Disk.Key of the disk that the receipt is for.
@@ -271,7 +223,7 @@ func (s *Service) Note(ctx context.Context, d Disk) error {
 // save itself; for oVirt the hooks keep a mark of their own.
 
 func savedMark(l host.Layout, domain string) string {
-	return filepath.Join(l.Receipts(), domain, "saved")
+	return receipts.Path(l, domain, "saved")
 }
 
 // MarkSaved records durably that the domain has saved memory. A domain without
@@ -281,7 +233,7 @@ func MarkSaved(l host.Layout, domain string) error {
 	if !host.IsUUID(domain) {
 		return failure.New(failure.Usage, "domain %q: not a uuid", domain)
 	}
-	if files, err := receiptFiles(l, domain); err != nil || len(files) == 0 {
+	if files, err := receiptsNamed(l, domain); err != nil || len(files) == 0 {
 		return err
 	}
 	return atomicfile.Write(savedMark(l, domain), nil, 0o644)

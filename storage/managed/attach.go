@@ -60,19 +60,26 @@ type attaching struct {
 	others    []connector.Connector
 }
 
-func (s *Service) attach(ctx context.Context, r Request) (Attached, error) {
+// attaching checks a request and touches nothing.
+func (s *Service) attaching(r Request) (*attaching, error) {
 	if r.Domain != "" && !host.IsUUID(r.Domain) {
-		return Attached{}, failure.New(failure.Usage, "domain %q: not a uuid", r.Domain)
+		return nil, failure.New(failure.Usage, "domain %q: not a uuid", r.Domain)
 	}
 	a := &attaching{Service: s, Request: r}
 	var err error
 	if a.info, err = s.connection(r); err != nil {
-		return Attached{}, err
+		return nil, err
 	}
 	if a.connector, err = s.Host.Open(r.ID, a.info); err != nil {
-		return Attached{}, err
+		return nil, err
 	}
-	if a.boot, err = s.Boot(); err != nil {
+	a.boot, err = s.Boot()
+	return a, err
+}
+
+func (s *Service) attach(ctx context.Context, r Request) (Attached, error) {
+	a, err := s.attaching(r)
+	if err != nil {
 		return Attached{}, err
 	}
 	unlock, err := s.lockVolume(ctx, r.ID)
@@ -124,16 +131,32 @@ func (a *attaching) answer(path string, attachment []byte) Attached {
 // attached and the domain has it; otherwise the caller connects, which
 // finishes what an earlier call began.
 func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, error) {
-	known, err := connector.ParseInfo(row.Connection)
-	same := err == nil && known.Same(a.info)
 	if stale(row, a.boot) {
 		a.Log.WarnContext(ctx, "the volume was attached in an earlier boot", "volume", a.ID)
-		if !same {
+		if !a.same(row) {
 			a.sweep(ctx, row)
 		}
 		return false, nil
 	}
-	if !same {
+	if there, err := a.there(ctx, row); err != nil || !there {
+		return false, err
+	}
+	if err := a.update(ctx, func(tx *database.Tx) error { return a.claim(tx, false) }); err != nil {
+		return false, err
+	}
+	return true, a.link(a.ID, row.Path)
+}
+
+// same says that the row is of the connection that is asked for.
+func (a *attaching) same(row database.Volume) bool {
+	known, err := connector.ParseInfo(row.Connection)
+	return err == nil && known.Same(a.info)
+}
+
+// there says whether the volume is attached by its row, which is of this boot,
+// and refuses to attach it where that is what was asked for.
+func (a *attaching) there(ctx context.Context, row database.Volume) (bool, error) {
+	if !a.same(row) {
 		err := failure.New(failure.Conflict, "%w: vol_id=%s", ConnectionMismatch, a.ID)
 		return false, failure.Hint(err, "run `diskhook volume detach %s` first", a.ID)
 	}
@@ -148,10 +171,7 @@ func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, erro
 		err := failure.New(failure.Conflict, "%w: vol_id=%s path=%s attachment=%s", AlreadyAttached, a.ID, row.Path, row.Attachment)
 		return false, failure.Hint(err, "use it, or run `diskhook volume detach %s`", a.ID)
 	}
-	if err := a.update(ctx, func(tx *database.Tx) error { return a.claim(tx, false) }); err != nil {
-		return false, err
-	}
-	return true, a.link(a.ID, row.Path)
+	return true, nil
 }
 
 // stale says that the row is of an earlier boot: what it tells of the kernel
@@ -176,15 +196,8 @@ func (a *attaching) record(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		a.others = nil
-		for id, other := range a.open(rows, a.ID, a.boot) {
-			a.others = append(a.others, other)
-			for _, taken := range other.Takes() {
-				if slices.Contains(a.connector.Takes(), taken) {
-					err := failure.New(failure.Conflict, "%s is volume %s on this host", taken, id)
-					return failure.Hint(err, "run `diskhook volume detach %s` if it is not needed any more", id)
-				}
-			}
+		if err := a.free(rows); err != nil {
+			return err
 		}
 		return errors.Join(a.claim(tx, true), tx.Record(a.ID, a.info.Raw(), a.boot))
 	})
@@ -192,6 +205,21 @@ func (a *attaching) record(ctx context.Context) error {
 		return err
 	}
 	return failpoint.Hit("attach.recorded")
+}
+
+// free refuses what another volume of this boot is, and notes the others.
+func (a *attaching) free(rows []database.Volume) error {
+	a.others = nil
+	for id, other := range a.open(rows, a.ID, a.boot) {
+		a.others = append(a.others, other)
+		for _, taken := range other.Takes() {
+			if slices.Contains(a.connector.Takes(), taken) {
+				err := failure.New(failure.Conflict, "%s is volume %s on this host", taken, id)
+				return failure.Hint(err, "run `diskhook volume detach %s` if it is not needed any more", id)
+			}
+		}
+	}
+	return nil
 }
 
 // open returns the connectors of the other volumes of this boot.

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"diskhook/storage/atomicfile"
+	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/managed/connector"
@@ -49,33 +50,65 @@ func (s *Service) definitionPath(id string) string {
 // a secret is expected at KEY, KEY_file may name a file that has it. What
 // could never be attached is refused, as is a change while it is attached.
 func (s *Service) Define(ctx context.Context, id string, connection []byte) error {
-	if err := checkID(id); err != nil {
-		return err
-	}
-	info, err := connector.ParseInfo(connection)
-	if err == nil {
-		_, err = s.Host.Open(id, info)
-	}
+	info, err := s.definable(id, connection)
 	if err != nil {
-		return fmt.Errorf("volume %s: %w", id, err)
+		return err
 	}
 	unlock, err := s.lockVolume(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if known, err := s.definition(id); err == nil && known.Same(info) {
-		return nil
-	}
-	if row, err := s.row(ctx, id); err != nil {
+	if changes, err := s.defines(ctx, id, info); err != nil || !changes {
 		return err
-	} else if row != nil {
-		return s.stillAttached(id, "changed")
 	}
 	if err := atomicfile.MkdirAll(s.Layout.Definitions("volumes"), 0o700); err != nil {
 		return err
 	}
 	return atomicfile.WriteJSON(s.definitionPath(id), Definition{id, connection}, 0o600)
+}
+
+// ExplainDefine tells what Define would do, as ExplainAttach does.
+func (s *Service) ExplainDefine(ctx context.Context, id string, connection []byte) ([]string, error) {
+	info, err := s.definable(id, connection)
+	if err != nil {
+		return nil, err
+	}
+	if changes, err := s.defines(ctx, id, info); err != nil || !changes {
+		return nil, err
+	}
+	return []string{"# write " + s.definitionPath(id)}, nil
+}
+
+// definable refuses what could never be attached.
+func (s *Service) definable(id string, connection []byte) (connector.Info, error) {
+	if err := checkID(id); err != nil {
+		return connector.Info{}, err
+	}
+	info, err := connector.ParseInfo(connection)
+	if err == nil {
+		_, err = s.Host.Open(id, info)
+	}
+	if err != nil {
+		return info, fmt.Errorf("volume %s: %w", id, err)
+	}
+	return info, nil
+}
+
+// defines says whether a definition is another than the one that is there, and
+// refuses to change that of an attached volume.
+func (s *Service) defines(ctx context.Context, id string, info connector.Info) (bool, error) {
+	if known, err := s.definition(id); err == nil && known.Same(info) {
+		return false, nil
+	}
+	row, err := s.row(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	if row != nil {
+		return false, s.stillAttached(id, "changed")
+	}
+	return true, nil
 }
 
 func (s *Service) stillAttached(id, what string) error {
@@ -94,13 +127,8 @@ func (s *Service) Undefine(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	if _, err := os.Stat(s.definitionPath(id)); err != nil {
-		return fmt.Errorf("volume %s: %w", id, s.notDefined(id, err))
-	}
-	if row, err := s.row(ctx, id); err != nil {
+	if err := s.removable(ctx, id); err != nil {
 		return err
-	} else if row != nil {
-		return s.stillAttached(id, "removed")
 	}
 	// What it was goes first: a definition that comes later under the same
 	// id must not be measured by it.
@@ -111,6 +139,32 @@ func (s *Service) Undefine(ctx context.Context, id string) error {
 		return err
 	}
 	return atomicfile.Remove(s.definitionPath(id))
+}
+
+// ExplainUndefine tells what Undefine would do, as ExplainAttach does.
+func (s *Service) ExplainUndefine(ctx context.Context, id string) ([]string, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	if err := s.removable(ctx, id); err != nil {
+		return nil, err
+	}
+	return []string{
+		fmt.Sprintf("# forget in %s what volume %s was", s.Database, id),
+		command.Quote([]string{"rm", "--", s.definitionPath(id)}),
+	}, nil
+}
+
+// removable refuses what is not defined, or is attached.
+func (s *Service) removable(ctx context.Context, id string) error {
+	if _, err := os.Stat(s.definitionPath(id)); err != nil {
+		return fmt.Errorf("volume %s: %w", id, s.notDefined(id, err))
+	}
+	row, err := s.row(ctx, id)
+	if err == nil && row != nil {
+		err = s.stillAttached(id, "removed")
+	}
+	return err
 }
 
 func (s *Service) notDefined(id string, err error) error {

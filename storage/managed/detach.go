@@ -50,12 +50,8 @@ func (s *Service) detachLocked(ctx context.Context, id, domain string, still fun
 		if wanted, err := still(*row); err != nil || !wanted {
 			return err
 		}
-		claims, err := s.claims(ctx)
-		if err != nil {
+		if err := s.unclaimed(ctx, id, boot, domain); err != nil {
 			return err
-		}
-		if c, ok := claims[id]; ok && c.Boot == boot && c.Domain != domain {
-			return claimed(c)
 		}
 		if err := s.disconnect(ctx, *row); err != nil {
 			return err
@@ -73,14 +69,22 @@ func (s *Service) detachLocked(ctx context.Context, id, domain string, still fun
 	return s.update(ctx, func(tx *database.Tx) error { return tx.Forget(id) })
 }
 
-// disconnect has the connector take away what the row tells of. The caller has
-// the volume's lock.
-func (s *Service) disconnect(ctx context.Context, row database.Volume) error {
-	info, err := connector.ParseInfo(row.Connection)
+// unclaimed refuses a volume that another domain of this boot has.
+func (s *Service) unclaimed(ctx context.Context, id, boot, domain string) error {
+	claims, err := s.claims(ctx)
 	if err != nil {
 		return err
 	}
-	c, err := s.Host.Open(row.ID, info)
+	if c, ok := claims[id]; ok && c.Boot == boot && c.Domain != domain {
+		return claimed(c)
+	}
+	return nil
+}
+
+// disconnect has the connector take away what the row tells of. The caller has
+// the volume's lock.
+func (s *Service) disconnect(ctx context.Context, row database.Volume) error {
+	c, err := s.connector(row)
 	if err != nil {
 		return err
 	}
@@ -89,26 +93,49 @@ func (s *Service) disconnect(ctx context.Context, row database.Volume) error {
 		return err
 	}
 	defer unshare()
-	boot, err := s.Boot()
+	others, err := s.staying(ctx, row.ID)
 	if err != nil {
 		return err
 	}
+	return c.Detach(ctx, outcome(row), others)
+}
+
+// connector is that of a row.
+func (s *Service) connector(row database.Volume) (connector.Connector, error) {
+	info, err := connector.ParseInfo(row.Connection)
+	if err != nil {
+		return nil, err
+	}
+	return s.Host.Open(row.ID, info)
+}
+
+// outcome is what the row tells of an attachment.
+func outcome(row database.Volume) connector.Attachment {
+	return connector.Attachment{Path: row.Path, MultipathID: row.MultipathID, JSON: row.Attachment}
+}
+
+// staying are the volumes of this boot but for one.
+func (s *Service) staying(ctx context.Context, but string) ([]connector.Connector, error) {
+	boot, err := s.Boot()
+	if err != nil {
+		return nil, err
+	}
 	var rows []database.Volume
-	if err := s.withDatabase(ctx, func(db *database.DB) (err error) {
+	if err := s.reading(ctx, func(db *database.DB) (err error) {
 		rows, err = db.Volumes(ctx)
 		return err
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	var others []connector.Connector
-	for _, other := range s.open(rows, row.ID, boot) {
+	for _, other := range s.open(rows, but, boot) {
 		others = append(others, other)
 	}
-	return c.Detach(ctx, connector.Attachment{Path: row.Path, MultipathID: row.MultipathID, JSON: row.Attachment}, others)
+	return others, nil
 }
 
 func (s *Service) claims(ctx context.Context) (all map[string]database.Claim, err error) {
-	err = s.withDatabase(ctx, func(db *database.DB) (err error) {
+	err = s.reading(ctx, func(db *database.DB) (err error) {
 		all, err = db.Claims(ctx)
 		return err
 	})

@@ -26,7 +26,7 @@ func (a *attaching) verify(ctx context.Context, now connector.Identity) error {
 		return nil
 	}
 	var was *database.Identity
-	if err := a.withDatabase(ctx, func(db *database.DB) (err error) {
+	if err := a.reading(ctx, func(db *database.DB) (err error) {
 		was, err = db.Identity(ctx, a.ID)
 		return err
 	}); err != nil {

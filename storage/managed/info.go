@@ -27,7 +27,7 @@ type Info struct {
 // database is left out.
 func (s *Service) VolumesInfo(ctx context.Context, ids ...string) ([]Info, error) {
 	var rows []database.Volume
-	err := s.withDatabase(ctx, func(db *database.DB) (err error) {
+	err := s.reading(ctx, func(db *database.DB) (err error) {
 		rows, err = db.Volumes(ctx, ids...)
 		return err
 	})

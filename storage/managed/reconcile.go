@@ -83,7 +83,7 @@ func (s *Service) Reconcile(ctx context.Context, apply bool) ([]Finding, error) 
 func (s *Service) findings(ctx context.Context, boot string) ([]Finding, error) {
 	var rows []database.Volume
 	var claims map[string]database.Claim
-	err := s.withDatabase(ctx, func(db *database.DB) (err error) {
+	err := s.reading(ctx, func(db *database.DB) (err error) {
 		if rows, err = db.Volumes(ctx); err == nil {
 			claims, err = db.Claims(ctx)
 		}

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -108,6 +109,15 @@ func (s *Service) withDatabase(ctx context.Context, work func(*database.DB) erro
 	return errors.Join(work(db), db.Close())
 }
 
+// reading is withDatabase for work that changes nothing, and is left out where
+// there is no database yet.
+func (s *Service) reading(ctx context.Context, work func(*database.DB) error) error {
+	if _, err := os.Stat(s.Database); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return s.withDatabase(ctx, work)
+}
+
 func (s *Service) update(ctx context.Context, change func(*database.Tx) error) error {
 	return s.withDatabase(ctx, func(db *database.DB) error { return db.Update(ctx, change) })
 }
@@ -115,7 +125,7 @@ func (s *Service) update(ctx context.Context, change func(*database.Tx) error) e
 // row returns the volume's row, or nil.
 func (s *Service) row(ctx context.Context, id string) (*database.Volume, error) {
 	var rows []database.Volume
-	err := s.withDatabase(ctx, func(db *database.DB) (err error) {
+	err := s.reading(ctx, func(db *database.DB) (err error) {
 		rows, err = db.Volumes(ctx, id)
 		return err
 	})

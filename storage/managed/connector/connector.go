@@ -50,6 +50,13 @@ type Connector interface {
 	// Detach takes away what Attach made. The attachment is empty where a
 	// crash lost it; others are those of the volumes that stay.
 	Detach(ctx context.Context, was Attachment, others []Connector) error
+	// Explain tells what Attach, called now, would do: command lines as they
+	// would be run, and lines with # for what no command does or what an
+	// answer decides. It changes nothing.
+	Explain(ctx context.Context) ([]string, error)
+	// ExplainDetach does so for Detach. That it would be refused because
+	// somebody has the device open is ErrInUse.
+	ExplainDetach(ctx context.Context, was Attachment, others []Connector) ([]string, error)
 }
 
 // Attachment is the outcome of Attach.
@@ -66,8 +73,8 @@ type Attachment struct {
 
 // Identity tells one volume from another, wherever it turns up.
 type Identity struct {
-	WWN  string // as multipath names it, or what else is unique; empty if there is none
-	Size int64  // bytes
+	WWN  string `json:"wwn"`  // as multipath names it, or what else is unique; empty if there is none
+	Size int64  `json:"size"` // bytes
 }
 
 // The ways in which connection data or a device can be wrong. What else fails

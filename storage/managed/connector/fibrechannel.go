@@ -132,21 +132,14 @@ func (f *fibreChannel) ports() []seen {
 	return all
 }
 
-func (f *fibreChannel) scan() error {
+// scans are the writes to sysfs that look for the volume.
+func (f *fibreChannel) scans() ([]fcScan, error) {
 	hbas := f.host.hbas()
 	if len(hbas) == 0 {
-		return failure.New(failure.Precondition, "no Fibre Channel port of this host is online")
+		return nil, failure.New(failure.Precondition, "no Fibre Channel port of this host is online")
 	}
 	ports := f.ports()
-	var failed []error
-	scanned := 0
-	do := func(host uint64, channel, target string, lun uint64) {
-		if err := f.host.scan(host, channel, target, lun); err != nil {
-			failed = append(failed, err)
-			return
-		}
-		scanned++
-	}
+	var all []fcScan
 	for _, hba := range hbas {
 		host, err := strconv.ParseUint(hba, 10, 32)
 		if err != nil {
@@ -157,22 +150,44 @@ func (f *fibreChannel) scan() error {
 			for _, p := range ports {
 				if p.host == host && p.wwpn == t.wwpn {
 					found = true
-					do(host, strconv.FormatUint(p.channel, 10), strconv.FormatUint(p.target, 10), t.lun)
+					all = append(all, fcScan{host, strconv.FormatUint(p.channel, 10), strconv.FormatUint(p.target, 10), t.lun})
 				}
 			}
 			if !found && f.any {
-				do(host, "-", "-", t.lun)
+				all = append(all, fcScan{host, "-", "-", t.lun})
 			}
 		}
 	}
-	if scanned > 0 {
-		return nil
-	}
-	if len(failed) == 0 {
+	if len(all) == 0 {
 		err := failure.New(failure.Temporary, "none of the targets of %s is seen by a port of this host", strings.Join(f.Takes(), ", "))
-		return failure.Hint(err, "check the zoning: `grep . /sys/class/fc_remote_ports/*/port_name`")
+		return nil, failure.Hint(err, "check the zoning: `grep . /sys/class/fc_remote_ports/*/port_name`")
 	}
-	return errors.Join(failed...)
+	return all, nil
+}
+
+// fcScan is one look for a LUN; "-" is any channel or target.
+type fcScan struct {
+	host            uint64
+	channel, target string
+	lun             uint64
+}
+
+// scan looks for the volume. It is enough that one look works.
+func (f *fibreChannel) scan() error {
+	all, err := f.scans()
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, s := range all {
+		if err := f.host.scan(s.host, s.channel, s.target, s.lun); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if len(failed) == len(all) {
+		return errors.Join(failed...)
+	}
+	return nil
 }
 
 func (f *fibreChannel) paths() []scsiPath {

@@ -177,11 +177,7 @@ func (c *iscsi) discovered(ctx context.Context) []iscsiTarget {
 		c.host.Log.WarnContext(ctx, "the portal is not asked for more paths, as that takes a password", "portal", known.portal)
 		return c.targets
 	}
-	// nonpersistent: what else the portal serves is none of this host's records.
-	result, err := c.host.Run.Run(ctx, command.Cmd{
-		Name: "iscsiadm", Timeout: iscsiadmTime,
-		Args: []string{"-m", "discovery", "-t", "sendtargets", "-I", "default", "-p", known.portal.String(), "-o", "nonpersistent"},
-	})
+	result, err := c.host.Run.Run(ctx, command.Cmd{Name: "iscsiadm", Timeout: iscsiadmTime, Args: discovery(known.portal)})
 	if err != nil {
 		c.host.Log.WarnContext(ctx, "the portal does not tell of more paths", "portal", known.portal, "err", err)
 		return c.targets
@@ -198,6 +194,12 @@ func (c *iscsi) discovered(ctx context.Context) []iscsiTarget {
 		}
 	}
 	return targets
+}
+
+// discovery asks a portal for its targets. nonpersistent: what else it serves
+// is none of this host's records.
+func discovery(p portal) []string {
+	return []string{"-m", "discovery", "-t", "sendtargets", "-I", "default", "-p", p.String(), "-o", "nonpersistent"}
 }
 
 // connected is a path whose session is there.
@@ -271,9 +273,7 @@ func (c *iscsi) patient(all []connected) func() []scsiPath {
 		if looks%scanAgain == 0 {
 			_ = c.scan(all) // the first scan worked; what is missing is noticed
 		}
-		paths := c.host.scsiDevices(func(address [4]uint64, dir string) bool {
-			return slices.ContainsFunc(all, func(one connected) bool { return one.session.has(dir) && one.lun == address[3] })
-		})
+		paths := c.paths(all)
 		if len(paths) < len(all) && looks < goOn {
 			return nil
 		}
@@ -281,8 +281,8 @@ func (c *iscsi) patient(all []connected) func() []scsiPath {
 	}
 }
 
-// Detach removes the devices, and each session that has no other, with its record.
-func (c *iscsi) Detach(ctx context.Context, was Attachment, _ []Connector) error {
+// mine are the sessions that a path to the volume may go through.
+func (c *iscsi) mine() []connected {
 	var mine []connected
 	for _, s := range c.host.iscsiSessions() {
 		for _, t := range c.targets {
@@ -291,9 +291,20 @@ func (c *iscsi) Detach(ctx context.Context, was Attachment, _ []Connector) error
 			}
 		}
 	}
-	paths := c.host.scsiDevices(func(address [4]uint64, dir string) bool {
-		return slices.ContainsFunc(mine, func(one connected) bool { return one.session.has(dir) && one.lun == address[3] })
+	return mine
+}
+
+// paths are the devices that the volume has in these sessions.
+func (c *iscsi) paths(all []connected) []scsiPath {
+	return c.host.scsiDevices(func(address [4]uint64, dir string) bool {
+		return slices.ContainsFunc(all, func(one connected) bool { return one.session.has(dir) && one.lun == address[3] })
 	})
+}
+
+// Detach removes the devices, and each session that has no other, with its record.
+func (c *iscsi) Detach(ctx context.Context, was Attachment, _ []Connector) error {
+	mine := c.mine()
+	paths := c.paths(mine)
 	if err := c.host.detachSCSI(ctx, paths, was.MultipathID); err != nil {
 		return err
 	}
@@ -314,23 +325,31 @@ func (c *iscsi) Detach(ctx context.Context, was Attachment, _ []Connector) error
 	return c.forget(ctx, kept)
 }
 
+// forgetting is the end of a target's record.
+func (c *iscsi) forgetting(t iscsiTarget) []string {
+	if c.discover { // all of the target's
+		return []string{"-m", "node", "-T", t.iqn, "--op", "delete"}
+	}
+	return t.node("--op", "delete")
+}
+
+// orphans are the targets to which no session is left, each once.
+func (c *iscsi) orphans(kept []iscsiSession) []iscsiTarget {
+	var all []iscsiTarget
+	for _, t := range c.targets {
+		same := func(o iscsiTarget) bool { return o.iqn == t.iqn && (c.discover || o.portal == t.portal) }
+		if !slices.ContainsFunc(all, same) && !slices.ContainsFunc(kept, func(s iscsiSession) bool { return same(iscsiTarget{s.portal, s.iqn, 0}) }) {
+			all = append(all, t)
+		}
+	}
+	return all
+}
+
 // forget deletes the records of targets to which no session is left. A crash
 // may have left one that never had a session.
 func (c *iscsi) forget(ctx context.Context, kept []iscsiSession) error {
-	done := map[string]bool{}
-	for _, t := range c.targets {
-		args := []string{"-m", "node", "-T", t.iqn}
-		if !c.discover {
-			args = append(args, "-p", t.portal.String())
-		}
-		if key := strings.Join(args, " "); done[key] || slices.ContainsFunc(kept, func(s iscsiSession) bool {
-			return s.iqn == t.iqn && (c.discover || s.portal == t.portal)
-		}) {
-			continue
-		} else {
-			done[key] = true
-		}
-		if err := c.host.iscsiadm(ctx, iscsiNoRecords, append(args, "--op", "delete")...); err != nil {
+	for _, t := range c.orphans(kept) {
+		if err := c.host.iscsiadm(ctx, iscsiNoRecords, c.forgetting(t)...); err != nil {
 			return fmt.Errorf("target %s: forget: %w", t.iqn, err)
 		}
 		if err := c.host.dropRecord(t); err != nil {

@@ -111,14 +111,28 @@ func (h *Host) iscsiadm(ctx context.Context, also int, args ...string) error {
 	return err
 }
 
+// node is a command on the record of a target at its portal.
+func (t iscsiTarget) node(args ...string) []string {
+	return append([]string{"-m", "node", "-T", t.iqn, "-p", t.portal.String()}, args...)
+}
+
+func newRecord() []string { return []string{"--interface", "default", "--op", "new"} }
+
+// recordSettings: a dead portal would keep login busy for minutes by default.
+func recordSettings() []string {
+	return []string{
+		"--op", "update", "-n", "node.startup", "-v", "manual", "-n", "node.session.scan", "-v", "manual",
+		"-n", "node.session.initial_login_retry_max", "-v", "2", "-n", "node.conn[0].timeo.login_timeout", "-v", "15",
+	}
+}
+
 // session logs in at the target, unless that has been done, and returns the session.
 func (c *iscsi) session(ctx context.Context, t iscsiTarget, password string) (*iscsiSession, error) {
 	if s := c.host.iscsiSession(t); s != nil {
 		return s, nil
 	}
-	node := []string{"-m", "node", "-T", t.iqn, "-p", t.portal.String()}
 	run := func(also int, args ...string) error {
-		if err := c.host.iscsiadm(ctx, also, append(append([]string{}, node...), args...)...); err != nil {
+		if err := c.host.iscsiadm(ctx, also, t.node(args...)...); err != nil {
 			return fmt.Errorf("target %s at %s: %w", t.iqn, t.portal, err)
 		}
 		return nil
@@ -128,15 +142,13 @@ func (c *iscsi) session(ctx context.Context, t iscsiTarget, password string) (*i
 	if err := c.host.dropRecord(t); err != nil {
 		return nil, err
 	}
-	if err := run(0, "--interface", "default", "--op", "new"); err != nil {
+	if err := run(0, newRecord()...); err != nil {
 		return nil, err
 	}
 	if err := failpoint.Hit("iscsi.recorded"); err != nil {
 		return nil, err
 	}
-	// A dead portal would keep login busy for minutes by default.
-	if err := run(0, "--op", "update", "-n", "node.startup", "-v", "manual", "-n", "node.session.scan", "-v", "manual",
-		"-n", "node.session.initial_login_retry_max", "-v", "2", "-n", "node.conn[0].timeo.login_timeout", "-v", "15"); err != nil {
+	if err := run(0, recordSettings()...); err != nil {
 		return nil, err
 	}
 	if c.username != "" {
@@ -163,7 +175,7 @@ func (c *iscsi) session(ctx context.Context, t iscsiTarget, password string) (*i
 }
 
 func (c *iscsi) logout(ctx context.Context, s iscsiSession) error {
-	if err := c.host.iscsiadm(ctx, iscsiNoRecords, "-m", "node", "-T", s.iqn, "-p", s.portal.String(), "--logout"); err != nil {
+	if err := c.host.iscsiadm(ctx, iscsiNoRecords, iscsiTarget{s.portal, s.iqn, 0}.node("--logout")...); err != nil {
 		return fmt.Errorf("target %s at %s: log out: %w", s.iqn, s.portal, err)
 	}
 	if err := failpoint.Hit("iscsi.logged-out"); err != nil {

@@ -98,6 +98,18 @@ func (n *nfs) mountPoint() string {
 	return filepath.Join(n.host.Mounts, hex.EncodeToString(sum[:16]))
 }
 
+func (n *nfs) mounting() []string {
+	return []string{"-t", "nfs", "-o", n.options, "--", n.export, n.mountPoint()}
+}
+
+// shared says whether another volume is on the export.
+func (n *nfs) shared(others []Connector) bool {
+	return slices.ContainsFunc(others, func(other Connector) bool {
+		o, ok := other.(*nfs)
+		return ok && o.export == n.export
+	})
+}
+
 func (n *nfs) Attach(ctx context.Context) (Attachment, error) {
 	at := n.mountPoint()
 	mounted, err := n.mounted()
@@ -108,9 +120,7 @@ func (n *nfs) Attach(ctx context.Context) (Attachment, error) {
 		if err := atomicfile.MkdirAll(at, 0o711); err != nil {
 			return Attachment{}, err
 		}
-		if _, err := n.host.Run.Run(ctx, command.Cmd{
-			Name: "mount", Args: []string{"-t", "nfs", "-o", n.options, "--", n.export, at}, Timeout: mountTime,
-		}); err != nil {
+		if _, err := n.host.Run.Run(ctx, command.Cmd{Name: "mount", Args: n.mounting(), Timeout: mountTime}); err != nil {
 			return Attachment{}, fmt.Errorf("export %s: mount: %w", n.export, err)
 		}
 	}
@@ -134,10 +144,8 @@ func (n *nfs) Attach(ctx context.Context) (Attachment, error) {
 
 // Detach unmounts the export once no other volume is on it.
 func (n *nfs) Detach(ctx context.Context, _ Attachment, others []Connector) error {
-	for _, other := range others {
-		if o, ok := other.(*nfs); ok && o.export == n.export {
-			return nil
-		}
+	if n.shared(others) {
+		return nil
 	}
 	mounted, err := n.mounted()
 	if err != nil {

@@ -183,7 +183,7 @@ func (n *nvmeof) Attach(ctx context.Context) (Attachment, error) {
 // connect makes the controllers that are missing. One is enough.
 func (n *nvmeof) connect(ctx context.Context) error {
 	have, failed := 0, []error(nil)
-	native := attr(n.host.at("sys/module/nvme_core/parameters/multipath")) == "Y"
+	native := n.native()
 	for _, p := range n.portals {
 		if have > 0 && !native {
 			break
@@ -192,11 +192,7 @@ func (n *nvmeof) connect(ctx context.Context) error {
 			have++
 			continue
 		}
-		args := []string{"connect", "-t", p.transport, "-n", n.nqn, "-a", p.address, "-s", p.port, "-Q", "128", "-l", "-1"}
-		if n.hostNQN != "" {
-			args = append(args, "-q", n.hostNQN)
-		}
-		if _, err := n.host.Run.Run(ctx, command.Cmd{Name: "nvme", Args: args, Timeout: nvmeTime}); err != nil {
+		if _, err := n.host.Run.Run(ctx, command.Cmd{Name: "nvme", Args: n.connecting(p), Timeout: nvmeTime}); err != nil {
 			err = fmt.Errorf("subsystem %s at %s: connect: %w", n.nqn, net.JoinHostPort(p.address, p.port), err)
 			n.host.Log.WarnContext(ctx, "no path", "err", err)
 			failed = append(failed, err)
@@ -208,6 +204,20 @@ func (n *nvmeof) connect(ctx context.Context) error {
 		return errors.Join(failed...)
 	}
 	return nil
+}
+
+// connecting is the command that makes a controller.
+func (n *nvmeof) connecting(p nvmePortal) []string {
+	args := []string{"connect", "-t", p.transport, "-n", n.nqn, "-a", p.address, "-s", p.port, "-Q", "128", "-l", "-1"}
+	if n.hostNQN != "" {
+		args = append(args, "-q", n.hostNQN)
+	}
+	return args
+}
+
+// native says whether the kernel makes one disk of all paths to a namespace.
+func (n *nvmeof) native() bool {
+	return attr(n.host.at("sys/module/nvme_core/parameters/multipath")) == "Y"
 }
 
 // nvmeController is a connection to the subsystem.
@@ -299,6 +309,25 @@ func (n *nvmeof) namespace() (string, error) {
 	return "", nil
 }
 
+// needed is why the subsystem stays connected without this volume, nil if it
+// does not.
+func (n *nvmeof) needed(others []Connector) (why, err error) {
+	for _, other := range others {
+		if o, ok := other.(*nvmeof); ok && o.nqn == n.nqn {
+			return errors.New("another volume is in it"), nil
+		}
+	}
+	for _, other := range n.namespaces() {
+		switch err := n.host.unused(n.host.at("dev", other)); {
+		case errors.Is(err, ErrInUse):
+			return err, nil
+		case err != nil:
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
 // Detach disconnects from the subsystem unless another volume, or anybody who
 // has one of its namespaces open, needs it. As long as it is connected the
 // storage decides which namespaces are seen.
@@ -315,20 +344,13 @@ func (n *nvmeof) Detach(ctx context.Context, _ Attachment, others []Connector) e
 			return err
 		}
 	}
-	for _, other := range others {
-		if o, ok := other.(*nvmeof); ok && o.nqn == n.nqn {
-			return nil
-		}
+	why, err := n.needed(others)
+	if err != nil {
+		return err
 	}
-	for _, other := range n.namespaces() {
-		err := n.host.unused(n.host.at("dev", other))
-		if errors.Is(err, ErrInUse) {
-			n.host.Log.InfoContext(ctx, "the subsystem stays connected", "nqn", n.nqn, "because", err)
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	if why != nil {
+		n.host.Log.InfoContext(ctx, "the subsystem stays connected", "nqn", n.nqn, "because", why)
+		return nil
 	}
 	for _, c := range n.controllers() {
 		if _, err := n.host.Run.Run(ctx, command.Cmd{Name: "nvme", Args: []string{"disconnect", "-d", c.name}, Timeout: nvmeTime}); err != nil && exists(c.dir) {

@@ -163,7 +163,7 @@ func (r *rbd) mapImage(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if _, err := r.host.Run.Run(ctx, command.Cmd{
-		Name: "rbd", Args: append(append([]string{"map"}, args...), "--", r.image.spec()), Timeout: rbdTime,
+		Name: "rbd", Args: args, Timeout: rbdTime,
 	}); err != nil {
 		return "", fmt.Errorf("image %s: map: %w", r.image.spec(), err)
 	}
@@ -174,19 +174,15 @@ func (r *rbd) mapImage(ctx context.Context) (string, error) {
 	return name, err
 }
 
-// credentials writes the private files and returns the options that name them.
+// credentials writes the private files and returns the command that names them.
 // ceph.conf is in ceph's own format; a keyring is named for the client only.
 func (r *rbd) credentials() ([]string, error) {
-	args := []string{"--cluster", r.cluster}
-	if r.user != "" {
-		args = append(args, "--id", r.user)
-	}
 	keyring, err := r.host.secret(r.info, "keyring")
 	if err != nil {
 		return nil, err
 	}
 	if len(r.monitors) == 0 && keyring == "" {
-		return args, nil
+		return r.mapping(false), nil
 	}
 	if err := atomicfile.MkdirAll(r.dir(), 0o700); err != nil {
 		return nil, err
@@ -199,15 +195,28 @@ func (r *rbd) credentials() ([]string, error) {
 		if err := atomicfile.Write(r.conf(), []byte(conf), 0o600); err != nil {
 			return nil, err
 		}
-		args = append(args, "--conf", r.conf())
 	}
 	if keyring != "" {
 		if err := atomicfile.Write(r.keyring(), []byte(keyring+"\n"), 0o600); err != nil {
 			return nil, err
 		}
+	}
+	return r.mapping(keyring != ""), nil
+}
+
+// mapping is the command that maps the image, with or without a keyring.
+func (r *rbd) mapping(keyring bool) []string {
+	args := []string{"map", "--cluster", r.cluster}
+	if r.user != "" {
+		args = append(args, "--id", r.user)
+	}
+	if len(r.monitors) > 0 {
+		args = append(args, "--conf", r.conf())
+	}
+	if keyring {
 		args = append(args, "--keyring", r.keyring())
 	}
-	return args, nil
+	return append(args, "--", r.image.spec())
 }
 
 // mapped finds the image among what the kernel has mapped

@@ -84,11 +84,15 @@ func addressingMode(info Info) (string, error) {
 // scan has a SCSI host look for one LUN, and for no other. A "-" is any
 // channel or target.
 func (h *Host) scan(host uint64, channel, target string, lun uint64) error {
-	path := h.at("sys/class/scsi_host", "host"+strconv.FormatUint(host, 10), "scan")
-	if err := h.writeAttr(path, fmt.Sprintf("%s %s %d", channel, target, lun)); err != nil {
+	path, what := h.scanning(host, channel, target, lun)
+	if err := h.writeAttr(path, what); err != nil {
 		return fmt.Errorf("scsi host %d: scan for lun %d: %w", host, lun, err)
 	}
 	return nil
+}
+
+func (h *Host) scanning(host uint64, channel, target string, lun uint64) (path, what string) {
+	return h.at("sys/class/scsi_host", "host"+strconv.FormatUint(host, 10), "scan"), fmt.Sprintf("%s %s %d", channel, target, lun)
 }
 
 // wwn is a designator as multipath and udev's scsi_id write it: a digit for
@@ -175,18 +179,8 @@ func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID str
 	for _, dm := range maps {
 		wwids = append(wwids, strings.TrimPrefix(attr(h.at("sys/class/block", dm), "dm/uuid"), mapPrefix))
 	}
-	for _, dm := range maps {
-		if err := h.unused(h.at("dev", dm)); err != nil {
-			return err
-		}
-	}
-	for _, p := range paths {
-		if len(h.holders(p.disk)) > 0 {
-			continue // it is held by its map, which nobody has open
-		}
-		if err := h.unused(h.at("dev", p.disk)); err != nil {
-			return err
-		}
+	if err := h.unusedSCSI(maps, paths); err != nil {
+		return err
 	}
 	for _, dm := range maps {
 		if err := h.flushMap(ctx, dm); err != nil {
@@ -210,6 +204,24 @@ func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID str
 			if err := h.flushMap(ctx, dm); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// unusedSCSI refuses maps and paths of which somebody has one open.
+func (h *Host) unusedSCSI(maps []string, paths []scsiPath) error {
+	for _, dm := range maps {
+		if err := h.unused(h.at("dev", dm)); err != nil {
+			return err
+		}
+	}
+	for _, p := range paths {
+		if len(h.holders(p.disk)) > 0 {
+			continue // it is held by its map, which nobody has open
+		}
+		if err := h.unused(h.at("dev", p.disk)); err != nil {
+			return err
 		}
 	}
 	return nil

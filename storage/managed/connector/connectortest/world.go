@@ -310,3 +310,6 @@ func (w *World) WriteAttr(path, value string) error {
 	}
 	return fmt.Errorf("%s: %w", rel, os.ErrNotExist)
 }
+
+// Write makes a file of the host, such as one of sysfs, by its path below the root.
+func (w *World) Write(path, content string) error { return w.write(path, content) }

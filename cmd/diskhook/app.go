@@ -16,6 +16,7 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/managed"
 	"diskhook/xmlrewrite"
 )
 
@@ -26,6 +27,8 @@ type program struct {
 	stdout, stderr io.Writer
 	layout         host.Layout
 	verbosity      int
+	// storage, if set, has a test's storage take the place of the kernel's.
+	storage func(*managed.Service) error
 }
 
 // run is main, but for the process: it returns the exit code.
@@ -34,12 +37,16 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		args: args, stdin: stdin, stdout: stdout, stderr: stderr,
 		layout: host.Layout{Root: os.Getenv("DISKHOOK_ROOT")},
 	}
+	return p.run(ctx)
+}
+
+func (p *program) run(ctx context.Context) int {
 	ctx, stop := withSignals(ctx)
 	defer stop()
-	if c, ok := hookCall(args); ok {
+	if c, ok := hookCall(p.args); ok {
 		return p.runHook(ctx, c)
 	}
-	return p.finish(ctx, New(p).RunContext(ctx, args))
+	return p.finish(ctx, New(p).RunContext(ctx, p.args))
 }
 
 // New builds the command line. It is a function of its own so that tests can
@@ -56,6 +63,7 @@ func New(p *program) *cli.App {
 		Commands: []*cli.Command{
 			domainCommand(p),
 			localCommand(p),
+			volumeCommand(p),
 			quorumCommand(p),
 			rewriteCommand(p),
 			showCommand(p),

@@ -21,17 +21,34 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"diskhook/storage/host"
+	"diskhook/storage/managed/connector/connectortest"
 )
 
 // The test binary is diskhook, and poses as the programs that diskhook calls:
 // diskhook-domain over a directory of JSON files (fakedomain_test.go), and lvm
-// as a script tells it to. qemu-img is the real one.
+// as a script tells it to; and as what attaches volumes, once a script has asked
+// for storage (fakestorage_test.go). qemu-img is the real one.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"diskhook":        func() { os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) },
+	programs := map[string]func(){
+		"diskhook":        func() { os.Exit(diskhook()) },
 		"diskhook-domain": func() { os.Exit(fakeDomain(os.Args[1:], os.Stdin, os.Stdout)) },
 		"lvm":             func() { os.Exit(fakeLVM(os.Args[1:])) },
-	})
+	}
+	for _, name := range connectortest.Programs() {
+		programs[name] = func() { os.Exit(connectortest.Main(os.Args)) }
+	}
+	testscript.Main(m, programs)
+}
+
+// diskhook is main, with storage that poses.
+func diskhook() int {
+	p := &program{
+		args: os.Args, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+		layout: host.Layout{Root: os.Getenv("DISKHOOK_ROOT")}, storage: fakeStorage,
+	}
+	return p.run(context.Background())
 }
 
 func TestScripts(t *testing.T) {
@@ -54,6 +71,7 @@ func TestScripts(t *testing.T) {
 			"exits":     exits,
 			"sub":       substitute,
 			"waitfor":   waitFor,
+			"storage":   storage,
 		},
 	})
 }
@@ -151,7 +169,7 @@ func tree(ts *testscript.TestScript) map[string]string {
 			if err != nil {
 				return err
 			}
-			if d.Name() == "hook.log" {
+			if d.Name() == "hook.log" || d.Name() == "argv" {
 				return nil
 			}
 			info, err := d.Info()

@@ -19,6 +19,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/managed"
 	"diskhook/storage/quorum"
 )
 
@@ -28,6 +29,7 @@ type services struct {
 	log     *slog.Logger
 	local   *localdisk.Service
 	quorum  *quorum.Service
+	volumes *managed.Service
 	host    *bindings.Host
 	domains *domains.Service
 }
@@ -48,12 +50,16 @@ func (p *program) services(c *cli.Context) (*services, error) {
 	if err != nil {
 		return nil, err
 	}
+	volumes, err := p.volumeService(config, log)
+	if err != nil {
+		return nil, err
+	}
 	h := &bindings.Host{
 		Layout: p.layout, Config: config, Log: log, Reader: local.User,
 		Local: bindings.Direct(local), Quorum: bindings.DirectQuorum(sets),
 	}
 	client := &domains.Client{Run: command.System{Log: log}, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
-	return &services{config, log, local, sets, h, &domains.Service{Libvirt: client, Host: h, Local: local, Quorum: sets}}, nil
+	return &services{config, log, local, sets, volumes, h, &domains.Service{Libvirt: client, Host: h, Local: local, Quorum: sets}}, nil
 }
 
 func (p *program) localService(config host.Config, log *slog.Logger) (*localdisk.Service, error) {

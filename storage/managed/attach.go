@@ -37,6 +37,13 @@ type Attached struct {
 	ManagedPath string `json:"managed_path"`
 }
 
+// Masked is the answer without what a program may have put into it that is a
+// secret.
+func (a Attached) Masked() Attached {
+	a.Attachment = connector.Redact(a.Attachment)
+	return a
+}
+
 // Attach connects a volume and returns where it is. After an error nothing of
 // it is connected, unless the error says so.
 func (s *Service) Attach(ctx context.Context, r Request) (Attached, error) {
@@ -118,7 +125,7 @@ func (s *Service) connection(r Request) (connector.Info, error) {
 	}
 	if keys := info.SecretFiles(); len(keys) > 0 {
 		err := failure.New(failure.Usage, "%w: %s names a file of this host, which only a definition may", connector.ErrInvalid, keys[0])
-		return info, failure.Hint(err, "run `diskhook volume define %s --connection-info FILE`", r.ID)
+		return info, failure.Hint(err, "run `diskhook volume define --connection-info FILE %s`", r.ID)
 	}
 	return info, nil
 }

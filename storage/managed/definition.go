@@ -172,7 +172,7 @@ func (s *Service) notDefined(id string, err error) error {
 		return failure.Hint(failure.Wrap(failure.Precondition, err), "run this as root")
 	}
 	err = failure.New(failure.NotFound, "not defined on this host")
-	return failure.Hint(err, "run `diskhook volume define %s --connection-info FILE`", id)
+	return failure.Hint(err, "run `diskhook volume define --connection-info FILE %s`", id)
 }
 
 // definition reads one. A damaged one is an error that tells nothing of it.
@@ -182,12 +182,17 @@ func (s *Service) definition(id string) (connector.Info, error) {
 		return connector.Info{}, s.notDefined(id, err)
 	}
 	var d Definition
-	if err := json.Unmarshal(raw, &d); err != nil {
-		return connector.Info{}, fmt.Errorf("%s: not a definition: %w", s.definitionPath(id), err)
-	}
-	info, err := connector.ParseInfo(d.Connection)
+	err = json.Unmarshal(raw, &d)
 	if err != nil {
-		return connector.Info{}, fmt.Errorf("%s: %w", s.definitionPath(id), err)
+		err = fmt.Errorf("not a definition: %w", err)
+	}
+	var info connector.Info
+	if err == nil {
+		info, err = connector.ParseInfo(d.Connection)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", s.definitionPath(id), err)
+		return connector.Info{}, failure.Hint(err, "define it again with `diskhook volume define --connection-info FILE %s`", id)
 	}
 	return info, nil
 }

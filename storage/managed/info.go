@@ -3,9 +3,11 @@
 package managed
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"diskhook/storage/command"
 	"diskhook/storage/managed/connector"
@@ -21,6 +23,24 @@ type Info struct {
 	Path       string          `json:"path,omitempty"`
 	Attachment json.RawMessage `json:"attachment,omitempty"`
 	Exists     *bool           `json:"exists,omitempty"`
+}
+
+// Describe is VolumesInfo for an operator, who also wants to see what is
+// defined and not attached.
+func (s *Service) Describe(ctx context.Context, ids ...string) ([]Info, error) {
+	all, err := s.VolumesInfo(ctx, ids...)
+	if err != nil {
+		return nil, err
+	}
+	definitions, damaged := s.Definitions()
+	for _, d := range definitions {
+		known := slices.ContainsFunc(all, func(i Info) bool { return i.ID == d.ID })
+		if !known && (len(ids) == 0 || slices.Contains(ids, d.ID)) {
+			all = append(all, Info{ID: d.ID, Connection: d.Connection})
+		}
+	}
+	slices.SortFunc(all, func(a, b Info) int { return cmp.Compare(a.ID, b.ID) })
+	return all, damaged
 }
 
 // VolumesInfo describes these volumes, or all, by id. One that is not in the

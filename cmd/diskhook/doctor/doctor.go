@@ -87,6 +87,7 @@ func checks() []check {
 		{"vdsm", vdsm},
 		{"copies", copies},
 		{"quorum", replicaSets},
+		{"volumes", managedVolumes},
 	}
 }
 

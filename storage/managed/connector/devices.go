@@ -32,7 +32,7 @@ func (h *Host) Devices(but []Attachment) []Device {
 			hidden[name] = true
 		}
 	}
-	var all []Device
+	all := []Device{}
 	for _, dir := range h.glob("sys/class/block/*") {
 		name := filepath.Base(dir)
 		d, ok := h.deviceOf(name)

@@ -65,7 +65,7 @@ func newISCSI(h *Host, info Info) (Connector, error) {
 	c.discover = len(info.list("target_portals")) == 0
 	method, err1 := info.optional("auth_method")
 	username, err2 := info.optional("auth_username")
-	if err := errors.Join(err1, err2); err != nil {
+	if err := errors.Join(err1, err2, info.checkSecret("auth_password")); err != nil {
 		return nil, err
 	}
 	switch {

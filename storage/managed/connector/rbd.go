@@ -76,7 +76,7 @@ func newRBD(h *Host, info Info) (Connector, error) {
 	r.user, err2 = info.optional("auth_username")
 	r.cluster, err3 = info.optional("cluster_name")
 	r.monitors, err4 = monitors(info)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	if err := errors.Join(err1, err2, err3, err4, info.checkSecret("keyring")); err != nil {
 		return nil, err
 	}
 	if r.cluster == "" {

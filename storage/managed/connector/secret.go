@@ -131,6 +131,13 @@ func (i Info) SecretFiles() []string {
 // hasSecret says whether the key, or the file for it, is there.
 func (i Info) hasSecret(key string) bool { return i.has(key) || i.has(key+fileSuffix) }
 
+// checkSecret refuses a secret, or the name of its file, that is no string.
+func (i Info) checkSecret(key string) error {
+	_, err1 := i.optional(key)
+	_, err2 := i.optional(key + fileSuffix)
+	return errors.Join(err1, err2)
+}
+
 // secret reads the secret at key, from its file where the data names one.
 // From then on h's programs cannot repeat it. There is none: "".
 func (h *Host) secret(i Info, key string) (string, error) {

@@ -26,9 +26,12 @@ func Install(dir, exe string) error {
 	return nil
 }
 
+// Programs are the names of what Main can be.
+func Programs() []string { return slices.Sorted(maps.Keys(tools())) }
+
 // IsProgram says whether a process was started as one of the programs.
 func IsProgram(argv0 string) bool {
-	return slices.Contains(slices.Collect(maps.Keys(tools())), filepath.Base(argv0))
+	return slices.Contains(Programs(), filepath.Base(argv0))
 }
 
 // Main is a program as a process of its own, in the world at DISKHOOK_ROOT. It

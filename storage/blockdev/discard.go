@@ -4,7 +4,6 @@ package blockdev
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -20,12 +19,8 @@ import (
 // whole logical blocks. Storage that cannot discard is a failure.Precondition.
 // When ctx ends, some of the range may be discarded.
 func DiscardRange(ctx context.Context, f *os.File, off, n int64) error {
-	size, err := Size(f)
-	if err != nil {
+	if err := inside(f, "discard", off, n); err != nil {
 		return err
-	}
-	if off < 0 || n < 0 || off > size || n > size-off {
-		return failure.New(failure.Usage, "%s: discard %d bytes at %d: outside its %d bytes", f.Name(), n, off, size)
 	}
 	st, err := f.Stat()
 	if err != nil {
@@ -59,18 +54,5 @@ func discardBlocks(f *os.File, off, n int64) error {
 }
 
 func punchHole(f *os.File, off, n int64) error {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = conn.Control(func(fd uintptr) {
-		for {
-			failed = unix.Fallocate(int(fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-			if failed != unix.EINTR {
-				return
-			}
-		}
-	})
-	return errors.Join(err, failed)
+	return allocate(f, unix.FALLOC_FL_PUNCH_HOLE, off, n)
 }

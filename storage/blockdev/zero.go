@@ -10,8 +10,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"diskhook/storage/failure"
 )
 
 // zeroChunk is zeroed between two looks at the context: the ioctl cannot be
@@ -27,12 +25,8 @@ const zeroChunk = 64 << 20
 // file's blocks stay allocated too. f must be open for writing and not with
 // O_DIRECT. When ctx ends, some of the range may be zeroed.
 func ZeroRange(ctx context.Context, f *os.File, off, n int64) error {
-	size, err := Size(f)
-	if err != nil {
+	if err := inside(f, "zero", off, n); err != nil {
 		return err
-	}
-	if off < 0 || n < 0 || off > size || n > size-off {
-		return failure.New(failure.Usage, "%s: zero %d bytes at %d: outside its %d bytes", f.Name(), n, off, size)
 	}
 	if n == 0 {
 		return ctx.Err()
@@ -90,23 +84,11 @@ func zeroFile(ctx context.Context, f *os.File, off, n int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = conn.Control(func(fd uintptr) {
-		for {
-			failed = unix.Fallocate(int(fd), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-			if failed != unix.EINTR {
-				return
-			}
-		}
-	})
-	if err == nil && unsupported(failed) {
+	err := allocate(f, unix.FALLOC_FL_ZERO_RANGE, off, n)
+	if unsupported(err) {
 		return writeZeros(ctx, f, off, n)
 	}
-	return errors.Join(err, failed)
+	return err
 }
 
 func unsupported(err error) bool {

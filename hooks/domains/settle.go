@@ -6,20 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/progress"
 	"diskhook/xmlrewrite"
-)
-
-// askFirst and askEvery are how soon QEMU is asked how far it is, and how often
-// after a while.
-const (
-	askFirst = 25 * time.Millisecond
-	askEvery = 500 * time.Millisecond
 )
 
 // settleTurns bounds how often one call follows a domain that is started and
@@ -216,48 +208,6 @@ func (s *Service) alone(ctx context.Context, t *localdisk.Settling) error {
 		return failure.Hint(err, "if that is a snapshot, merge it with `virsh blockcommit %s %s --active --pivot`, then run this again", t.Disk.Domain, t.Disk.Target)
 	}
 	return nil
-}
-
-// pullJob starts the job, or follows the one that somebody started before.
-func (s *Service) pullJob(ctx context.Context, t *localdisk.Settling, rate int64, notify progress.Func) error {
-	d := t.Disk
-	job, err := s.Libvirt.BlockJob(ctx, d.Domain, d.Target)
-	if err == nil && job.Type == "" {
-		err = s.Libvirt.BlockPull(ctx, d.Domain, d.Target, rate)
-		job.Type = PullJob
-	}
-	if err != nil {
-		return s.stopped(ctx, t, err)
-	}
-	if job.Type != PullJob {
-		err := failure.New(failure.Conflict, "%s: a block job (%s) is under way", d, job.Type)
-		return failure.Hint(err, "let it end (`virsh blockjob %s %s`), then run this again", d.Domain, d.Target)
-	}
-	for wait := askFirst; job.Type == PullJob; wait = min(2*wait, askEvery) {
-		select {
-		case <-ctx.Done():
-			if err := s.Libvirt.EndBlockJob(context.WithoutCancel(ctx), d.Domain, d.Target); err != nil {
-				s.Host.Log.Warn("end the block job", "disk", d.String(), "err", err)
-			}
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-		if job, err = s.Libvirt.BlockJob(ctx, d.Domain, d.Target); err != nil {
-			return s.stopped(ctx, t, err)
-		}
-		if job.Type == PullJob && job.Total > 0 {
-			t.Advance(int64(job.Done), int64(job.Total))
-			if notify != nil {
-				notify(int64(job.Done), int64(job.Total))
-			}
-		}
-	}
-	if whole, err := t.Whole(ctx); err != nil || whole {
-		return err
-	}
-	err = failure.New(failure.Temporary, "%s: QEMU gave up reading its source %s", d, failure.OneLine(t.Receipt.Source[0].Path))
-	err = failure.Hint(err, "see `virsh domblkerror %s` and the log of the domain in /var/log/libvirt/qemu, then run `diskhook local settle %s %s` again", d.Domain, d.Domain, d.Target)
-	return s.stopped(ctx, t, err)
 }
 
 // stopped tells an error that comes from the end of the domain from others. In

@@ -16,15 +16,14 @@ import (
 	"diskhook/storage/localdisk"
 )
 
-// pivotPoints are the failpoints that going over to a raw copy passes.
-func pivotPoints(t *testing.T) []string {
+// passedToRaw are the failpoints that going over to a raw copy passes; of a domain
+// that does not run where the emulator dies first.
+func passedToRaw(t *testing.T, least int, first func(*emulator)) []string {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "log")
-	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
 	e := defined(t)
-	if err := os.Remove(log); err != nil {
-		t.Fatal(err)
-	}
+	first(e)
+	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
 	if err := e.toRaw(); err != nil {
 		t.Fatal(err)
 	}
@@ -35,10 +34,15 @@ func pivotPoints(t *testing.T) []string {
 	}
 	points := strings.Fields(string(b))
 	slices.Sort(points)
-	if points = slices.Compact(points); len(points) < 14 {
+	if points = slices.Compact(points); len(points) < least {
 		t.Fatalf("only %d failpoints: %v", len(points), points)
 	}
 	return points
+}
+
+func pivotPoints(t *testing.T) []string {
+	t.Helper()
+	return passedToRaw(t, 14, func(*emulator) {})
 }
 
 // interrupted ends the change at a point, as if nobody was there any more.
@@ -107,24 +111,7 @@ func TestSettleRawDiesWithTheEmulatorAtEveryPoint(t *testing.T) {
 // overlay; from then on a start is refused with the command, and nothing else is
 // needed than that command, or the next settling of all.
 func TestSettleRawOfAStoppedDomainGoesOnAtEveryPoint(t *testing.T) {
-	log := filepath.Join(t.TempDir(), "log")
-	probe := defined(t)
-	probe.dies()
-	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
-	if err := probe.toRaw(); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("DISKHOOK_FAILPOINT_LOG", "")
-	b, err := os.ReadFile(log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	points := strings.Fields(string(b))
-	slices.Sort(points)
-	if points = slices.Compact(points); len(points) < 8 {
-		t.Fatalf("only %d failpoints: %v", len(points), points)
-	}
-	for _, point := range points {
+	for _, point := range passedToRaw(t, 8, (*emulator).dies) {
 		t.Run(point, func(t *testing.T) {
 			e := defined(t)
 			e.dies()

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -209,66 +208,19 @@ func (s *Service) onRaw(ctx context.Context, p *localdisk.Pivoting) (bool, error
 
 // mirror makes the raw copy until both are the same and stay so.
 func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64, notify progress.Func) error {
-	d := p.Disk
-	job, err := s.Libvirt.BlockJob(ctx, d.Domain, d.Target)
-	if err != nil {
-		return s.stopped(ctx, p.Settling, err)
+	if err := s.copyJob(ctx, p, rate); err != nil {
+		return err
 	}
-	raw, err := p.RawPath(ctx)
+	job, err := s.follow(ctx, p.Settling, CopyJob, notify)
 	switch {
 	case err != nil:
 		return err
-	case job.Type == CopyJob && raw != "": // an earlier call's
-	case job.Type != "":
-		err := failure.New(failure.Conflict, "%s: a block job (%s) is under way", d, job.Type)
-		return failure.Hint(err, "let it end (`virsh blockjob %s %s`), then run this again", d.Domain, d.Target)
-	default:
-		named, err := s.namesRaw(ctx, p)
-		if err != nil {
-			return err
-		}
-		if named {
-			err := failure.New(failure.Conflict, "%s: the domain runs on the overlay, but its definition names the raw copy %s, in which it may have written, too", d, raw)
-			return failure.Hint(err, "shut it off and run this again, which makes the raw copy the disk; or, to keep the overlay, name %s in the definition again with `virsh edit %s`", localdisk.StablePath(s.Host.Layout, d.Domain, d.Target), d.Domain)
-		}
-		made, err := p.Make(ctx)
-		if err != nil {
-			return err
-		}
-		if err := s.Libvirt.BlockCopy(ctx, d.Domain, d.Target, made.Path, d.Backend != "dir", rate); err != nil {
-			return s.stopped(ctx, p.Settling, err)
-		}
-		if err := failpoint.Hit("pivot.mirroring"); err != nil {
-			return err
-		}
+	case job.Type != CopyJob:
+		err := failure.New(failure.Temporary, "%s: QEMU gave up making its raw copy", p.Disk)
+		err = failure.Hint(err, "see `virsh domblkerror %s` and the log of the domain in /var/log/libvirt/qemu, then run this again", p.Disk.Domain)
+		return s.stopped(ctx, p.Settling, err)
 	}
-	for wait := askFirst; ; wait = min(2*wait, askEvery) {
-		select {
-		case <-ctx.Done():
-			if err := s.Libvirt.EndBlockJob(context.WithoutCancel(ctx), d.Domain, d.Target); err != nil {
-				s.Host.Log.Warn("end the block job", "disk", d.String(), "err", err)
-			}
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-		if job, err = s.Libvirt.BlockJob(ctx, d.Domain, d.Target); err != nil {
-			return s.stopped(ctx, p.Settling, err)
-		}
-		if job.Type != CopyJob {
-			err := failure.New(failure.Temporary, "%s: QEMU gave up making its raw copy", d)
-			err = failure.Hint(err, "see `virsh domblkerror %s` and the log of the domain in /var/log/libvirt/qemu, then run this again", d.Domain)
-			return s.stopped(ctx, p.Settling, err)
-		}
-		if job.Total > 0 {
-			p.Advance(int64(job.Done), int64(job.Total))
-			if notify != nil {
-				notify(int64(job.Done), int64(job.Total))
-			}
-		}
-		if job.Ready {
-			return failpoint.Hit("pivot.ready")
-		}
-	}
+	return failpoint.Hit("pivot.ready")
 }
 
 // suspend stops the guest, and notes before that it is to be resumed. One that

@@ -3,6 +3,7 @@
 package connectortest
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -37,17 +38,34 @@ func IsProgram(argv0 string) bool {
 // Main is a program as a process of its own, in the world at DISKHOOK_ROOT. It
 // adds its command line to the file argv there.
 func Main(argv []string) int {
-	w, err := New(os.Getenv("DISKHOOK_ROOT"))
-	must(err)
+	code, err := mainIn(os.Getenv("DISKHOOK_ROOT"), argv)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", argv[0], err)
+		return 70 // EX_SOFTWARE, which no program that is posed as has
+	}
+	return code
+}
+
+func mainIn(dir string, argv []string) (int, error) {
+	w, err := New(dir)
+	if err != nil {
+		return 0, err
+	}
 	s, err := w.storage()
-	must(err)
+	if err != nil {
+		return 0, err
+	}
 	cmd := command.Cmd{Name: filepath.Base(argv[0]), Args: argv[1:]}
 	log, err := os.OpenFile(w.at("argv"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	must(err)
-	fmt.Fprintln(log, cmd.String())
-	must(log.Close())
+	if err != nil {
+		return 0, err
+	}
+	_, err = fmt.Fprintln(log, cmd.String())
+	if err = errors.Join(err, log.Close()); err != nil {
+		return 0, err
+	}
 	stdout, stderr, code := tools()[cmd.Name](w, &s, cmd)
 	fmt.Fprint(os.Stdout, stdout)
 	fmt.Fprint(os.Stderr, stderr)
-	return code
+	return code, w.broken
 }

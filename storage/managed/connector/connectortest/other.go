@@ -27,7 +27,7 @@ func nvme(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 			i++
 		}
 		dir := fmt.Sprintf("sys/class/nvme/nvme%d/", i)
-		must(errors.Join(w.write(dir+"subsysnqn", f["-n"]), w.write(dir+"transport", f["-t"]), w.write(dir+"state", "live"),
+		w.need(errors.Join(w.write(dir+"subsysnqn", f["-n"]), w.write(dir+"transport", f["-t"]), w.write(dir+"state", "live"),
 			w.write(dir+"address", "traddr="+f["-a"]+",trsvcid="+f["-s"]+",src_addr=1.1.1.9"), w.write(dir+"rescan_controller", "")))
 		w.showNamespaces(s, f["-n"])
 	case "disconnect":
@@ -68,7 +68,7 @@ func (w *World) showNamespaces(s *Storage, nqn string) {
 		if shown == "" {
 			shown = "sys/class/block/" + w.free(func(i int) string { return fmt.Sprintf("nvme%dn%d", i, nsid) }) + "/"
 		}
-		must(errors.Join(w.write(shown+"nsid", strconv.Itoa(nsid)), w.write(shown+"uuid", ns.UUID), w.write(shown+"nguid", ns.NGUID),
+		w.need(errors.Join(w.write(shown+"nsid", strconv.Itoa(nsid)), w.write(shown+"uuid", ns.UUID), w.write(shown+"nguid", ns.NGUID),
 			w.write(shown+"wwid", "uuid."+ns.UUID), w.write(shown+"size", strconv.FormatInt(ns.Sectors, 10)),
 			w.write(shown+"device/subsysnqn", nqn), w.write("dev/"+filepath.Base(shown), "")))
 	}
@@ -94,7 +94,7 @@ func rbd(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 		dir := "sys/bus/rbd/devices/" + n + "/"
 		parts := strings.Split(last, "/")
 		namespace := strings.Join(parts[1:len(parts)-1], "/")
-		must(errors.Join(w.write(dir+"pool", parts[0]), w.write(dir+"pool_ns", namespace), w.write(dir+"name", parts[len(parts)-1]), w.write(dir+"current_snap", "-"),
+		w.need(errors.Join(w.write(dir+"pool", parts[0]), w.write(dir+"pool_ns", namespace), w.write(dir+"name", parts[len(parts)-1]), w.write(dir+"current_snap", "-"),
 			w.write(dir+"config_info", monitors+" name=cinder,key=client.cinder "+last+" -"), w.write(dir+"cluster_fsid", "f00d"), w.write(dir+"pool_id", "1"), w.write(dir+"image_id", image.ID),
 			w.write("sys/class/block/rbd"+n+"/size", strconv.FormatInt(image.Sectors, 10)), w.write("dev/rbd"+n, "")))
 		w.symlink("dev/rbd"+n, "dev/rbd/"+last)
@@ -121,26 +121,26 @@ func mount(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 		return "", "mount.nfs: access denied by server while mounting " + export, 32
 	}
 	for name, size := range files {
-		must(os.WriteFile(filepath.Join(at, name), nil, 0o600))
-		must(os.Truncate(filepath.Join(at, name), int64(size)))
+		w.need(os.WriteFile(filepath.Join(at, name), nil, 0o600))
+		w.need(os.Truncate(filepath.Join(at, name), int64(size)))
 	}
-	must(w.write("proc/self/mountinfo", w.attr("proc/self/mountinfo")+"\n77 22 0:50 / "+at+" rw shared:2 - nfs4 "+export+" rw,vers=4"))
+	w.need(w.write("proc/self/mountinfo", w.attr("proc/self/mountinfo")+"\n77 22 0:50 / "+at+" rw shared:2 - nfs4 "+export+" rw,vers=4"))
 	return "", "", 0
 }
 
 func umount(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	at := cmd.Args[len(cmd.Args)-1]
 	entries, err := os.ReadDir(at)
-	must(err)
+	w.need(err)
 	for _, e := range entries {
 		if slices.Contains(s.Open, w.rel(filepath.Join(at, e.Name()))) {
 			return "", "umount: " + at + ": target is busy.", 32
 		}
 	}
 	for _, e := range entries {
-		must(os.Remove(filepath.Join(at, e.Name())))
+		w.need(os.Remove(filepath.Join(at, e.Name())))
 	}
 	lines := slices.DeleteFunc(strings.Split(w.attr("proc/self/mountinfo"), "\n"), func(line string) bool { return strings.Contains(line, " "+at+" ") })
-	must(w.write("proc/self/mountinfo", strings.Join(lines, "\n")))
+	w.need(w.write("proc/self/mountinfo", strings.Join(lines, "\n")))
 	return "", "", 0
 }

@@ -55,7 +55,7 @@ func iscsiadm(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	case damaged:
 		return "", "iscsiadm: No records found", 21
 	case op == "new":
-		must(w.write(record, "# BEGIN RECORD 2.1.8\nnode.name = "+iqn+"\nnode.session.auth.authmethod = None\n# END RECORD"))
+		w.need(w.write(record, "# BEGIN RECORD 2.1.8\nnode.name = "+iqn+"\nnode.session.auth.authmethod = None\n# END RECORD"))
 	case op == "delete" && portal == "":
 		if len(w.glob("etc/iscsi/nodes/"+iqn+"/*")) == 0 {
 			return "", "iscsiadm: No records found", 21
@@ -105,12 +105,12 @@ func (w *World) login(s *Storage, iqn, portal, record string) (string, string, i
 	}
 	host, port, _ := net.SplitHostPort(portal)
 	base := fmt.Sprintf("sys/devices/platform/host%d/session%d/iscsi_session/session%d", id+2, id, id)
-	must(errors.Join(w.write(base+"/targetname", iqn), w.write(base+"/target_id", "0")))
+	w.need(errors.Join(w.write(base+"/targetname", iqn), w.write(base+"/target_id", "0")))
 	w.symlink(base, fmt.Sprintf("sys/class/iscsi_session/session%d", id))
 	c := fmt.Sprintf("sys/class/iscsi_connection/connection%d:0/", id)
-	must(w.write(c+"persistent_address", host))
-	must(w.write(c+"persistent_port", port))
-	must(w.write(fmt.Sprintf("sys/class/scsi_host/host%d/scan", id+2), ""))
+	w.need(w.write(c+"persistent_address", host))
+	w.need(w.write(c+"persistent_port", port))
+	w.need(w.write(fmt.Sprintf("sys/class/scsi_host/host%d/scan", id+2), ""))
 	return "Login successful.", "", 0
 }
 
@@ -121,11 +121,11 @@ func (w *World) logout(iqn, portal string) (string, string, int) {
 	}
 	for _, dir := range w.glob("sys/bus/scsi/devices/*") {
 		if resolved, err := filepath.EvalSymlinks(dir); err == nil && strings.Contains(resolved, "/session"+id+"/") {
-			must(w.deleteDevice(filepath.Base(dir)))
+			w.need(w.deleteDevice(filepath.Base(dir)))
 		}
 	}
 	n, err := strconv.Atoi(id)
-	must(err)
+	w.need(err)
 	w.remove("sys/class/iscsi_session/session"+id, "sys/class/iscsi_connection/connection"+id+":0",
 		fmt.Sprintf("sys/class/scsi_host/host%d", n+2), fmt.Sprintf("sys/devices/platform/host%d", n+2))
 	return "", "", 0
@@ -135,7 +135,7 @@ func (w *World) logout(iqn, portal string) (string, string, int) {
 func (w *World) lunAt(s *Storage, host, channel, target string, lun uint64) (LUN, string, bool) {
 	for _, dir := range w.glob("sys/class/iscsi_session/*") {
 		resolved, err := filepath.EvalSymlinks(dir)
-		must(err)
+		w.need(err)
 		if !strings.Contains(resolved, "/host"+host+"/") {
 			continue
 		}
@@ -171,7 +171,7 @@ func (w *World) AddHBA(host, target int, wwpn string) error {
 func (w *World) scan(s *Storage, host, value string) error {
 	words := strings.Fields(value)
 	lun, err := strconv.ParseUint(words[2], 10, 64)
-	must(err)
+	w.need(err)
 	targets := []string{words[1]}
 	if ports := w.glob("sys/class/fc_transport/target" + host + ":*"); words[1] == "-" {
 		targets = []string{"0"}
@@ -187,9 +187,9 @@ func (w *World) scan(s *Storage, host, value string) error {
 		}
 		disk := w.free(func(i int) string { return "sd" + string(rune('a'+i)) })
 		dir := parent + "/" + address
-		must(errors.Join(w.write(dir+"/wwid", l.Designator), w.write(dir+"/state", "running"), w.write(dir+"/rescan", ""), w.write(dir+"/delete", ""),
+		w.need(errors.Join(w.write(dir+"/wwid", l.Designator), w.write(dir+"/state", "running"), w.write(dir+"/rescan", ""), w.write(dir+"/delete", ""),
 			w.write("sys/class/block/"+disk+"/size", strconv.FormatInt(l.Sectors, 10)), w.write("dev/"+disk, "")))
-		must(os.MkdirAll(w.at("sys/class/block/"+disk+"/holders"), 0o755))
+		w.need(os.MkdirAll(w.at("sys/class/block/"+disk+"/holders"), 0o755))
 		w.symlink(dir, "sys/bus/scsi/devices/"+address)
 		w.symlink(dir, "sys/class/block/"+disk+"/device")
 		w.symlink("sys/class/block/"+disk, dir+"/block/"+disk)
@@ -206,11 +206,11 @@ func wwid(designator string) string { return "3" + strings.TrimPrefix(designator
 func (w *World) rescan(s *Storage, address string) error {
 	parts := strings.Split(address, ":")
 	lun, err := strconv.ParseUint(parts[3], 10, 64)
-	must(err)
+	w.need(err)
 	if l, _, ok := w.lunAt(s, parts[0], parts[1], parts[2], lun); ok {
-		must(w.write("sys/bus/scsi/devices/"+address+"/wwid", l.Designator))
+		w.need(w.write("sys/bus/scsi/devices/"+address+"/wwid", l.Designator))
 		for _, disk := range w.glob("sys/bus/scsi/devices/" + address + "/block/*") {
-			must(w.write("sys/class/block/"+filepath.Base(disk)+"/size", strconv.FormatInt(l.Sectors, 10)))
+			w.need(w.write("sys/class/block/"+filepath.Base(disk)+"/size", strconv.FormatInt(l.Sectors, 10)))
 		}
 	}
 	return nil
@@ -222,11 +222,11 @@ func (w *World) deleteDevice(address string) error {
 		return os.ErrNotExist
 	}
 	dir, err := filepath.EvalSymlinks(w.at(link))
-	must(err)
+	w.need(err)
 	for _, block := range w.glob(link + "/block/*") {
 		disk := filepath.Base(block)
 		for _, slave := range w.glob("sys/class/block/dm-*/slaves/" + disk) {
-			must(os.Remove(slave))
+			w.need(os.Remove(slave))
 		}
 		w.remove("sys/class/block/"+disk, "dev/"+disk)
 	}
@@ -248,7 +248,7 @@ func (w *World) addPath(s *Storage, disk string) {
 	}
 	if dm == "" {
 		dm = w.free(func(i int) string { return "dm-" + strconv.Itoa(i) })
-		must(errors.Join(w.write("sys/class/block/"+dm+"/dm/uuid", "mpath-"+id), w.write("sys/class/block/"+dm+"/dm/name", id),
+		w.need(errors.Join(w.write("sys/class/block/"+dm+"/dm/uuid", "mpath-"+id), w.write("sys/class/block/"+dm+"/dm/name", id),
 			w.write("sys/class/block/"+dm+"/size", w.attr("sys/class/block/"+disk+"/size")), w.write("dev/"+dm, "")))
 		w.symlink("dev/"+dm, "dev/mapper/"+id)
 	}
@@ -270,7 +270,7 @@ func multipath(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	name := cmd.Args[1]
 	switch cmd.Args[0] {
 	case "-a":
-		must(w.write("etc/multipath/wwids", w.attr("etc/multipath/wwids")+"\n/"+name+"/"))
+		w.need(w.write("etc/multipath/wwids", w.attr("etc/multipath/wwids")+"\n/"+name+"/"))
 	case "-f":
 		node, err := filepath.EvalSymlinks(w.at("dev/mapper/" + name))
 		if err != nil {
@@ -281,7 +281,7 @@ func multipath(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 			return "", name + ": map in use", 1
 		}
 		for _, holder := range w.glob("sys/class/block/sd*/holders/" + dm) {
-			must(os.Remove(holder))
+			w.need(os.Remove(holder))
 		}
 		w.remove("dev/mapper/"+name, "dev/"+dm, "sys/class/block/"+dm)
 	}

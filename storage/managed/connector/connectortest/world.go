@@ -80,8 +80,9 @@ type Image struct {
 type World struct {
 	Dir string
 
-	mu    sync.Mutex
-	lines []string
+	mu     sync.Mutex
+	lines  []string
+	broken error
 }
 
 // New makes an empty host below dir, or returns the one that is there.
@@ -223,6 +224,9 @@ func (w *World) Run(ctx context.Context, cmd command.Cmd) (command.Result, error
 		return command.Result{}, err
 	}
 	stdout, stderr, code := run(w, &s, cmd)
+	if w.broken != nil {
+		return command.Result{}, w.broken
+	}
 	result := command.Result{Stdout: []byte(stdout), Stderr: []byte(stderr)}
 	if code != 0 {
 		return result, &command.Error{Argv: cmd.Argv(), Code: code, Stderr: stderr}
@@ -246,10 +250,11 @@ func (w *World) attr(path string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// must is for what the test has under its own control.
-func must(err error) {
-	if err != nil {
-		panic(err)
+// need notes that something failed which the test has under its own control.
+// What goes on after that is of no use: Run and WriteAttr fail.
+func (w *World) need(err error) {
+	if err != nil && w.broken == nil {
+		w.broken = fmt.Errorf("the world of the test is broken: %w", err)
 	}
 }
 
@@ -260,21 +265,21 @@ func (w *World) has(path string) bool {
 
 func (w *World) glob(pattern string) []string {
 	found, err := filepath.Glob(w.at(pattern))
-	must(err)
+	w.need(err)
 	return found
 }
 
 func (w *World) symlink(to, path string) {
-	must(os.MkdirAll(filepath.Dir(w.at(path)), 0o755))
+	w.need(os.MkdirAll(filepath.Dir(w.at(path)), 0o755))
 	target, err := filepath.Rel(filepath.Dir(w.at(path)), w.at(to))
-	must(err)
+	w.need(err)
 	_ = os.Remove(w.at(path))
-	must(os.Symlink(target, w.at(path)))
+	w.need(os.Symlink(target, w.at(path)))
 }
 
 func (w *World) remove(paths ...string) {
 	for _, path := range paths {
-		must(os.RemoveAll(w.at(path)))
+		w.need(os.RemoveAll(w.at(path)))
 	}
 }
 
@@ -297,15 +302,23 @@ func (w *World) WriteAttr(path, value string) error {
 	}
 	rel := w.rel(path)
 	w.lines = append(w.lines, "write "+rel+" "+value)
+	if err := w.kernel(&s, rel, value); err != nil {
+		return err
+	}
+	return w.broken
+}
+
+// kernel does what the kernel does with what is written to an attribute.
+func (w *World) kernel(s *Storage, rel, value string) error {
 	switch filepath.Base(rel) {
 	case "scan":
-		return w.scan(&s, strings.TrimPrefix(filepath.Base(filepath.Dir(rel)), "host"), value)
+		return w.scan(s, strings.TrimPrefix(filepath.Base(filepath.Dir(rel)), "host"), value)
 	case "rescan":
-		return w.rescan(&s, filepath.Base(filepath.Dir(rel)))
+		return w.rescan(s, filepath.Base(filepath.Dir(rel)))
 	case "delete":
 		return w.deleteDevice(filepath.Base(filepath.Dir(rel)))
 	case "rescan_controller":
-		w.showNamespaces(&s, w.attr(filepath.Join(filepath.Dir(rel), "subsysnqn")))
+		w.showNamespaces(s, w.attr(filepath.Join(filepath.Dir(rel), "subsysnqn")))
 		return nil
 	}
 	return fmt.Errorf("%s: %w", rel, os.ErrNotExist)

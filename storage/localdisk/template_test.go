@@ -7,8 +7,6 @@ package localdisk_test
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -21,52 +19,6 @@ import (
 	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/progress"
 )
-
-// newCache is a world in which templates are kept.
-func newCache(t *testing.T, backend string) *world {
-	t.Helper()
-	w := newWorld(t, backend)
-	t.Setenv("DISKHOOK_TEST_CACHE", "1")
-	return w
-}
-
-// numbered is the disk of the domain of that number.
-func (w *world) numbered(n int) localdisk.Disk {
-	d := w.disk()
-	d.Domain = fmt.Sprintf("69b6b942-b5bf-4740-bb95-6752ffb%05d", n)
-	return d
-}
-
-// started starts a domain and wants its disk to be the source.
-func (w *world) started(d localdisk.Disk) {
-	w.t.Helper()
-	placements, err := service().Fulfil(w.t.Context(), []localdisk.Disk{d}, localdisk.Waiting{})
-	must(w.t, err)
-	w.same(placements[0].Path, w.flat)
-}
-
-// templates returns what the cache has.
-func (w *world) templates() []localdisk.Template {
-	w.t.Helper()
-	all, err := service().Templates(w.t.Context())
-	must(w.t, err)
-	return all
-}
-
-// ran are the LVM commands so far that change something, with the identity of
-// the template taken out.
-func (w *world) ran() []string {
-	var lines []string
-	for _, line := range lvmtest.Log(w.path("lvm")) {
-		for _, t := range w.templates() {
-			line = strings.ReplaceAll(line, strings.TrimPrefix(t.Name, "dhbase_"), "ID")
-		}
-		if !strings.HasPrefix(line, "fullreport") {
-			lines = append(lines, line)
-		}
-	}
-	return lines
-}
 
 func TestCopyIsASnapshotOfItsTemplate(t *testing.T) {
 	w := newCache(t, "lvmthin")
@@ -106,37 +58,19 @@ func TestCopyIsASnapshotOfItsTemplate(t *testing.T) {
 }
 
 func TestTwentyStartsAtOnceCopyTheTemplateOnce(t *testing.T) {
-	t.Run("lvmthin", func(t *testing.T) { newCache(t, "lvmthin").startTwenty() })
-	t.Run("dir", func(t *testing.T) { newShared(t).startTwenty() })
-}
-
-func (w *world) startTwenty() {
-	w.t.Helper()
-	t := w.t
-	log := w.path("failpoints")
-	t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
-	t.Setenv("DISKHOOK_FAILPOINT", "template.created=sleep:1s")
-	var starts sync.WaitGroup
-	errs := make([]error, 20)
-	for i := range errs {
-		starts.Go(func() {
-			_, errs[i] = service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(i)}, localdisk.Waiting{})
+	for backend, w := range map[string]func(t *testing.T) *world{
+		"lvmthin": func(t *testing.T) *world { return newCache(t, "lvmthin") },
+		"dir":     newShared,
+	} {
+		t.Run(backend, func(t *testing.T) {
+			w := w(t)
+			for _, path := range w.startTwenty(map[string]int{"template.created": 1, "template.filled": 1, "clone.made": 20, "fill.finished": 20}) {
+				w.same(path, w.flat)
+			}
+			if all := w.templates(); len(all) != 1 || all[0].Clones != 20 {
+				t.Errorf("templates %+v", all)
+			}
 		})
-	}
-	starts.Wait()
-	must(t, errors.Join(errs...))
-	b, err := os.ReadFile(log)
-	must(t, err)
-	for point, want := range map[string]int{"template.created": 1, "template.filled": 1, "clone.made": 20, "fill.finished": 20} {
-		if n := strings.Count(string(b), point+"\n"); n != want {
-			t.Errorf("%s: %d times, want %d", point, n, want)
-		}
-	}
-	for i := range errs {
-		w.same(w.path("run/diskhook/disks/"+w.numbered(i).Domain+"/vda"), w.flat)
-	}
-	if all := w.templates(); len(all) != 1 || all[0].Clones != 20 {
-		t.Errorf("templates %+v", all)
 	}
 }
 
@@ -165,25 +99,6 @@ func TestTemplateSurvivesACrashAtEveryPoint(t *testing.T) {
 			w.started(w.numbered(1))
 			w.onlyTemplateAnd(2)
 		})
-	}
-}
-
-// onlyTemplateAnd fails when there is anything but one ready template with so
-// many clones.
-func (w *world) onlyTemplateAnd(clones int) {
-	w.t.Helper()
-	if all := w.templates(); len(all) != 1 || all[0].State != localdisk.Ready || all[0].Clones != clones || all[0].Busy {
-		w.t.Errorf("templates %+v", all)
-	}
-	g, err := lvmtest.Load(w.path("lvm"))
-	must(w.t, err)
-	if len(g.Volumes) != 2+clones { // with the pool
-		w.t.Errorf("left behind: %v", g.Volumes)
-	}
-	for name, v := range g.Volumes {
-		if _, err := os.Stat(w.path("var/lib/diskhook/cursors/" + v.UUID)); err == nil && strings.HasPrefix(name, "dhbase_") {
-			w.t.Errorf("the cursor of %s is left", name)
-		}
 	}
 }
 
@@ -282,9 +197,7 @@ func TestWaitingForATemplateShows(t *testing.T) {
 // for each disk.
 func TestBaseOnADeviceHasNoTemplate(t *testing.T) {
 	w := newCache(t, "lvmthin")
-	loop := w.loopDevice(w.path("base.raw"))
-	w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", loop, w.source[1].Path)
-	w.source[2].Path = loop
+	w.onDevice()
 	w.started(w.disk())
 	if all := w.templates(); len(all) != 0 {
 		t.Errorf("templates %+v", all)
@@ -317,15 +230,4 @@ func TestWaiterGoesOnWithATemplate(t *testing.T) {
 	if made != 1 {
 		t.Errorf("%d templates were made", made)
 	}
-}
-
-// loopDevice is a device with the content of a file, which may be a source.
-func (w *world) loopDevice(file string) string {
-	w.t.Helper()
-	out, err := exec.Command("losetup", "-f", "--show", file).Output()
-	must(w.t, err)
-	device := strings.TrimSpace(string(out))
-	w.t.Cleanup(func() { w.tool("losetup", "-d", device) })
-	w.t.Setenv("DISKHOOK_TEST_DEVICES", "1")
-	return device
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"diskhook/storage/failure"
@@ -20,45 +19,6 @@ import (
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lvm/lvmtest"
 )
-
-// newLying is a world whose disk is bound with template=overlay. Its middle
-// image ends before the base does, from where on it is zeros.
-func newLying(t *testing.T, backend string) *world {
-	t.Helper()
-	w := newCache(t, backend)
-	w.lying = true
-	w.tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", w.source[2].Path, w.source[1].Path, "1536k")
-	w.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x22 64k 128k", "-c", "write -q -z 300k 33k", w.source[1].Path)
-	w.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", w.source[0].Path, w.flat)
-	return w
-}
-
-// Where copies cannot be clones: those of volumes are not but on thin pools, and
-// the tests' own file system shares no blocks.
-func eachPlain(t *testing.T, run func(t *testing.T, backend string)) {
-	for _, backend := range []string{"dir", "lvm"} {
-		t.Run(backend, func(t *testing.T) { run(t, backend) })
-	}
-}
-
-// lies starts a domain, and wants its disk to be the source.
-func (w *world) lies(d localdisk.Disk) string {
-	w.t.Helper()
-	placements, err := service().Fulfil(w.t.Context(), []localdisk.Disk{d}, localdisk.Waiting{})
-	must(w.t, err)
-	w.tool("qemu-img", "compare", "-q", "-U", "-f", "qcow2", "-F", "raw", placements[0].Path, w.flat)
-	return placements[0].Path
-}
-
-// theTemplate is the only one.
-func (w *world) theTemplate() localdisk.Template {
-	w.t.Helper()
-	all := w.templates()
-	if len(all) != 1 || all[0].State != localdisk.Ready {
-		w.t.Fatalf("templates %+v", all)
-	}
-	return all[0]
-}
 
 func TestCopyLiesOnItsTemplate(t *testing.T) {
 	eachPlain(t, func(t *testing.T, backend string) {
@@ -101,27 +61,8 @@ func TestTwentyOverlaysAtOnceCopyTheTemplateOnce(t *testing.T) {
 		if backend == "lvm" {
 			must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Size *= 2 }))
 		}
-		log := w.path("failpoints")
-		t.Setenv("DISKHOOK_FAILPOINT_LOG", log)
-		t.Setenv("DISKHOOK_FAILPOINT", "template.created=sleep:1s")
-		var starts sync.WaitGroup
-		errs := make([]error, 20)
-		for i := range errs {
-			starts.Go(func() {
-				_, errs[i] = service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(i)}, localdisk.Waiting{})
-			})
-		}
-		starts.Wait()
-		must(t, errors.Join(errs...))
-		b, err := os.ReadFile(log)
-		must(t, err)
-		for point, want := range map[string]int{"template.created": 1, "template.filled": 1, "overlay.filled": 20, "fill.finished": 20} {
-			if n := strings.Count(string(b), point+"\n"); n != want {
-				t.Errorf("%s: %d times, want %d", point, n, want)
-			}
-		}
-		for i := range errs {
-			w.tool("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", w.path("run/diskhook/disks/"+w.numbered(i).Domain+"/vda"), w.flat)
+		for _, path := range w.startTwenty(map[string]int{"template.created": 1, "template.filled": 1, "overlay.filled": 20, "fill.finished": 20}) {
+			w.tool("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, w.flat)
 		}
 		if got := w.theTemplate(); got.Lying != 20 {
 			t.Errorf("template %+v", got)
@@ -155,43 +96,28 @@ func TestOverlayOnTemplateSurvivesACrashAtEveryPoint(t *testing.T) {
 	})
 }
 
-func (w *world) contentOf(t localdisk.Template) string {
-	if w.backend == "dir" {
-		return t.Path
-	}
-	return w.path("lvm/" + t.Name + ".img")
-}
-
 // Nothing removes a template while anything says that an overlay needs it: its
 // tags, its header, its receipt, or that one of these cannot be read.
 func TestTemplateBelowAnOverlayStays(t *testing.T) {
 	eachPlain(t, func(t *testing.T, backend string) {
 		sidecar := "var/lib/diskhook/local/dh_" + domain + "_vda.json"
 		receipt := "var/lib/diskhook/receipts/" + domain + "/vda.json"
-		for name, lose := range map[string]func(w *world){
-			"nothing lost": func(*world) {},
-			"no receipt":   func(w *world) { must(t, os.Remove(w.path(receipt))) },
-			"bad receipt":  func(w *world) { must(t, os.WriteFile(w.path(receipt), []byte("{"), 0o600)) },
-			"no tags": func(w *world) {
-				if backend != "dir" {
-					w.t.Skip("a volume has its tags as long as it is there")
-				}
-				must(t, os.Remove(w.path(sidecar)))
+		losses := map[string]func(w *world){
+			"nothing":     func(*world) {},
+			"its receipt": func(w *world) { must(t, os.Remove(w.path(receipt))) },
+			"what its receipt says": func(w *world) {
+				must(t, os.WriteFile(w.path(receipt), []byte("{"), 0o600))
 			},
-			"nothing but its header": func(w *world) {
-				if backend != "dir" {
-					w.t.Skip("a volume has its tags as long as it is there")
-				}
+		}
+		if backend == "dir" { // a volume has its tags as long as it is there, and is not moved away
+			losses["its tags"] = func(w *world) { must(t, os.Remove(w.path(sidecar))) }
+			losses["all but its header"] = func(w *world) {
 				must(t, errors.Join(os.Remove(w.path(sidecar)), os.Remove(w.path(receipt))))
-			},
-			"no copy": func(w *world) { // moved away for a moment
-				if backend != "dir" {
-					w.t.Skip("a volume cannot be moved away")
-				}
-				must(t, os.Rename(w.copyFile(), w.path("moved")))
-			},
-		} {
-			t.Run(name, func(t *testing.T) {
+			}
+			losses["the copy, for a moment"] = func(w *world) { must(t, os.Rename(w.copyFile(), w.path("moved"))) }
+		}
+		for lost, lose := range losses {
+			t.Run(lost, func(t *testing.T) {
 				w := newLying(t, backend)
 				w.lies(w.disk())
 				w.reboot()
@@ -220,10 +146,6 @@ func TestTemplateBelowAnOverlayStays(t *testing.T) {
 			}
 		})
 	})
-}
-
-func (w *world) copyFile() string {
-	return w.path("var/lib/diskhook/local/dh_" + domain + "_vda.qcow2")
 }
 
 func TestStartRefusesAnotherTemplate(t *testing.T) {
@@ -269,9 +191,7 @@ func TestStartRefusesAnotherTemplate(t *testing.T) {
 func TestExportOfAnOverlayOnATemplate(t *testing.T) {
 	eachPlain(t, func(t *testing.T, backend string) {
 		w := newLying(t, backend)
-		w.starts()
-		after := w.writes()
-		w.reboot()
+		after := w.guestWrote()
 		w.away()
 		for _, format := range []string{"raw", "qcow2"} {
 			to := w.path("export." + format)
@@ -288,9 +208,7 @@ func TestExportOfAnOverlayOnATemplate(t *testing.T) {
 func TestOverlayOnATemplateBecomesRaw(t *testing.T) {
 	eachPlain(t, func(t *testing.T, backend string) {
 		w := newLying(t, backend)
-		w.starts()
-		after := w.writes()
-		w.reboot()
+		after := w.guestWrote()
 		w.away()
 		must(t, w.process("raw"))
 		w.isRaw(after)
@@ -328,9 +246,7 @@ func TestAdoptAnOverlayOnATemplate(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("sidecar %v", sidecar), func(t *testing.T) {
 				w := newLying(t, backend)
-				w.starts()
-				after := w.writes()
-				w.reboot()
+				after := w.guestWrote()
 				was := w.receipt()
 				must(t, os.Remove(w.path("var/lib/diskhook/receipts/"+domain+"/vda.json")))
 				if !sidecar {
@@ -379,13 +295,6 @@ func TestOverlayOnATemplateIsRefusedWithoutABase(t *testing.T) {
 			}
 		})
 	}
-}
-
-// onDevice puts the base on a device.
-func (w *world) onDevice() {
-	loop := w.loopDevice(w.path("base.raw"))
-	w.tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", loop, w.source[1].Path)
-	w.source[2].Path = loop
 }
 
 // A file has room for all but what its template holds, so that no guest meets a

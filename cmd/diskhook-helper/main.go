@@ -36,7 +36,7 @@ func main() {
 		privileged.Refuse(os.Stdout, err)
 		os.Exit(1)
 	}
-	sets := &quorum.Service{Layout: service.Layout, Config: service.Config, Run: service.Run, Log: log, Program: service.Program}
+	sets := &quorum.Service{Layout: service.Layout, Config: service.Config, Run: service.Run, Log: log, Program: service.Program, Reader: service.User}
 	server := privileged.Server{Service: service, Quorum: bindings.DirectQuorum(sets)}
 	if !server.Serve(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr) {
 		os.Exit(1)

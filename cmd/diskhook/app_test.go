@@ -52,7 +52,7 @@ func TestEveryCommandIsGuarded(t *testing.T) {
 func TestVerbsHaveTheCommonFlags(t *testing.T) {
 	p, _, _ := newProgram()
 	mutating := []string{"apply", "revert", "rebind", "unbind", "prestage", "settle", "cancel", "recreate", "remove", "resize", "export", "adopt", "gc", "rewrite",
-		"build", "resync", "replace", "forget", "define", "undefine", "attach", "detach", "reconcile"}
+		"build", "verify", "resync", "replace", "forget", "accept", "define", "undefine", "attach", "detach", "reconcile"}
 	noOutput := []string{"rewrite", "check", "run", "fill", "serve"}
 	walk(New(p).Commands, func(c *cli.Command) {
 		if len(c.Subcommands) > 0 {

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -16,7 +15,6 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/hooks/domains"
 	"diskhook/storage/command"
-	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/quorum"
 )
@@ -29,15 +27,20 @@ func quorumCommand(p *program) *cli.Command {
 			verb("build", "make a set: its replicas are filled from an image, or with zeros", "NAME", quorumBuild, buildFlags()...),
 			verb("list", "list the sets of this host", "", quorumList),
 			verb("status", "show who votes, who is suspect and since when", "[NAME]", quorumStatus),
-			verb("verify", "compare all replicas; exit 8 if they differ", "NAME", quorumVerify),
+			verb("verify", "compare all replicas, and a disk with them; exit 8 if they differ", "NAME", quorumVerify,
+				&cli.StringFlag{Name: "against", Usage: "compare this `IMAGE` as well; if the set holds what it holds, the set may take its place"},
+				&cli.StringFlag{Name: "against-format", Usage: "`FORMAT` of that image: raw or qcow2 (default: by its name, else raw)"},
+				dryRunFlag()),
 			verb("resync", "make all replicas equal: to the majority, or to the one you name", "NAME", quorumResync,
 				&cli.StringFlag{Name: "from", Usage: "believe this replica `ID` instead of the majority"}, dryRunFlag()),
 			verb("replace", "take a replica out and build another from the majority", "NAME ID REPLICA", quorumReplace,
 				replicaFormatFlag(), overwriteFlag(), dryRunFlag()),
 			verb("remove", "take a set's definition and marks away", "NAME", quorumRemove,
-				&cli.BoolFlag{Name: "delete-images", Usage: "delete the images of all replicas as well, and with them what the guest wrote"}, dryRunFlag()),
+				&cli.BoolFlag{Name: "delete-images", Usage: "delete the images of all replicas as well"}, connectFlag(), dryRunFlag()),
 			verb("forget", "give up what a guest wrote to a set, so that its VM may start without it", "DOMAIN DISK", quorumForget,
 				&cli.BoolFlag{Name: "discard-guest-data", Usage: "your word that what the guest wrote is given up"}, connectFlag(), dryRunFlag()),
+			verb("accept", "let a set as it is be the disk of a VM, whatever that disk held", "NAME DOMAIN DISK", quorumAccept,
+				&cli.BoolFlag{Name: "discard-disk-data", Usage: "your word that what the disk itself holds is given up"}, connectFlag(), dryRunFlag()),
 			{
 				Name: "serve", Usage: "serve a set to its guest (started by diskhook itself)", ArgsUsage: "NAME", Hidden: true,
 				Action: func(c *cli.Context) error { return quorumServe(p, c) },
@@ -132,58 +135,6 @@ func setArgs(p *program, c *cli.Context, more ...string) (format, *services, quo
 	}
 	set, err := s.quorum.Load(words[0])
 	return f, s, set, words, err
-}
-
-func quorumRemove(p *program, c *cli.Context) error {
-	f, s, set, _, err := setArgs(p, c)
-	if err != nil {
-		return err
-	}
-	steps := []string{"remove the definition and the marks of replica set " + set.Name}
-	if c.Bool("delete-images") {
-		for _, r := range set.Replicas {
-			steps = append(steps, "delete "+r.Top().String())
-		}
-	}
-	return p.change(f, c.Bool("dry-run"), replicaSet(set.Name), steps, func() (string, error) {
-		return "removed", s.quorum.Remove(c.Context, set.Name, c.Bool("delete-images"))
-	})
-}
-
-// quorumForget is the way out of a VM whose disk is no longer bound to a set
-// that it has used.
-func quorumForget(p *program, c *cli.Context) error {
-	f, s, words, err := verbArgs(p, c, "DOMAIN", "DISK")
-	if err != nil {
-		return err
-	}
-	domain := strings.ToLower(words[0])
-	if !host.IsUUID(domain) {
-		facts, err := s.domains.Libvirt.Facts(c.Context, words[0])
-		if err != nil {
-			return failure.Hint(err, "name the domain by its UUID")
-		}
-		domain = facts.UUID
-	}
-	uses, err := bindings.QuorumUses(p.layout, domain)
-	if err != nil {
-		return err
-	}
-	for _, u := range uses {
-		if u.Target != words[1] && u.Key != words[1] {
-			continue
-		}
-		if !c.Bool("discard-guest-data") {
-			err := failure.New(failure.Conflict, "domain %s: disk %s: what the guest wrote is in the replica set %s, and nowhere else", words[0], words[1], u.Set)
-			return failure.Hint(err, "bind the disk to it again, or give that up with `diskhook quorum forget --discard-guest-data %s %s`", words[0], words[1])
-		}
-		steps := []string{fmt.Sprintf("forget that disk %s of domain %s has used replica set %s", u.Target, domain, u.Set)}
-		return p.change(f, c.Bool("dry-run"), replicaSet(u.Set), steps, func() (string, error) {
-			return "the domain may start without it; its replicas stay as they are", bindings.ForgetQuorumUse(p.layout, domain, u.Key)
-		})
-	}
-	err = failure.New(failure.NotFound, "domain %s: disk %s has used no replica set on this host", words[0], words[1])
-	return failure.Hint(err, "see `diskhook quorum list`")
 }
 
 // elements binds disks whose element names replicas.

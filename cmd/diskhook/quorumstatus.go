@@ -70,23 +70,6 @@ func yesNo(is bool) string {
 	return "no"
 }
 
-func quorumVerify(p *program, c *cli.Context) error {
-	f, s, set, _, err := setArgs(p, c)
-	if err != nil {
-		return err
-	}
-	r := p.reporter(f)
-	v, err := s.quorum.Verify(c.Context, set.Name, r.work("replica set "+set.Name))
-	r.close()
-	if err != nil {
-		return err
-	}
-	if err := p.printVerification(f, v); err != nil || v.Equal() {
-		return err
-	}
-	return v.Err()
-}
-
 func (p *program) printVerification(f format, v quorum.Verification) error {
 	if f == inJSON {
 		return p.printJSON(struct {
@@ -101,7 +84,7 @@ func (p *program) printVerification(f format, v quorum.Verification) error {
 		l.names = append(l.names, id)
 	}
 	for _, id := range ids(v.Differs) {
-		add(id, v.Differs[id], "differs from the majority")
+		add(id, v.Differs[id], "differs from the majority") // also the disk of --against, "source"
 	}
 	if len(v.NoMajority) > 0 {
 		add("all", v.NoMajority, "no majority")
@@ -276,6 +259,8 @@ func (p *program) printUse(s setStatus) error {
 		lines = append(lines, fmt.Sprintf("%s: %s to %s, generation %d (process %d)%s", s.Set.Name, s.Live.State, s.Use, s.Live.Generation, s.Live.PID, heard(*s.Live)))
 	case s.Use != nil:
 		lines = append(lines, fmt.Sprintf("%s: claimed by %s, and not served", s.Set.Name, s.Use))
+	case s.Set.User != nil:
+		lines = append(lines, fmt.Sprintf("%s: has what the guest wrote to %s (%s)", s.Set.Name, s.Set.User, s.Set.User.Domain))
 	}
 	for _, e := range s.Events {
 		words := []string{e.Time.Local().Format(time.DateTime), e.Event, e.Replica, string(e.Reason)}

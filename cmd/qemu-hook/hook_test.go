@@ -228,7 +228,7 @@ func TestVDSM(t *testing.T) {
 		t.Fatal(err)
 	}
 	const in = "/usr/libexec/vdsm/hooks/"
-	for _, point := range []string{"before_vm_start", "after_disk_prepare", "before_disk_hotplug", "before_vm_migrate_source", "after_vm_destroy", "before_vm_dehibernate", "after_vm_hibernate", "after_vm_dehibernate"} {
+	for _, point := range []string{"before_vm_start", "after_disk_prepare", "before_disk_hotplug", "after_disk_hotunplug", "before_vm_migrate_source", "after_vm_destroy", "before_vm_dehibernate", "after_vm_hibernate", "after_vm_dehibernate"} {
 		for _, property := range []string{"localdisk=lvm", "diskhook=", "quorum=db"} {
 			env := []string{"vmId=" + uuid, "_hook_domxml=" + file, "PATH=/tmp/evil", "LD_PRELOAD=x", "PYTHONPATH=/y", "DISKHOOK_ROOT=/tmp/evil", "GODEBUG=x=1", property}
 			r := run(t, built.installed, in+point+"/50_diskhook", env, "ignored")

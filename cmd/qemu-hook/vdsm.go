@@ -14,6 +14,7 @@ var points = map[string]struct{ host bool }{
 	"after_disk_prepare":       {},
 	"before_vm_start":          {},
 	"before_disk_hotplug":      {},
+	"after_disk_hotunplug":     {},
 	"before_vm_migrate_source": {},
 	"after_vm_destroy":         {},
 	"before_vm_dehibernate":    {},

@@ -269,8 +269,21 @@ func (replicated) Reassign(_ *Host, d Domain, r *xmlrewrite.BoundDisk) error {
 func (b Bound) lower() string { return b.Binding.Option("lower", lowerExport) }
 
 func (replicated) use(d Domain, b Bound) QuorumUse {
-	return QuorumUse{
+	u := QuorumUse{
 		Set: b.Binding.Value, Domain: d.UUID, DomainName: d.Name, Target: b.Disk.Target, Key: quorumKey(d, b.Disk),
 		VhostUser: b.Binding.Option("transport", "") == transportVHost, Inline: b.lower() != lowerExport,
 	}
+	u.Former, _ = b.source()
+	u.Replicas = b.wasElement()
+	return u
+}
+
+// wasElement says that the disk, without the set, is an element that names
+// replicas.
+func (b Bound) wasElement() bool {
+	if b.Recorded == nil {
+		return b.Disk.Type == "quorum"
+	}
+	origin, err := b.Recorded.OriginDisk()
+	return err == nil && origin.Type == "quorum"
 }

@@ -160,7 +160,7 @@ func TestQuorumWithoutBinding(t *testing.T) {
 	}
 	_, _, err = w.Start(t.Context(), plain, nil)
 	refused(t, err, failure.Precondition, "vda", "vda.quorum")
-	if err := bindings.ForgetQuorumUse(w.Layout, hooktest.UUID, "vda"); err != nil {
+	if err := bindings.ForgetQuorumUse(&quorum.Service{Layout: w.Layout}, uses[0]); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := w.Start(t.Context(), plain, nil); err != nil {

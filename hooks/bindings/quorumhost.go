@@ -9,8 +9,10 @@ import (
 	"strings"
 	"time"
 
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/quorum"
 )
 
@@ -26,6 +28,11 @@ type QuorumUse struct {
 	Inline    bool   `json:"inline"` // QEMU opens the replicas itself
 	// SetUUID tells the set from another that is given its name later.
 	SetUUID string `json:"set_uuid,omitempty"`
+	// Former are the images of the disk without the set, top first, as far as
+	// they are told, and Replicas says that it names the set's replicas itself.
+	// Receipts do not keep them.
+	Former   []imagecheck.Layer `json:"former,omitempty"`
+	Replicas bool               `json:"replicas,omitempty"`
 }
 
 // QuorumPlan is what the start of a set would do.
@@ -42,12 +49,15 @@ type Quorum interface {
 	Plan(context.Context, QuorumUse) (QuorumPlan, error)
 	// Start claims the set for the disk, serves it, and returns when QEMU can
 	// connect. Started again for the same disk it looks whether it still is
-	// served.
+	// served. A disk that has not used the set so far is refused one that may
+	// hold something older; so it is by Open.
 	Start(context.Context, QuorumUse, time.Duration) (quorum.Endpoint, error)
 	// Open claims the set for a QEMU that opens the replicas itself.
 	Open(context.Context, QuorumUse, time.Duration) error
 	// Stop undoes both; nothing to undo is no error.
 	Stop(context.Context, QuorumUse) error
+	// StopRest is Stop of all sets that disks of a domain have used.
+	StopRest(ctx context.Context, domain string) error
 	// Own gives QEMU the socket or, inline, the replicas.
 	Own(context.Context, QuorumUse, Label) error
 }
@@ -68,6 +78,9 @@ func (d directQuorum) Plan(ctx context.Context, u QuorumUse) (QuorumPlan, error)
 	if err == nil {
 		err = decision.Veto
 	}
+	if err == nil {
+		_, err = d.identify(ctx, &u)
+	}
 	if err != nil {
 		return QuorumPlan{}, err
 	}
@@ -85,45 +98,68 @@ func (d directQuorum) Plan(ctx context.Context, u QuorumUse) (QuorumPlan, error)
 }
 
 func (d directQuorum) Start(ctx context.Context, u QuorumUse, deadline time.Duration) (quorum.Endpoint, error) {
-	if err := d.identify(&u); err != nil {
+	use, err := d.identify(ctx, &u)
+	if err != nil {
 		return quorum.Endpoint{}, err
 	}
-	endpoint, err := d.Service.Start(ctx, u.Set, u.use(), deadline)
+	endpoint, err := d.Service.Start(ctx, u.Set, use, deadline)
 	if err != nil {
 		return endpoint, err
 	}
-	if err := markQuorumUsed(d.Layout, u); err != nil {
+	if err := d.used(u); err != nil {
 		return endpoint, errors.Join(err, d.Stop(context.WithoutCancel(ctx), u))
 	}
 	return endpoint, nil
 }
 
 func (d directQuorum) Open(ctx context.Context, u QuorumUse, deadline time.Duration) error {
-	if err := d.identify(&u); err != nil {
+	use, err := d.identify(ctx, &u)
+	if err != nil {
 		return err
 	}
-	if err := d.Service.Open(ctx, u.Set, u.use(), deadline); err != nil {
+	if err := d.Service.Open(ctx, u.Set, use, deadline); err != nil {
 		return err
 	}
-	if err := markQuorumUsed(d.Layout, u); err != nil {
+	if err := d.used(u); err != nil {
 		return errors.Join(err, d.Stop(context.WithoutCancel(ctx), u))
 	}
 	return nil
 }
 
+// used leaves the receipt. A crash before it is durable leaves the disk as the
+// set's user, and what the disk was unchanged, so that the next start passes.
+func (d directQuorum) used(u QuorumUse) error {
+	if err := failpoint.Hit("quorum.receipt"); err != nil {
+		return err
+	}
+	return markQuorumUsed(d.Layout, u)
+}
+
 // identify notes which set it is, and refuses one that only has the name of that
-// which the disk has used.
-func (d directQuorum) identify(u *QuorumUse) error {
+// which the disk has used. A set that the disk has not used must be known to
+// hold what the disk holds; one that it has used is the disk's truth, whatever
+// its own images hold.
+func (d directQuorum) identify(ctx context.Context, u *QuorumUse) (quorum.Use, error) {
+	use := u.use()
 	set, err := d.Load(u.Set)
 	if err != nil {
-		return err
+		return use, err
 	}
 	u.SetUUID = set.UUID
 	was, err := quorumUse(d.Layout, u.Domain, u.Key)
-	if err != nil || was == nil || was.Set != u.Set {
-		return err
+	switch {
+	case err != nil:
+		return use, err
+	case was == nil:
+		use.Fingerprint, err = d.Fits(ctx, u.Set, use, quorum.Former{Chain: u.Former, Replicas: u.Replicas})
+		return use, err
+	case was.Set != u.Set:
+		return use, u.elsewhere(*was)
 	}
-	return was.Of(set)
+	if err := was.Of(set); err != nil {
+		return use, err
+	}
+	return use, set.OfAnother(use)
 }
 
 // Of refuses a set that only has the name of the one that was used.
@@ -139,8 +175,17 @@ func (d directQuorum) Stop(ctx context.Context, u QuorumUse) error {
 	return d.Service.Stop(ctx, u.Set, u.use())
 }
 
+// StopRest is for a domain that has gone, and needs no binding: the receipts tell.
+func (d directQuorum) StopRest(ctx context.Context, domain string) error {
+	uses, err := QuorumUses(d.Layout, domain)
+	for _, u := range uses {
+		err = errors.Join(err, d.Stop(ctx, u))
+	}
+	return err
+}
+
 func (u QuorumUse) use() quorum.Use {
-	use := quorum.Use{Domain: u.Domain, Target: u.Target, Name: u.DomainName, Kind: quorum.NBDExport}
+	use := quorum.Use{Domain: u.Domain, Target: u.Target, Name: u.DomainName, Key: u.Key, Kind: quorum.NBDExport}
 	switch {
 	case u.Inline:
 		use.Kind = quorum.Inline

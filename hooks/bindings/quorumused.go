@@ -4,7 +4,6 @@ package bindings
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/quorum"
 	"diskhook/storage/receipts"
 )
 
@@ -34,6 +34,7 @@ func markQuorumUsed(l host.Layout, u QuorumUse) error {
 	if !host.IsUUID(u.Domain) || !isWord(u.Key) {
 		return failure.New(failure.Usage, "domain %q, disk %q: not names of receipts", clip(u.Domain), clip(u.Key))
 	}
+	u.Former, u.Replicas = nil, false
 	return receipts.Write(l, u.Domain, u.Key+quorumUsedSuffix, QuorumUsed{quorumUsedSchema, u})
 }
 
@@ -101,12 +102,44 @@ func quorumUse(l host.Layout, domain, key string) (*QuorumUse, error) {
 }
 
 // ForgetQuorumUse takes the word of an operator that what the guest wrote to
-// the set is given up, or that the disk goes on elsewhere with it.
-func ForgetQuorumUse(l host.Layout, domain, key string) error {
-	if !host.IsUUID(domain) || !isWord(key) {
+// the set is given up, or that the disk goes on elsewhere with it. The set knows
+// first: as long as there is a receipt, the same call goes on.
+func ForgetQuorumUse(sets *quorum.Service, u QuorumUse) error {
+	if !host.IsUUID(u.Domain) || !isWord(u.Key) {
 		return nil
 	}
-	return receipts.Remove(l, domain, key+quorumUsedSuffix)
+	if err := sets.Forget(u.Set, u.SetUUID, u.use()); err != nil {
+		return err
+	}
+	return receipts.Remove(sets.Layout, u.Domain, u.Key+quorumUsedSuffix)
+}
+
+// AcceptQuorumUse takes the word of an operator that a set, as it is, is the disk
+// of u, whatever the disk's own images hold: it leaves the receipt that the first
+// start would leave.
+func AcceptQuorumUse(sets *quorum.Service, u QuorumUse) error {
+	set, err := sets.Load(u.Set)
+	if err != nil {
+		return err
+	}
+	was, err := quorumUse(sets.Layout, u.Domain, u.Key)
+	if err == nil && was != nil && was.Set != u.Set {
+		return u.elsewhere(*was)
+	}
+	if err != nil {
+		return err
+	}
+	if err := sets.Accept(u.Set, u.use()); err != nil {
+		return err
+	}
+	u.SetUUID = set.UUID
+	return markQuorumUsed(sets.Layout, u)
+}
+
+// elsewhere refuses to take the data of the disk for that of another set.
+func (u QuorumUse) elsewhere(was QuorumUse) error {
+	err := failure.New(failure.Conflict, "replica set %s: the disk's data is in another one, %s", u.Set, was.Set)
+	return failure.Hint(err, "bind the disk to that one, or give up what the guest wrote with `diskhook quorum forget --discard-guest-data %s %s`", u.Domain, u.Key)
 }
 
 // withoutReplicas refuses a domain that has a disk which used a replica set and
@@ -141,17 +174,4 @@ func quorumKey(d Domain, disk Disk) string {
 		return cmp.Or(disk.Image, disk.Serial, disk.Target)
 	}
 	return disk.Target
-}
-
-// ReleaseReplicas stops sets that disks of a domain used which it had no longer
-// when it ended.
-func (h *Host) ReleaseReplicas(ctx context.Context, d Domain, bound []Bound) error {
-	uses, err := QuorumUses(h.Layout, d.UUID)
-	for _, u := range uses {
-		if slices.ContainsFunc(bound, func(b Bound) bool { return b.Disk.Target == u.Target }) {
-			continue
-		}
-		err = errors.Join(err, h.Quorum.Stop(ctx, u))
-	}
-	return err
 }

@@ -81,7 +81,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if p.sources, err = s.fingerprints(ctx, d, p.binds); err != nil {
 		return nil, err
 	}
-	if err := s.replicasCurrent(ctx, d, p.binds); err != nil {
+	if p.truths, err = s.replicasCurrent(ctx, d, p.binds); err != nil {
 		return nil, err
 	}
 	p.Notes = append(p.Notes, left(p.binds)...)
@@ -359,7 +359,11 @@ func (s *Service) bind(ctx context.Context, p *Plan) (Domain, error) {
 	if err != nil {
 		return p.Domain, err
 	}
-	return s.define(ctx, p)
+	stored, err := s.define(ctx, p)
+	if err == nil {
+		err = s.noteBound(ctx, p)
+	}
+	return stored, err
 }
 
 // unfilled says what state a domain is left in when its copies were not made,

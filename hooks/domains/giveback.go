@@ -42,6 +42,9 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 	if err := s.asPlanned(ctx, p); err != nil {
 		return err
 	}
+	if err := s.noteUnbound(p); err != nil {
+		return err
+	}
 	stored, err := s.define(ctx, p)
 	if err != nil {
 		return err

@@ -38,6 +38,7 @@ type Plan struct {
 	base       *xmlrewrite.Document // what a release starts from: the definition with what was remembered; nil: as it is
 
 	sources map[string]string // fingerprints of disks that become replica sets, from before the sets were looked at
+	truths  []string          // targets that have used the sets which they are bound to
 
 	uses   []bindings.QuorumUse // replica sets that the domain's disks have used
 	forget []bindings.QuorumUse // those whose data is given up after the definition

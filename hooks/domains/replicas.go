@@ -74,25 +74,6 @@ func (s *Service) replicasFit(ctx context.Context, d Domain, bound []bindings.Bo
 	return nil
 }
 
-func notBoundTo(d Domain, b bindings.Bound, other Facts) error {
-	doc, err := xmlrewrite.Parse([]byte(other.XML))
-	if err != nil {
-		return nil // libvirt's own output, of a domain that is not ours to judge
-	}
-	metadata, err := doc.Metadata()
-	if err != nil || metadata == nil || metadata.Domain != other.UUID {
-		return nil
-	}
-	for _, e := range metadata.Disks {
-		if e.Quorum == nil || e.Quorum.Set != b.Binding.Value || other.UUID == d.UUID && e.Target == b.Disk.Target {
-			continue
-		}
-		err := failure.New(failure.Conflict, "%s: disk %s: replica set %s is disk %s of domain %s", d, b.Disk.Target, e.Quorum.Set, failure.OneLine(e.Target), failure.OneLine(other.Name))
-		return failure.Hint(err, "build a set of its own with `diskhook quorum build`, or end the other binding with `diskhook domain revert %s %s`", failure.OneLine(other.Name), failure.OneLine(e.Target))
-	}
-	return nil
-}
-
 // sameSize looks at the disk as it is now. The guest has its partitions there,
 // so that a disk of another size is not the one it knows.
 func (s *Service) sameSize(ctx context.Context, d Domain, b bindings.Bound, set quorum.Set) error {
@@ -134,8 +115,8 @@ func (s *Service) chainOf(ctx context.Context, b bindings.Bound) ([]imagecheck.L
 // replicasCurrent refuses a set that does not hold what the disk holds now: its
 // guest would find older data. A set that this very disk has used is the
 // disk's own truth, whatever its old image holds; one that another disk has
-// used is that one's.
-func (s *Service) replicasCurrent(ctx context.Context, d Domain, bound []bindings.Bound) error {
+// used is that one's. It returns the targets of the former.
+func (s *Service) replicasCurrent(ctx context.Context, d Domain, bound []bindings.Bound) (truths []string, err error) {
 	for _, b := range bound {
 		if b.Binding.Kind != "quorum" {
 			continue
@@ -145,10 +126,13 @@ func (s *Service) replicasCurrent(ctx context.Context, d Domain, bound []binding
 			err = s.current(ctx, b)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+			return truths, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+		if own {
+			truths = append(truths, b.Disk.Target)
 		}
 	}
-	return nil
+	return truths, nil
 }
 
 // fingerprints are those of disks that are to become replica sets, by target.
@@ -203,6 +187,9 @@ func (s *Service) ownTruth(d Domain, b bindings.Bound) (own bool, err error) {
 	}
 	set := b.Binding.Value
 	definition, err := s.Host.Quorum.Definition(set)
+	if err == nil {
+		err = definition.OfAnother(quorumUse(d, b.Disk.Target))
+	}
 	if err != nil {
 		return false, err
 	}
@@ -218,7 +205,7 @@ func (s *Service) ownTruth(d Domain, b bindings.Bound) (own bool, err error) {
 			err := failure.New(failure.Conflict, "its data is in the replica set %s", u.Set)
 			return false, failure.Hint(err, "bind it to that one, save the data with `diskhook domain revert --export FILE %s %s`, or give it up with `diskhook quorum forget --discard-guest-data %s %s`", d.NameArg(), u.Target, u.Domain, u.Target)
 		case u.Set == set && u.Of(definition) == nil:
-			err := failure.New(failure.Conflict, "replica set %s has what the guest of domain %s wrote to its disk %s", set, failure.OneLine(u.DomainName), u.Target)
+			err := failure.New(failure.Conflict, "replica set %s: it has what the guest of domain %s wrote to its disk %s", set, failure.OneLine(u.DomainName), u.Target)
 			return false, failure.Hint(err, "build a set of its own with `diskhook quorum build --replicas A,B,C --threshold 2 --from %s NAME`, or give up what that guest wrote with `diskhook quorum forget --discard-guest-data %s %s`", failure.OneLine(b.Disk.Path), u.Domain, u.Key)
 		}
 	}
@@ -262,7 +249,7 @@ func (s *Service) exportReplicas(ctx context.Context, e Export, notify progress.
 // forgetReplicas comes after the definition: until then a start finds the use.
 func (s *Service) forgetReplicas(p *Plan) error {
 	for _, u := range p.forget {
-		if err := bindings.ForgetQuorumUse(s.Host.Layout, u.Domain, u.Key); err != nil {
+		if err := bindings.ForgetQuorumUse(s.Quorum, u); err != nil {
 			return fmt.Errorf("%s: disk %s: %w", p.Domain, u.Target, err)
 		}
 	}

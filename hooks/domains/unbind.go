@@ -111,6 +111,9 @@ func (s *Service) Unbind(ctx context.Context, p *Plan) error {
 	if err := s.quiet(ctx, p.Domain, p.Domain.targets()); err != nil {
 		return err
 	}
+	if err := s.noteUnbound(p); err != nil {
+		return err
+	}
 	_, err = s.define(ctx, p)
 	return err
 }

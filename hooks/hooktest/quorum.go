@@ -24,6 +24,8 @@ type Quorum struct {
 
 	mu    sync.Mutex
 	Calls []string
+	// Used are the uses of Start and Open, in order.
+	Used []bindings.QuorumUse
 }
 
 // Set is a set of three raw files below /srv.
@@ -45,6 +47,12 @@ func (q *Quorum) called(verb, set, format string, args ...any) error {
 	return q.Err[verb]
 }
 
+func (q *Quorum) used(u bindings.QuorumUse) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.Used = append(q.Used, u)
+}
+
 // Definition finds the set in Sets.
 func (q *Quorum) Definition(name string) (quorum.Set, error) {
 	set, known := q.Sets[name]
@@ -62,17 +70,24 @@ func (q *Quorum) Plan(_ context.Context, u bindings.QuorumUse) (bindings.QuorumP
 
 // Start says where the set would be served.
 func (q *Quorum) Start(_ context.Context, u bindings.QuorumUse, deadline time.Duration) (quorum.Endpoint, error) {
+	q.used(u)
 	return quorum.Endpoint{Kind: quorum.NBDExport, Socket: quorum.SocketPath(q.Layout, u.Set), Export: u.Set}, q.called("start", u.Set, "%s %s", u.Target, deadline)
 }
 
 // Open does nothing.
 func (q *Quorum) Open(_ context.Context, u bindings.QuorumUse, _ time.Duration) error {
+	q.used(u)
 	return q.called("open", u.Set, "%s", u.Target)
 }
 
 // Stop does nothing.
 func (q *Quorum) Stop(_ context.Context, u bindings.QuorumUse) error {
 	return q.called("stop", u.Set, "%s", u.Target)
+}
+
+// StopRest does nothing.
+func (q *Quorum) StopRest(_ context.Context, domain string) error {
+	return q.called("stop-rest", domain, "")
 }
 
 // Own does nothing.

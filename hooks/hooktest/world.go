@@ -44,7 +44,7 @@ func New(t testing.TB, l bindings.Local) *World {
 		l = bindings.Direct(service)
 	}
 	w.Service = service
-	w.Host = &bindings.Host{Layout: service.Layout, Config: service.Config, Log: service.Log, Local: l}
+	w.Host = &bindings.Host{Layout: service.Layout, Config: service.Config, Log: service.Log, Local: l, Quorum: &Quorum{Layout: service.Layout}}
 	return w
 }
 

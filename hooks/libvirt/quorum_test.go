@@ -35,8 +35,8 @@ func TestQuorumOperations(t *testing.T) {
 		{"start", "begin", "-", []string{"own db vda true 64055:64056 system_u:object_r:svirt_image_t:s0:c1,c2"}, false},
 		{"started", "begin", "-", nil, false},
 		{"stopped", "end", "-", nil, false},
-		{"release", "end", "-", []string{"stop db vda"}, false},
-		{"release", "end", "shutdown", []string{"stop db vda"}, false},
+		{"release", "end", "-", []string{"stop db vda", "stop-rest " + id}, false},
+		{"release", "end", "shutdown", []string{"stop db vda", "stop-rest " + id}, false},
 		{"migrate", "begin", "-", nil, true},
 		{"restore", "begin", "-", []string{"plan db vda"}, false},
 		{"reconnect", "begin", "-", []string{"start db vda 10s"}, false},
@@ -69,21 +69,6 @@ func TestQuorumVeto(t *testing.T) {
 	}
 	if !strings.Contains(w.Log.String(), "newest generation 7") {
 		t.Error("the log does not tell")
-	}
-}
-
-// TestQuorumUnplugged: a set that a disk used which was unplugged since is
-// stopped with the domain.
-func TestQuorumUnplugged(t *testing.T) {
-	w, sets := replicas(t)
-	sets.Sets["logs"] = hooktest.Set("logs")
-	xml := bind(t, w, "vda:quorum=db")
-	w.Write("var/lib/diskhook/receipts/"+id+"/vdq.quorum", `{"schema":"diskhook.quorum-use/v1","set":"logs","domain":"`+id+`","target":"vdq","key":"vdq"}`)
-	if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: "release", SubOp: "end", Extra: "shutdown", Stdin: xml}); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"stop db vda", "stop logs vdq"}, sets.Calls); diff != "" {
-		t.Error(diff)
 	}
 }
 

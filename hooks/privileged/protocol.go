@@ -50,7 +50,7 @@ type (
 		UID       int                 `json:"uid"`
 		GID       int                 `json:"gid"`
 	}
-	domainRequest struct { // release-rest, abandon, mark-saved, clear-saved
+	domainRequest struct { // release-rest, abandon, mark-saved, clear-saved, stop-rest
 		Domain string `json:"domain"`
 	}
 )

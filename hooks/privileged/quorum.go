@@ -11,6 +11,7 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/quorum"
 )
@@ -55,6 +56,8 @@ func ofUse(do func(context.Context, *Server, bindings.QuorumUse, time.Duration) 
 			return nil, failure.New(failure.Usage, "domain %q: not a uuid", failure.OneLine(u.Domain))
 		case len(u.DomainName) > 1024 || !bindings.IsWord(u.Target) || !bindings.IsWord(u.Key):
 			return nil, failure.New(failure.Usage, "domain %s: not the names of a disk", u.Domain)
+		case len(u.Former) > imagecheck.MaxLayers:
+			return nil, failure.New(failure.Usage, "domain %s: disk %s has %d images", u.Domain, u.Target, len(u.Former))
 		case r.Deadline < 0 || r.Deadline > time.Hour.Milliseconds():
 			return nil, failure.New(failure.Usage, "deadline_ms: %d is out of range", r.Deadline)
 		}
@@ -86,6 +89,18 @@ func stopUse(ctx context.Context, s *Server, u bindings.QuorumUse, _ time.Durati
 	return nil, s.Quorum.Stop(ctx, u)
 }
 
+// stopRest needs the list of receipts, which the user vdsm cannot read.
+func (s *Server) stopRest(ctx context.Context, in io.Reader, _ io.Writer) (any, error) {
+	var r domainRequest
+	if err := decode(in, &r); err != nil {
+		return nil, err
+	}
+	if !host.IsUUID(r.Domain) {
+		return nil, failure.New(failure.Usage, "domain %q: not a uuid", failure.OneLine(r.Domain))
+	}
+	return nil, s.Quorum.StopRest(ctx, r.Domain)
+}
+
 // Quorum does through diskhook-helper what storage/quorum does for root.
 func (c *Client) Quorum() bindings.Quorum { return quorumClient{c} }
 
@@ -112,6 +127,10 @@ func (c quorumClient) Open(ctx context.Context, u bindings.QuorumUse, deadline t
 
 func (c quorumClient) Stop(ctx context.Context, u bindings.QuorumUse) error {
 	return c.call(ctx, "quorum", "stop", useRequest{Use: u}, nil, quickly)
+}
+
+func (c quorumClient) StopRest(ctx context.Context, domain string) error {
+	return c.call(ctx, "quorum", "stop-rest", domainRequest{domain}, nil, quickly)
 }
 
 // Own has been done by Start.

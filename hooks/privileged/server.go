@@ -48,6 +48,7 @@ var verbs = map[string]verb{
 	"quorum plan":       ofUse(planUse),
 	"quorum start":      ofUse(startUse),
 	"quorum stop":       ofUse(stopUse),
+	"quorum stop-rest":  (*Server).stopRest,
 }
 
 // Serve answers one call: args is the verb, in the request, out the response,

@@ -60,8 +60,8 @@ func TestQuorumProperty(t *testing.T) {
 			if _, err := call(t, w, "after_vm_destroy", after, map[string]string{c.property: c.value}); err != nil {
 				t.Error(err)
 			}
-			if got := sets.Calls[len(sets.Calls)-1]; got != "stop db sda" {
-				t.Errorf("at the end: %s", got)
+			if diff := cmp.Diff([]string{"stop db sda", "stop-rest " + vmID}, sets.Calls[len(c.calls):]); diff != "" {
+				t.Errorf("at the end: %s", diff)
 			}
 		})
 	}

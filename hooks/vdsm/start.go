@@ -150,15 +150,21 @@ func beforeDiskHotplug(ctx context.Context, v *vm) error {
 	if err != nil {
 		return err
 	}
-	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true}
-	for _, x := range doc.Disks() {
-		d.Disks = append(d.Disks, v.readDisk(x, xmlrewrite.VDSMDevice{}))
-	}
+	d := v.partOf(doc)
 	bound, err := v.settle(ctx, d)
 	if err != nil || len(bound) == 0 {
 		return err
 	}
 	return v.ready(ctx, f, doc, d, bound)
+}
+
+// partOf is the VM as the XML of one disk tells of it.
+func (v *vm) partOf(doc *xmlrewrite.Document) bindings.Domain {
+	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true}
+	for _, x := range doc.Disks() {
+		d.Disks = append(d.Disks, v.readDisk(x, xmlrewrite.VDSMDevice{}))
+	}
+	return d
 }
 
 // rewrite changes the domain and writes the file, if that changes anything.

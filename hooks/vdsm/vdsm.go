@@ -7,6 +7,7 @@
 //	after_disk_prepare        JSON of one disk: make it ready, write its path
 //	before_vm_start           XML: the same for all disks at once, and set the drivers right
 //	before_disk_hotplug       XML of one disk
+//	after_disk_hotunplug      XML of one disk: stop the replica set that it was
 //	before_vm_migrate_source  refuse a VM with disks that cannot be migrated
 //	after_vm_destroy          deactivate, and discard what was bound so
 //	before_vm_dehibernate     refuse to resume where the disks are not those of the saved memory
@@ -56,6 +57,7 @@ var points = map[string]point{
 	"after_disk_prepare":       afterDiskPrepare,
 	"before_vm_start":          beforeVMStart,
 	"before_disk_hotplug":      beforeDiskHotplug,
+	"after_disk_hotunplug":     afterDiskHotunplug,
 	"before_vm_migrate_source": beforeVMMigrateSource,
 	"after_vm_destroy":         afterVMDestroy,
 	"before_vm_dehibernate":    beforeVMDehibernate,

@@ -143,7 +143,7 @@ func (s *Service) plan(ctx context.Context, b Building) (Set, error) {
 		if err != nil {
 			return Set{}, fmt.Errorf("source: %w", err)
 		}
-		set.Size, set.SourceFingerprint = info.VirtualSize, fingerprintOf(info)
+		set.Size, set.Source = info.VirtualSize, sourceOf(b.From, info)
 		if set.Intent.Source, err = typed(b.From); err != nil {
 			return Set{}, err
 		}
@@ -191,7 +191,7 @@ func (s *Service) resume(ctx context.Context, set Set, b Building) (Set, error) 
 		if err != nil {
 			return set, fmt.Errorf("source: %w", err)
 		}
-		set.SourceFingerprint = fingerprintOf(info) // what was copied before the crash is compared with it
+		set.Source = sourceOf(b.From, info) // what was copied before the crash is compared with it
 	}
 	// What was admitted before the crash has our mark now.
 	var fresh []Replica

@@ -43,6 +43,17 @@
 // An unclean generation starts with three replicas or more, since a majority
 // can then repair it; fewer is a veto until somebody names the one to believe.
 //
+// # The disk that a set replaces
+//
+// Current is for who binds a disk to a set and may take time, Fits for the start
+// of a disk that has not used the set before: both refuse a set that may hold
+// something older than the disk. The definition has the Source whose content
+// the set holds, which goes when the first guest is about to write, and from then
+// on the User, the disk whose guest wrote to it last. No other disk gets the
+// set before that was given up (Forget), and nobody removes it. Nothing tells of
+// writes to a block device; there a comparison counts for an hour, or, once a
+// domain is bound, for that domain's disk.
+//
 // # Parts
 //
 //	set.go store.go   definitions            build.go    build
@@ -52,6 +63,9 @@
 //	raise.go          generations            status.go   what is known offline
 //	node.go           QEMU's -blockdev trees
 //	walk.go           reads replicas side by side, through qemu-storage-daemon
+//
+//	source.go         the disk that a set holds the content of
+//	takeover.go       whose disk a set becomes, is and was
 //
 //	start.go          claims a set and has it served; control.go asks who serves it
 //	serve.go          the unit's process; session.go the life of one voting daemon

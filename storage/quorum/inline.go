@@ -113,6 +113,9 @@ func (s *Service) countIn(ctx context.Context, set Set, use Use, held *lock.Lock
 	if err != nil {
 		return Generation{}, err
 	}
+	if err := s.begun(set.Name, use); err != nil {
+		return Generation{}, err
+	}
 	g, err := s.Raise(ctx, set, d.Base, d.Next, d.Open)
 	if err == nil && len(g.With) < len(set.Replicas) {
 		err = failure.New(failure.Temporary, "%s: not all of its replicas take a mark", &set)

@@ -208,8 +208,8 @@ func (s *Service) exchange(ctx context.Context, set Set) error {
 	return nil
 }
 
-// Remove takes a set that nobody uses away: its definition and all marks; its
-// images only when told, and then only files, of each chain the top one. What
+// Remove takes a set that nobody uses, and that has nothing of a guest's, away:
+// its definition and all marks; its images only when told, and then only files, of each chain the top one. What
 // cannot be reached keeps its mark. After a crash the same call goes on.
 func (s *Service) Remove(ctx context.Context, name string, deleteImages bool) error {
 	held, err := s.Lock(name)
@@ -219,6 +219,9 @@ func (s *Service) Remove(ctx context.Context, name string, deleteImages bool) er
 	defer held.Release()
 	set, err := s.Load(name)
 	if err != nil {
+		return err
+	}
+	if err := set.Unwritten(); err != nil {
 		return err
 	}
 	if i := set.Intent; i == nil || i.Verb != verbRemove {

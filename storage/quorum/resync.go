@@ -103,7 +103,7 @@ func (s *Service) resync(ctx context.Context, set Set, o Resyncing, held *os.Fil
 	}
 	set.Intent = nil
 	if o.From != "" {
-		set.SourceFingerprint = "" // whatever that replica held
+		set.Source = nil // whatever that replica held
 	}
 	return found, s.save(set)
 }

@@ -3,6 +3,7 @@
 package quorum
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -78,9 +79,20 @@ type Use struct {
 	Name   string `json:"name"`   // of the domain, for messages
 	// Kind is what the domain's XML names: NBDExport, which "" is too, or VhostUser.
 	Kind string `json:"kind,omitempty"`
+	// Key is by what the disk is found again whatever its target is; "" is its
+	// target.
+	Key string `json:"key,omitempty"`
+	// Fingerprint is that of what the disk was before the set took its place, as
+	// Fits returns it; "" where it is not known.
+	Fingerprint string `json:"fingerprint,omitempty"`
 }
 
 func (u Use) same(other Use) bool { return u.Domain == other.Domain && u.Target == other.Target }
+
+// isDisk says whether both are one disk, which may have changed its target.
+func (u Use) isDisk(other Use) bool { return u.Domain == other.Domain && u.key() == other.key() }
+
+func (u Use) key() string { return cmp.Or(u.Key, u.Target) }
 
 func (u Use) kind() string {
 	if u.Kind == "" {
@@ -90,7 +102,9 @@ func (u Use) kind() string {
 }
 
 // String names the use in messages.
-func (u Use) String() string { return "disk " + u.Target + " of domain " + clip(u.Name) }
+func (u Use) String() string { return "disk " + u.Target + " of domain " + u.domain() }
+
+func (u Use) domain() string { return failure.OneLine(clip(cmp.Or(u.Name, u.Domain))) }
 
 // Claim is who may use a set now, until it is released or the host reboots. A
 // set without one is a failure.NotFound.

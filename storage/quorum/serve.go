@@ -46,9 +46,6 @@ func (s *Service) Serve(ctx context.Context, name string) error {
 		return err // whoever serves it keeps its status
 	}
 	defer held.Release()
-	if err := s.written(name); err != nil {
-		return err
-	}
 	live.change(func(l *Live) { l.State, l.PID = Starting, os.Getpid() })
 	if use.kind() == Inline {
 		err := s.attend(ctx, set, use, held, live)

@@ -18,8 +18,9 @@ import (
 	"diskhook/storage/lvm"
 )
 
-// Service does the work on replica sets. All fields but Resumer and Watcher are needed. It keeps no
-// state between calls and may be used from any goroutine.
+// Service does the work on replica sets. All fields but Resumer, Watcher and
+// Reader are needed. It keeps no state between calls and may be used from any
+// goroutine.
 type Service struct {
 	Layout host.Layout
 	Config host.Config
@@ -35,6 +36,10 @@ type Service struct {
 
 	// Watcher hears what domains' QEMUs report that open a set themselves; nil: nobody does.
 	Watcher Watcher
+
+	// Reader reads what disks are that sets take the place of (Fits); nil is
+	// ourselves. oVirt's are on shares that root may not read.
+	Reader *command.Credential
 }
 
 // Lock takes a set for oneself, without waiting: a daemon that serves it, or a

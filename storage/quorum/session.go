@@ -125,6 +125,9 @@ func (ss *session) open(ctx context.Context, d Decision) error {
 	if err := ss.noteOpen(); err != nil {
 		return err
 	}
+	if err := ss.begun(ss.set.Name, ss.use); err != nil {
+		return err
+	}
 	if ss.gen, err = ss.Raise(ctx, ss.set, d.Base, d.Next, ss.voting()); err != nil {
 		return err
 	}

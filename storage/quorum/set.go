@@ -38,10 +38,12 @@ type Set struct {
 	Replicas []Replica `json:"replicas"`
 	// NextID numbers the next replica: an id is never given twice.
 	NextID int `json:"next_id"`
-	// SourceFingerprint is that of the files which the set was filled from, as
-	// imagecheck has it, as long as the set holds nothing else; see Current. ""
-	// is a set of which only its content tells.
-	SourceFingerprint string `json:"source_fingerprint,omitempty"`
+	// Source is the disk whose content the set holds, as long as it holds
+	// nothing else; nil is a set of which only its content tells.
+	Source *Source `json:"source,omitempty"`
+	// User is the disk whose guest wrote to the set last; nil: none, or what it
+	// wrote was given up.
+	User *Use `json:"user,omitempty"`
 
 	// Intent is the verb that is under way, nil when none is.
 	Intent *Intent `json:"intent,omitempty"`

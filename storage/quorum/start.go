@@ -63,8 +63,13 @@ func (s *Service) claim(ctx context.Context, name string, use Use) (mine bool, e
 		return false, err
 	}
 	defer l.Release()
-	switch had, err := s.Claim(name); {
-	case err == nil && had.same(use) && had.kind() == use.kind():
+	had, err := s.Claim(name)
+	there := err == nil && had.same(use) && had.kind() == use.kind()
+	if there && use.Fingerprint == "" && had.isDisk(use) {
+		use.Fingerprint = had.Fingerprint
+	}
+	switch {
+	case there && had == use:
 		return false, nil
 	case err == nil && !had.same(use):
 		err := failure.New(failure.Conflict, "replica set %s: it is in use by %s", name, had)
@@ -75,7 +80,7 @@ func (s *Service) claim(ctx context.Context, name string, use Use) (mine bool, e
 	if err := writeVolatileJSON(s.runFile(name, "claim.json"), use); err != nil {
 		return false, fmt.Errorf("replica set %s: %w", name, err)
 	}
-	return true, failpoint.Hit("quorum.claimed")
+	return !there, failpoint.Hit("quorum.claimed")
 }
 
 func (s *Service) lockClaim(ctx context.Context, name string) (*lock.Lock, error) {

@@ -353,7 +353,7 @@ func TestCurrent(t *testing.T) {
 	w := built(t)
 	set, err := w.Load("db")
 	must(t, err)
-	if set.SourceFingerprint == "" {
+	if set.Source == nil || set.Source.Fingerprint == "" {
 		t.Fatal("the set does not know what it was built from")
 	}
 	must(t, w.Current(t.Context(), "db", w.source, nil))

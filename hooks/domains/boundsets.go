@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domains
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"diskhook/hooks/bindings"
+	"diskhook/storage/failure"
+	"diskhook/storage/quorum"
+	"diskhook/xmlrewrite"
+)
+
+// Which disks replica sets are bound to, and what the sets know of it.
+
+func notBoundTo(d Domain, b bindings.Bound, other Facts) error {
+	for _, target := range targetsOf(b.Binding.Value, other) {
+		if other.UUID == d.UUID && target == b.Disk.Target {
+			continue
+		}
+		err := failure.New(failure.Conflict, "%s: disk %s: replica set %s is disk %s of domain %s", d, b.Disk.Target, b.Binding.Value, target, failure.OneLine(other.Name))
+		return failure.Hint(err, "build a set of its own with `diskhook quorum build`, or end the other binding with `diskhook domain revert %s %s`", failure.OneLine(other.Name), target)
+	}
+	return nil
+}
+
+// targetsOf are the targets of a domain that are bound to a set.
+func targetsOf(set string, f Facts) []string {
+	doc, err := xmlrewrite.Parse([]byte(f.XML))
+	if err != nil {
+		return nil // libvirt's own output, of a domain that is not ours to judge
+	}
+	metadata, err := doc.Metadata()
+	if err != nil || metadata == nil || metadata.Domain != f.UUID {
+		return nil
+	}
+	var targets []string
+	for _, e := range metadata.Disks {
+		if e.Quorum != nil && e.Quorum.Set == set {
+			targets = append(targets, failure.OneLine(e.Target))
+		}
+	}
+	return targets
+}
+
+// Unbound refuses a set that is to be removed while it has what a guest wrote,
+// or while a domain of this host is bound to it. Where libvirt cannot be asked,
+// as on a host of oVirt, receipts and the set itself tell of the former.
+func (s *Service) Unbound(ctx context.Context, set quorum.Set) error {
+	if err := set.Unwritten(); err != nil {
+		return err
+	}
+	uses, err := bindings.AllQuorumUses(s.Host.Layout)
+	if err != nil {
+		return fmt.Errorf("%s: %w", &set, err)
+	}
+	for _, u := range uses {
+		if u.Set != set.Name || u.Of(set) != nil {
+			continue
+		}
+		set.User = &quorum.Use{Domain: u.Domain, Name: u.DomainName, Target: u.Target, Key: u.Key}
+		return set.Unwritten()
+	}
+	domains, err := s.Libvirt.List(ctx, true)
+	if err != nil {
+		s.Host.Log.Info("whether a domain is bound to the set was not asked", "set", set.Name, "err", err)
+	}
+	for _, f := range domains {
+		for _, target := range targetsOf(set.Name, f) {
+			err := failure.New(failure.Conflict, "%s: disk %s of domain %s is bound to it", &set, target, failure.OneLine(f.Name))
+			return failure.Hint(err, "end that with `diskhook domain revert %s %s`, then run this again", failure.OneLine(f.Name), target)
+		}
+	}
+	return nil
+}
+
+// noteBound has the sets know to which disks they were found equal: their first
+// start asks for that. It comes after the definition, for until then the guest
+// may still write to what the disk was.
+func (s *Service) noteBound(ctx context.Context, p *Plan) error {
+	for _, b := range p.binds {
+		before, held := p.sources[b.Disk.Target]
+		if !held || slices.Contains(p.truths, b.Disk.Target) {
+			continue
+		}
+		layers, err := s.chainOf(ctx, b)
+		if err == nil {
+			err = s.Quorum.Bound(ctx, b.Binding.Value, quorumUse(p.Domain, b.Disk.Target), layers, before)
+		}
+		if err != nil {
+			return fmt.Errorf("%s is bound, but disk %s: %w", p.Domain, b.Disk.Target, err)
+		}
+	}
+	return nil
+}
+
+// noteUnbound takes that back for disks that are about to lose their binding: from
+// then on the guest writes to what they were.
+func (s *Service) noteUnbound(p *Plan) error {
+	for _, target := range p.released {
+		e := p.Domain.entry(target)
+		if e == nil || e.Quorum == nil {
+			continue
+		}
+		if err := s.Quorum.Unbound(e.Quorum.Set, quorumUse(p.Domain, target)); err != nil {
+			return fmt.Errorf("%s: disk %s: %w", p.Domain, target, err)
+		}
+	}
+	return nil
+}
+
+// quorumUse is a disk as sets know it; on libvirt it is found by its target.
+func quorumUse(d Domain, target string) quorum.Use {
+	return quorum.Use{Domain: d.UUID, Name: d.Name, Target: target, Key: target}
+}

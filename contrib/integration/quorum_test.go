@@ -30,7 +30,23 @@ func replicated(t *testing.T, name string, image []byte) *domain {
 
 // removed takes a set away once its domain is gone, so that a test can run twice.
 func removed(t *testing.T, set string) {
-	t.Cleanup(func() { try(t, "/usr/bin/diskhook", "quorum", "remove", set) })
+	t.Cleanup(func() {
+		var status struct {
+			Sets []struct {
+				Set struct {
+					User *struct{ Domain, Key string }
+				}
+			}
+		}
+		_ = json.Unmarshal([]byte(try(t, "/usr/bin/diskhook", "quorum", "status", "-o", "json", set).stdout), &status)
+		if len(status.Sets) == 1 && status.Sets[0].Set.User != nil {
+			u := status.Sets[0].Set.User
+			try(t, "/usr/bin/diskhook", "quorum", "forget", "--discard-guest-data", u.Domain, u.Key)
+		}
+		if gone := try(t, "/usr/bin/diskhook", "quorum", "remove", set); gone.code != 0 {
+			t.Errorf("the set stays: %s", gone.stderr)
+		}
+	})
 }
 
 func (d *domain) replicas() []string {

@@ -12,7 +12,7 @@ import (
 
 // Limits on a quorum that is read or written.
 const (
-	MaxReplicas = 32
+	maxReplicas = 32
 	maxLayers   = 200 // of one chain, as in libvirt
 )
 
@@ -101,8 +101,8 @@ func (q *QuorumDisk) Check() error {
 		return fmt.Errorf("%w: the disk has no target", ErrQuorum)
 	case n < 2:
 		return q.errorf("it has %s, and needs at least 2 (one <backingStore> of the disk for each, side by side)", count(n, "replica"))
-	case n > MaxReplicas:
-		return q.errorf("it has %d replicas, more than %d", n, MaxReplicas)
+	case n > maxReplicas:
+		return q.errorf("it has %d replicas, more than %d", n, maxReplicas)
 	case q.Threshold < 1:
 		return q.errorf("threshold %d: at least 1 replica has to vote", q.Threshold)
 	case q.Threshold > n:

@@ -14,7 +14,7 @@ import (
 func qemuChildren(e *etree.Element, local string) []*etree.Element {
 	var all []*etree.Element
 	for c := range e.ChildElementsSeq() {
-		if is(c, QEMUNamespace, local) {
+		if is(c, qemuNamespace, local) {
 			all = append(all, c)
 		}
 	}
@@ -38,7 +38,7 @@ func findBlockdev(commandline *etree.Element, node string) (option, value *etree
 // quorumNodes returns the children of every quorum node of the command line.
 func (d *Document) quorumNodes() map[string][]string {
 	nodes := map[string][]string{}
-	i := d.findChild(QEMUNamespace, "commandline")
+	i := d.findChild(qemuNamespace, "commandline")
 	if i < 0 {
 		return nodes
 	}
@@ -57,7 +57,7 @@ func (d *Document) quorumNodes() map[string][]string {
 // drives returns the node that each device is pointed at, by its alias.
 func (d *Document) drives() map[string]string {
 	drives := map[string]string{}
-	i := d.findChild(QEMUNamespace, "override")
+	i := d.findChild(qemuNamespace, "override")
 	if i < 0 {
 		return drives
 	}
@@ -74,7 +74,7 @@ func (d *Document) drives() map[string]string {
 
 // editBlockdev changes the value of a node that is there.
 func (d *Document) editBlockdev(node string, change func(string) string) error {
-	return d.editChild("qemu", QEMUNamespace, "commandline", func(_ *edit, e *etree.Element) error {
+	return d.editChild("qemu", qemuNamespace, "commandline", func(_ *edit, e *etree.Element) error {
 		if _, arg := findBlockdev(e, node); arg != nil {
 			arg.CreateAttr("value", change(attr(arg, "value")))
 		}
@@ -83,7 +83,7 @@ func (d *Document) editBlockdev(node string, change func(string) string) error {
 }
 
 func (d *Document) setBlockdev(node, value string) error {
-	return d.editChild("qemu", QEMUNamespace, "commandline", func(ed *edit, e *etree.Element) error {
+	return d.editChild("qemu", qemuNamespace, "commandline", func(ed *edit, e *etree.Element) error {
 		if _, arg := findBlockdev(e, node); arg != nil {
 			arg.CreateAttr("value", value)
 			return nil
@@ -134,7 +134,7 @@ func (d *Document) setDrive(alias, node string) error {
 	if was := d.drives()[alias]; was != "" && was != node {
 		return fmt.Errorf("%w: <qemu:override> points %s at %s already", ErrUnsupported, clip(alias), clip(was))
 	}
-	return d.editChild("qemu", QEMUNamespace, "override", func(ed *edit, e *etree.Element) error {
+	return d.editChild("qemu", qemuNamespace, "override", func(ed *edit, e *etree.Element) error {
 		device := findDevice(e, alias)
 		frontend, property := findProperty(device)
 		if property != nil {
@@ -173,7 +173,7 @@ func (d *Document) removeDrive(alias string) error {
 
 // editAway changes a child of <domain> and drops it if nothing is left in it.
 func (d *Document) editAway(local string, change func(*etree.Element)) error {
-	i := d.findChild(QEMUNamespace, local)
+	i := d.findChild(qemuNamespace, local)
 	if i < 0 {
 		return nil
 	}

@@ -10,9 +10,9 @@ import (
 	"github.com/beevik/etree"
 )
 
-// QEMUNamespace is that of the elements by which libvirt lets a domain add to
+// qemuNamespace is that of the elements by which libvirt lets a domain add to
 // QEMU's command line.
-const QEMUNamespace = "http://libvirt.org/schemas/domain/qemu/1.0"
+const qemuNamespace = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 // InlineQuorum has the domain's own QEMU open quorums. Each disk becomes its
 // first replica, whose chain is given to its end, with an alias that libvirt

@@ -102,8 +102,8 @@ func (q *QuorumDisk) agreed(e *etree.Element, key, element, elementKey string) (
 
 func (q *QuorumDisk) readReplicas(e *etree.Element) error {
 	stores := children(e, "backingStore")
-	if len(stores) > MaxReplicas {
-		return q.errorf("it has %d replicas, more than %d", len(stores), MaxReplicas)
+	if len(stores) > maxReplicas {
+		return q.errorf("it has %d replicas, more than %d", len(stores), maxReplicas)
 	}
 	for i, store := range stores {
 		r := QuorumReplica{NodeName: attr(store, "nodename"), Open: true}

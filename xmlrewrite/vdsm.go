@@ -8,8 +8,8 @@ import (
 	"github.com/beevik/etree"
 )
 
-// VDSMNamespace is that of oVirt's <vm> element in <metadata>.
-const VDSMNamespace = "http://ovirt.org/vm/1.0"
+// vdsmNamespace is that of oVirt's <vm> element in <metadata>.
+const vdsmNamespace = "http://ovirt.org/vm/1.0"
 
 // VDSMInfo is what oVirt tells about a domain and its disks.
 type VDSMInfo struct {
@@ -30,7 +30,7 @@ type VDSMDevice struct {
 func (d *Document) VDSM() (VDSMInfo, bool) {
 	for _, metadata := range d.Children("", "metadata") {
 		for vm := range metadata.ChildElementsSeq() {
-			if is(vm, VDSMNamespace, "vm") {
+			if is(vm, vdsmNamespace, "vm") {
 				return readVDSM(vm), true
 			}
 		}
@@ -42,13 +42,13 @@ func readVDSM(vm *etree.Element) VDSMInfo {
 	info := VDSMInfo{map[string]string{}, map[string]VDSMDevice{}}
 	for e := range vm.ChildElementsSeq() {
 		switch {
-		case is(e, VDSMNamespace, "custom"):
+		case is(e, vdsmNamespace, "custom"):
 			for property := range e.ChildElementsSeq() {
-				if property.NamespaceURI() == VDSMNamespace {
+				if property.NamespaceURI() == vdsmNamespace {
 					info.Custom[property.Tag] = strings.TrimSpace(textOf(property))
 				}
 			}
-		case is(e, VDSMNamespace, "device") && attr(e, "devtype") == "disk":
+		case is(e, vdsmNamespace, "device") && attr(e, "devtype") == "disk":
 			if target := attr(e, "name"); target != "" {
 				info.Disks[target] = readVDSMDevice(e)
 			}
@@ -64,7 +64,7 @@ func readVDSMDevice(e *etree.Element) VDSMDevice {
 		"GUID": &d.GUID, "RBD": &d.RBD, "shared": &d.Shared,
 	}
 	for c := range e.ChildElementsSeq() {
-		if c.NamespaceURI() != VDSMNamespace {
+		if c.NamespaceURI() != vdsmNamespace {
 			continue
 		}
 		text := strings.TrimSpace(textOf(c))

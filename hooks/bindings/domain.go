@@ -155,7 +155,7 @@ func unfit(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) string {
 		{x.Device == "lun" || told.GUID != "" && !told.Managed, "it is a LUN"},
 		{told.Managed || told.RBD != "", "it is a managed volume"},
 		{x.ReadOnly, "it is read-only"},
-		{x.Shareable || IsShared(told.Shared), "it is shared"},
+		{x.Shareable || isShared(told.Shared), "it is shared"},
 		{x.Transient, "it is transient"},
 		{x.Mirror, "a block copy of it is under way"},
 		{x.Encrypted, "it is encrypted"},
@@ -172,9 +172,9 @@ func unfit(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) string {
 
 func wrongSource(kind string) string { return "its source is of type " + kind }
 
-// IsShared reads oVirt's word for who else uses a disk: "shareable",
+// isShared reads oVirt's word for who else uses a disk: "shareable",
 // "exclusive" and "transient" are; "none", "false" and nothing are not.
-func IsShared(word string) bool {
+func isShared(word string) bool {
 	switch strings.ToLower(word) {
 	case "", "none", "false":
 		return false

@@ -64,8 +64,8 @@ func Try(dir, name string) (*Lock, error) {
 // may be kept from running in the middle of them.
 const firstPause, lastPause = time.Millisecond, 64 * time.Millisecond
 
-// TryShared is Try for a lock that others may share, but not hold exclusively.
-func TryShared(dir, name string) (*Lock, error) { return open(dir, name, unix.LOCK_SH) }
+// tryShared is Try for a lock that others may share, but not hold exclusively.
+func tryShared(dir, name string) (*Lock, error) { return open(dir, name, unix.LOCK_SH) }
 
 // Acquire waits for the exclusive lock until ctx ends; then the error is
 // ErrHeld joined with the context's.
@@ -89,7 +89,7 @@ func Held(dir, name string) (bool, error) {
 	if _, err := os.Stat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	l, err := TryShared(dir, name)
+	l, err := tryShared(dir, name)
 	if errors.Is(err, ErrHeld) {
 		return true, nil
 	}

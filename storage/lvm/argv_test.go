@@ -219,7 +219,7 @@ func TestContext(t *testing.T) {
 	}
 	l.Timeout = 0
 	_ = l.Remove(t.Context(), "vg", "a")
-	if seen.timeouts[2] != DefaultTimeout {
+	if seen.timeouts[2] != defaultTimeout {
 		t.Errorf("default timeout %v", seen.timeouts[2])
 	}
 }

@@ -27,9 +27,9 @@ const (
 	atSkip   // k: activation is skipped
 )
 
-// ParseAttr reads lv_attr. A longer one of a later LVM is cut off; a shorter
+// parseAttr reads lv_attr. A longer one of a later LVM is cut off; a shorter
 // one, or one with other than printable ASCII, is an error.
-func ParseAttr(s string) (Attr, error) {
+func parseAttr(s string) (Attr, error) {
 	var a Attr
 	if len(s) < len(a) {
 		return Attr{}, fmt.Errorf("lv_attr %q: fewer than %d characters", s, len(a))
@@ -83,15 +83,15 @@ func (a Attr) Pool() bool { return a[atType] == 't' }
 // Thin says that this is a thin volume.
 func (a Attr) Thin() bool { return a[atType] == 'V' }
 
-// Writable says that the volume's metadata allows writing.
-func (a Attr) Writable() bool { return a[atPermission] == 'w' || a[atPermission] == 'R' }
+// writable says that the volume's metadata allows writing.
+func (a Attr) writable() bool { return a[atPermission] == 'w' || a[atPermission] == 'R' }
 
 // Zeroes says that a block of this pool or thin volume reads as zeros until
 // it is written. Only then does a new thin volume count as zeroed.
 func (a Attr) Zeroes() bool { return a[atZero] == 'z' }
 
-// SkipActivation says that only an activation with -K activates it.
-func (a Attr) SkipActivation() bool { return a[atSkip] == 'k' }
+// skipActivation says that only an activation with -K activates it.
+func (a Attr) skipActivation() bool { return a[atSkip] == 'k' }
 
 // What can be wrong with a volume (Attr.Health, LV.Health). All are
 // failure.Precondition: the volume must not be used before an operator has

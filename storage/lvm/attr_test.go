@@ -23,7 +23,7 @@ func TestAttrActiveAndOpen(t *testing.T) {
 		"-wi-aX----": {new(true), nil},
 		"-wi-X-----": {nil, new(false)},
 	} {
-		a, err := ParseAttr(attr)
+		a, err := parseAttr(attr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -64,7 +64,7 @@ func TestAttrHealth(t *testing.T) {
 		"rwi-aor-r-": ErrRefresh,
 		"rwi-aor-m-": ErrMismatch,
 	} {
-		a, err := ParseAttr(attr)
+		a, err := parseAttr(attr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,11 +86,11 @@ func TestAttrBits(t *testing.T) {
 		"VRi-a-t---": {false, true, true, false, false},
 		"-wi-------": {false, false, true, false, false},
 	} {
-		a, err := ParseAttr(attr)
+		a, err := parseAttr(attr)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := [5]bool{a.Pool(), a.Thin(), a.Writable(), a.Zeroes(), a.SkipActivation()}
+		got := [5]bool{a.Pool(), a.Thin(), a.writable(), a.Zeroes(), a.skipActivation()}
 		if got != want {
 			t.Errorf("%s: %v, want %v", attr, got, want)
 		}
@@ -99,11 +99,11 @@ func TestAttrBits(t *testing.T) {
 
 func TestParseAttrRefuses(t *testing.T) {
 	for _, attr := range []string{"", "-wi-a----", "-wi-a--- -", "-wi-a---\x00-", "-wi-a---\xff-"} {
-		if a, err := ParseAttr(attr); err == nil {
+		if a, err := parseAttr(attr); err == nil {
 			t.Errorf("%q is taken for %v", attr, a)
 		}
 	}
-	if a, err := ParseAttr("-wi-a-----zz"); err != nil || a.String() != "-wi-a-----" {
+	if a, err := parseAttr("-wi-a-----zz"); err != nil || a.String() != "-wi-a-----" {
 		t.Errorf("a longer one: %v, %v", a, err)
 	}
 }

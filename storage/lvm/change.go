@@ -180,7 +180,7 @@ func (l *LVM) changeLVs(ctx context.Context, verb, vg string, names []string, ar
 //
 // LVM itself makes sure that nobody has the device open, which it can only
 // where device-mapper answers: whoever must not remove an open volume looks
-// at LV.Closed first. There is no -f: -y answers the one question that LVM
+// at LV.Open first. There is no -f: -y answers the one question that LVM
 // asks, and -f would go on over errors.
 func (l *LVM) Remove(ctx context.Context, vg, name string) error {
 	if err := checkNames(vg, name); err != nil {

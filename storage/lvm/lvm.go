@@ -31,8 +31,8 @@ import (
 	"diskhook/storage/host"
 )
 
-// DefaultTimeout bounds one command when LVM.Timeout is 0.
-const DefaultTimeout = 60 * time.Second
+// defaultTimeout bounds one command when LVM.Timeout is 0.
+const defaultTimeout = 60 * time.Second
 
 // LVM runs lvm(8). Its fields are read only after construction; methods may
 // be called at the same time, LVM's own VG locks order them.
@@ -98,7 +98,7 @@ func (l *LVM) read(ctx context.Context, verb string, args ...string) (command.Re
 	}
 	timeout := l.Timeout
 	if timeout <= 0 {
-		timeout = DefaultTimeout
+		timeout = defaultTimeout
 	}
 	return l.Run.Run(ctx, command.Cmd{
 		Name:    "lvm",

@@ -104,10 +104,10 @@ func (v percent) value() float64 {
 
 var errReport = errors.New("not a report of one volume group")
 
-// ParseReport decodes the output of the command that Report runs. Whatever is
+// parseReport decodes the output of the command that Report runs. Whatever is
 // missing, doubled or out of range is an error: a wrong report must not look
 // like an absent copy. Two groups of the same name are ErrSameName.
-func ParseReport(r io.Reader) (Report, error) {
+func parseReport(r io.Reader) (Report, error) {
 	limited := &io.LimitedReader{R: r, N: maxReport + 1}
 	raw, err := io.ReadAll(limited)
 	if err != nil {
@@ -174,11 +174,11 @@ func (v lvJSON) lv(vg VG, seg segJSON) (LV, error) {
 		return LV{}, fmt.Errorf("%w: vg %s: volume %q with UUID %q", errReport, vg.Name, v.Name, v.UUID)
 	}
 	fail := func(err error) (LV, error) { return LV{}, fmt.Errorf("lv %s/%s: %w", vg.Name, v.Name, err) }
-	attr, err := ParseAttr(v.Attr)
+	attr, err := parseAttr(v.Attr)
 	if err != nil {
 		return fail(err)
 	}
-	tags, err := ParseTags(v.Tags)
+	tags, err := parseTags(v.Tags)
 	if err != nil {
 		return fail(err)
 	}
@@ -188,7 +188,7 @@ func (v lvJSON) lv(vg VG, seg segJSON) (LV, error) {
 		Pool: v.Pool, Origin: v.Origin,
 		Active: attr.Active(), Open: attr.Open(),
 		DataPercent: v.DataPercent.value(), MetadataPercent: v.MetadataPercent.value(),
-		Path: v.Path, SkipActivation: attr.SkipActivation(),
+		Path: v.Path, SkipActivation: attr.skipActivation(),
 		Segtype: seg.Type, ChunkSize: seg.ChunkSize.n,
 	}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -168,7 +169,7 @@ func TestRealLifeOfAVolume(t *testing.T) {
 
 	must(t, l.SetReadOnly(ctx, group, true, "dh_1_vda"))
 	must(t, l.SetReadOnly(ctx, group, true, "dh_1_vda"))
-	if lv, _ := report(t, l).LV("dh_1_vda"); lv.Attr.Writable() {
+	if lv, _ := report(t, l).LV("dh_1_vda"); lv.Attr.writable() {
 		t.Errorf("%s is writable", lv.Attr)
 	}
 
@@ -185,7 +186,7 @@ func TestRealLifeOfAVolume(t *testing.T) {
 func sameTags(t *testing.T, lv LV, want ...string) {
 	t.Helper()
 	for _, tag := range want {
-		if !lv.HasTag(tag) {
+		if !slices.Contains(lv.Tags, tag) {
 			t.Errorf("%s: no tag %s", lv, tag)
 		}
 	}
@@ -272,7 +273,7 @@ func TestRealGroupsThatCannotBeUsed(t *testing.T) {
 	half.Devices = l.Devices[:1]
 	r, err := half.Report(ctx, group)
 	must(t, err)
-	if lv, _ := r.LV("wide"); !errors.Is(r.VG.Health(), ErrPartial) || !errors.Is(lv.Health(), ErrPartial) || !lv.HasTag("x") {
+	if lv, _ := r.LV("wide"); !errors.Is(r.VG.Health(), ErrPartial) || !errors.Is(lv.Health(), ErrPartial) || !slices.Contains(lv.Tags, "x") {
 		t.Errorf("a device away: vg %v, lv %v, tags %q", r.VG.Health(), lv.Health(), lv.Tags)
 	}
 	if err := half.Create(ctx, CreateOptions{VG: group, Name: "b", Size: 4 << 20}); !errors.Is(err, ErrPartial) {

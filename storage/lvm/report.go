@@ -37,12 +37,6 @@ type LV struct {
 // String names the volume in messages.
 func (lv LV) String() string { return "lv " + lv.VG + "/" + lv.Name }
 
-// HasTag says whether the volume carries tag.
-func (lv LV) HasTag(tag string) bool { return slices.Contains(lv.Tags, tag) }
-
-// Closed says that nobody holds the volume, for sure.
-func (lv LV) Closed() bool { return lv.Open != nil && !*lv.Open }
-
 // Health returns what is wrong with the volume (a sentinel such as
 // ErrPartial), or nil. A thin volume does not show that its pool is full or
 // failed: ask the pool too.
@@ -51,16 +45,6 @@ func (lv LV) Health() error {
 		return fmt.Errorf("%s: %w", lv, err)
 	}
 	return nil
-}
-
-// PoolFree returns the unmapped bytes of a thin pool's data. It is false for
-// what is no pool and for a pool that is not active, of which LVM knows
-// nothing.
-func (lv LV) PoolFree() (int64, bool) {
-	if !lv.Attr.Pool() || lv.DataPercent < 0 {
-		return 0, false
-	}
-	return int64(float64(lv.Size) * (1 - min(lv.DataPercent, 100)/100)), true
 }
 
 // VG is a volume group. Sizes are bytes.
@@ -137,7 +121,7 @@ func (l *LVM) Report(ctx context.Context, vg string) (Report, error) {
 	if err != nil {
 		return Report{}, explain("vg "+vg+": report", err)
 	}
-	report, err := ParseReport(bytes.NewReader(result.Stdout))
+	report, err := parseReport(bytes.NewReader(result.Stdout))
 	if err != nil {
 		return Report{}, fmt.Errorf("vg %s: report: %w", vg, err)
 	}

@@ -26,10 +26,10 @@ func ValidTag(s string) bool {
 	return true
 }
 
-// ParseTags splits a report's lv_tags: tags joined by commas, which no tag
+// parseTags splits a report's lv_tags: tags joined by commas, which no tag
 // contains. No tags is the empty string, and that is nil: a slice of one
 // empty tag would be a tag that nobody set.
-func ParseTags(s string) ([]string, error) {
+func parseTags(s string) ([]string, error) {
 	if s == "" {
 		return nil, nil
 	}

@@ -61,11 +61,7 @@ const (
 	blockStatus Command = 7
 )
 
-// FUA asks that the write is on the disk when it is acknowledged. Other flags
-// of commands pass as they are.
-const FUA = 1 << 0
-
-// onlyOne asks for one extent, not for a list.
+// onlyOne, a flag of the command, asks for one extent, not for a list.
 const onlyOne = 1 << 3
 
 // Transmission flags of an export.

@@ -168,7 +168,7 @@ func convertArgs(o ConvertOptions, version Version, chain []place, target place)
 	case !o.TargetIsZero:
 	case !o.TargetExists:
 		return nil, failure.New(failure.Usage, "%s: a new file needs no promise of zeros", o.Target)
-	case version.TargetIsZero():
+	case version.targetIsZero():
 		args = append(args, "--target-is-zero")
 	default:
 		note("qemu-img %s has no --target-is-zero: zeros are written", version)
@@ -177,7 +177,7 @@ func convertArgs(o ConvertOptions, version Version, chain []place, target place)
 		args = append(args, "-W", "-m", "16")
 	}
 	if o.Rate > 0 {
-		if !version.RateLimit() {
+		if !version.rateLimit() {
 			err := failure.New(failure.Precondition, "qemu-img %s cannot limit its rate, 5.2 can", version)
 			return nil, failure.Hint(err, "unset [local] rate, or install a newer qemu-img")
 		}

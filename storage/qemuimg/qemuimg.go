@@ -54,11 +54,11 @@ func (v Version) atLeast(major, minor int) bool {
 	return v.Major > major || v.Major == major && v.Minor >= minor
 }
 
-// TargetIsZero says whether convert knows --target-is-zero (QEMU 5.0).
-func (v Version) TargetIsZero() bool { return v.atLeast(5, 0) }
+// targetIsZero says whether convert knows --target-is-zero (QEMU 5.0).
+func (v Version) targetIsZero() bool { return v.atLeast(5, 0) }
 
-// RateLimit says whether convert knows -r (QEMU 5.2).
-func (v Version) RateLimit() bool { return v.atLeast(5, 2) }
+// rateLimit says whether convert knows -r (QEMU 5.2).
+func (v Version) rateLimit() bool { return v.atLeast(5, 2) }
 
 // Version asks the installed program.
 func (q *QemuImg) Version(ctx context.Context) (Version, error) {
@@ -66,15 +66,15 @@ func (q *QemuImg) Version(ctx context.Context) (Version, error) {
 	if err != nil {
 		return Version{}, fmt.Errorf("qemu-img: version: %w", err)
 	}
-	return ParseVersion(string(result.Stdout))
+	return parseVersion(string(result.Stdout))
 }
 
-// ParseVersion reads the first line of `qemu-img --version`:
+// parseVersion reads the first line of `qemu-img --version`:
 //
 //	qemu-img version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)
 //	qemu-img version 6.2.0 (qemu-kvm-6.2.0-53.module+el8)
 //	qemu-img version 9.0.50 (v9.0.0-1234-gabcdef)
-func ParseVersion(text string) (Version, error) {
+func parseVersion(text string) (Version, error) {
 	bad := func() (Version, error) {
 		return Version{}, fmt.Errorf("qemu-img: version: not understood: %q", failure.OneLine(text))
 	}

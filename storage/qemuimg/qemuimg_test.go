@@ -39,7 +39,7 @@ func TestParseVersion(t *testing.T) {
 		"":                                                             {},
 		"qemu-img version seven.two\n":                                 {},
 	} {
-		got, err := ParseVersion(text)
+		got, err := parseVersion(text)
 		if got != want && err == nil || (err != nil) != (want == Version{}) {
 			t.Errorf("%q: got %v, %v; want %v", text, got, err, want)
 		}
@@ -47,7 +47,7 @@ func TestParseVersion(t *testing.T) {
 	for v, want := range map[Version][2]bool{
 		{4, 2, 0}: {false, false}, {5, 0, 0}: {true, false}, {5, 1, 9}: {true, false}, {5, 2, 0}: {true, true}, {10, 0, 0}: {true, true},
 	} {
-		if got := [2]bool{v.TargetIsZero(), v.RateLimit()}; got != want {
+		if got := [2]bool{v.targetIsZero(), v.rateLimit()}; got != want {
 			t.Errorf("%s: %v, want %v", v, got, want)
 		}
 	}

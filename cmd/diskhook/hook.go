@@ -108,6 +108,9 @@ func (p *program) hook(ctx context.Context, c call) error {
 		if err != nil {
 			return err
 		}
+		if h.Volumes, err = p.volumeService(config, log); err != nil {
+			return err
+		}
 		h.Local, h.Quorum, h.Reader = bindings.Direct(local), bindings.DirectQuorum(sets), local.User
 	} else {
 		helper := privileged.NewClient(command.System{Log: log}, p.layout, config)

@@ -21,7 +21,7 @@ func rewriteCommand(p *program) *cli.Command {
 		Description: "Without flags the rules of the configuration bind. Nothing but the XML is read: no image,\n" +
 			"no storage, no libvirt. XML that nothing binds is printed as it is, byte for byte.",
 		Flags: []cli.Flag{
-			bindFlag(), localFlag(), quorumFlag(), dryRunFlag(),
+			bindFlag(), localFlag(), quorumFlag(), volumeFlag(), dryRunFlag(),
 			&cli.BoolFlag{Name: "diff", Aliases: []string{"d"}, Usage: "print the change as a diff instead of the XML"},
 		},
 		Action: func(c *cli.Context) error { return rewrite(p, c) },
@@ -38,7 +38,7 @@ func localFlag() cli.Flag {
 		Usage: "give a disk a local copy: `DISK`[=BACKEND[,opt=value…]], where DISK may be * (repeatable)"}
 }
 
-// flagBindings reads --bind, and --local and --quorum, which are short for it:
+// flagBindings reads --bind, and --local, --quorum and --volume, which are short for it:
 // vda=lvmthin,on-stop=keep is vda:local=lvmthin,on-stop=keep.
 func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 	var all []bindings.Binding
@@ -52,7 +52,7 @@ func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 			return nil, err
 		}
 	}
-	for _, kind := range []string{"local", "quorum"} {
+	for _, kind := range []string{"local", "quorum", "volume"} {
 		for _, text := range c.StringSlice(kind) {
 			if strings.Contains(text, ";") {
 				return nil, failure.Hint(failure.New(failure.Usage, "--%s %q: it takes one disk", kind, text), "repeat --%s for each disk", kind)

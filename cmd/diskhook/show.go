@@ -135,13 +135,15 @@ func shownDisks(doc *xmlrewrite.Document) []shownDisk {
 func describeBinding(e *xmlrewrite.BoundDisk) string {
 	var options [][2]string
 	text := e.Kind()
-	switch l, q := e.Local, e.Quorum; {
+	switch l, q, v := e.Local, e.Quorum, e.Volume; {
 	case l != nil:
 		text += "=" + l.Backend
 		options = [][2]string{{"fill", l.Fill}, {"template", l.Template}, {"on-stop", l.OnStop}}
 	case q != nil:
 		text += "=" + q.Set
 		options = [][2]string{{"lower", q.Lower}, {"transport", q.Transport}}
+	case v != nil:
+		text += "=" + v.ID
 	}
 	for _, option := range options {
 		if option[1] != "" {

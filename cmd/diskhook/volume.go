@@ -46,6 +46,11 @@ func volumeCommand(p *program) *cli.Command {
 	}
 }
 
+// volumeFlag is --bind DISK:volume=ID in short.
+func volumeFlag() cli.Flag {
+	return &cli.StringSliceFlag{Name: "volume", Usage: "make a disk a managed volume that is defined on this host: `DISK`=ID (repeatable)"}
+}
+
 func (p *program) volumeService(config host.Config, log *slog.Logger) (*managed.Service, error) {
 	s := managed.New(p.layout, config.Managed, log)
 	if p.storage == nil {

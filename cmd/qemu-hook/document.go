@@ -11,16 +11,29 @@ import (
 // document is what qemu-hook knows of a domain's XML without parsing it.
 type document struct {
 	text   []byte // its first mostXML+1 bytes
-	marked bool   // it names our namespace somewhere, also beyond text
+	marked bool   // it has a mark somewhere, also beyond text
 	uuid   string // as the first <uuid> element has it, or ""
 }
 
 // mostXML is the size of XML in bytes that diskhook takes.
 const mostXML = 16 << 20
 
-// mark is the namespace of our metadata. Its presence says no more than that
-// diskhook must look.
-const mark = "urn:diskhook:1"
+// marks are the namespace of our metadata, and the directory of the links that
+// a disk may name without any. Their presence says no more than that diskhook
+// must look.
+var marks = [...]string{"urn:diskhook:1", "/run/diskhook/volumes/"}
+
+// longest is the length of the longest mark.
+const longest = len("/run/diskhook/volumes/")
+
+func hasMark(text []byte) bool {
+	for _, mark := range marks {
+		if bytes.Contains(text, []byte(mark)) {
+			return true
+		}
+	}
+	return false
+}
 
 var stdin = os.Stdin
 
@@ -31,7 +44,7 @@ func (d document) tooLarge() bool { return len(d.text) > mostXML }
 func readXML(r io.Reader) document {
 	var d document
 	chunk := make([]byte, 64<<10)
-	var overlap []byte // the end of what was dropped, where mark may begin
+	var overlap []byte // the end of what was dropped, where a mark may begin
 	for {
 		n, err := r.Read(chunk)
 		part := chunk[:n]
@@ -42,17 +55,17 @@ func readXML(r io.Reader) document {
 		}
 		if len(part) > 0 && !d.marked {
 			if overlap == nil {
-				overlap = append(overlap, d.text[len(d.text)-len(mark):]...)
+				overlap = append(overlap, d.text[len(d.text)-longest:]...)
 			}
 			overlap = append(overlap, part...)
-			d.marked = bytes.Contains(overlap, []byte(mark))
-			overlap = append([]byte{}, overlap[len(overlap)-len(mark):]...)
+			d.marked = hasMark(overlap)
+			overlap = append([]byte{}, overlap[len(overlap)-longest:]...)
 		}
 		if err != nil {
 			break
 		}
 	}
-	d.marked = d.marked || bytes.Contains(d.text, []byte(mark))
+	d.marked = d.marked || hasMark(d.text)
 	if _, rest, found := bytes.Cut(d.text, []byte("<uuid>")); found {
 		d.uuid = string(bytes.TrimSpace(rest[:min(len(rest), 64)]))
 		if end := bytes.IndexByte(rest[:min(len(rest), 64)], '<'); end >= 0 {

@@ -163,8 +163,9 @@ func TestHuge(t *testing.T) {
 		t.Errorf("unbound and huge: %+v", r)
 	}
 	// The mark lies across the place where reading stops to keep.
-	for _, cut := range []int{1, 7, 14, 15, 5000} {
-		xml := plain + blank[:16<<20+1-len(plain)-cut] + "urn:diskhook:1" + blank[:100_000]
+	for _, cut := range []int{1, 7, 14, 15, 22, 5000} {
+		mark := marks[cut%len(marks)]
+		xml := plain + blank[:16<<20+1-len(plain)-cut] + mark + blank[:100_000]
 		r := run(t, built.installed, asLibvirt, nil, xml, "vm", "prepare", "begin", "-")
 		if r.Code != 1 || r.Called || !strings.Contains(r.Stderr, "16 MiB") || strings.Count(r.Stderr, "\n") != 1 {
 			t.Errorf("bound and huge, cut %d: code %d, %q", cut, r.Code, r.Stderr)
@@ -300,6 +301,16 @@ func TestReceipts(t *testing.T) {
 
 // TestDiskhookMissing: bound domains are refused with one line, except where
 // that would kill a running machine.
+// A disk may name the link of a managed volume, and nothing else binds it.
+func TestNamedVolume(t *testing.T) {
+	for path, called := range map[string]bool{"/run/diskhook/volumes/v1": true, "/run/diskhook/disks/x/vda": false, "/dev/mapper/v1": false} {
+		xml := strings.Replace(plain, "</domain>", "<devices><disk type='block'><source dev='"+path+"'/></disk></devices></domain>", 1)
+		if r := run(t, built.installed, asLibvirt, nil, xml, "vm", "prepare", "begin", "-"); r.Called != called || r.Code != 0 {
+			t.Errorf("%s: %+v", path, r)
+		}
+	}
+}
+
 func TestDiskhookMissing(t *testing.T) {
 	env := []string{"DISKHOOK_PROGRAM=/nonexistent/diskhook"}
 	for op, code := range map[string]int{"prepare": 1, "start": 1, "migrate": 1, "restore": 1, "reconnect": 0, "release": 0, "started": 0, "stopped": 0, "new": 0} {

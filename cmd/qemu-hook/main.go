@@ -5,10 +5,10 @@
 //
 // libvirt calls it for every step of every domain on the host, and VDSM for
 // every VM, so a domain that is none of ours must cost as much as /bin/true
-// and can never fail. A domain is ours if its XML has the bytes
-// urn:diskhook:1, if VDSM's environment has one of our properties, or if the
-// host has receipts for its UUID. Nothing else is looked at: no configuration,
-// no storage.
+// and can never fail. A domain is ours if its XML has the bytes urn:diskhook:1
+// or /run/diskhook/volumes/, if VDSM's environment has one of our properties, or
+// if the host has receipts for its UUID. Nothing else is looked at: no
+// configuration, no storage.
 //
 // A domain of ours is handed to `diskhook hook run` by exec, with an
 // environment of fixed names only: VDSM puts custom properties of the VM into

@@ -38,7 +38,7 @@ func (h *Host) Vanished(d Domain) error {
 			if disk.At() != "" && disk.At() == entry.Source {
 				return drifted(d, entry.Target, entry.Source, "the disk "+disk.Target+" has it now")
 			}
-			if entry.Quorum != nil && disk.shows(origin) {
+			if (entry.Quorum != nil || entry.Volume != nil) && disk.shows(origin) {
 				return hidden(d, entry, disk)
 			}
 			if err := h.standsIn(d, entry, disk, origin); err != nil {
@@ -139,11 +139,17 @@ func displaced(d Domain, target string, disk Disk) error {
 }
 
 // hidden refuses a disk that has what another one was before it was bound to a
-// replica set.
+// replica set or a volume.
 func hidden(d Domain, entry xmlrewrite.BoundDisk, disk Disk) error {
 	target := failure.OneLine(clip(entry.Target))
-	err := failure.New(failure.Conflict, "%s: disk %s has %s, which disk %s was before it was bound to the replica set %s, and disk %s is no longer in the domain",
-		d, disk.Target, describe(disk), target, failure.OneLine(clip(entry.Quorum.Set)), target)
+	what := "volume "
+	if entry.Quorum != nil {
+		what = "replica set " + failure.OneLine(clip(entry.Quorum.Set))
+	} else {
+		what += failure.OneLine(clip(entry.Volume.ID))
+	}
+	err := failure.New(failure.Conflict, "%s: disk %s has %s, which disk %s was before it was bound to the %s, and disk %s is no longer in the domain",
+		d, disk.Target, describe(disk), target, what, target)
 	return failure.Hint(err, "give the disk the target %s again with `virsh edit %s`, or give up what the guest wrote with `diskhook domain revert --discard-guest-data %s %s`", target, d.NameArg(), d.NameArg(), target)
 }
 

@@ -150,10 +150,11 @@ func unfit(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) string {
 		is   bool
 		text string
 	}{
+		{namedVolume(x.Source.Path()) != "", isVolume},
 		{x.Device == "cdrom", "it is a CD-ROM"},
 		{x.Device == "floppy", "it is a floppy"},
 		{x.Device == "lun" || told.GUID != "" && !told.Managed, "it is a LUN"},
-		{told.Managed || told.RBD != "", "it is a managed volume"},
+		{told.Managed || told.RBD != "", isVolume},
 		{x.ReadOnly, "it is read-only"},
 		{x.Shareable || isShared(told.Shared), "it is shared"},
 		{x.Transient, "it is transient"},

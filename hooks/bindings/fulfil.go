@@ -118,7 +118,11 @@ func Migratable(d Domain, bound []Bound) error {
 		if err != nil {
 			return err
 		}
-		err = failure.New(failure.Precondition, "%s: disk %s is bound to %s and cannot be migrated: its data is on the host it runs on", d, b.Disk.Target, b.Binding.Kind)
+		why := "its data is on the host it runs on"
+		if b.Binding.Kind == (volume{}).Name() {
+			why = "the host it runs on has it to itself"
+		}
+		err = failure.New(failure.Precondition, "%s: disk %s is bound to %s and cannot be migrated: %s", d, b.Disk.Target, b.Binding.Kind, why)
 		return failure.Hint(err, "%s", k.Offline(d, b))
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/managed"
 	"diskhook/storage/progress"
 )
 
@@ -21,6 +22,8 @@ type Host struct {
 	Log    *slog.Logger
 	Local  Local
 	Quorum Quorum
+	// Volumes attaches managed volumes; nil: we are not root.
+	Volumes *managed.Service
 	// Reader reads the sources of oVirt's disks; nil is ourselves. See
 	// localdisk.OVirtIdentities.
 	Reader *command.Credential

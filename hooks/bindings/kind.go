@@ -98,10 +98,10 @@ type Placement struct {
 }
 
 // Kinds is the table of the kinds.
-func Kinds() []Kind { return []Kind{local{}, replicated{}} }
+func Kinds() []Kind { return []Kind{local{}, replicated{}, volume{}} }
 
 // announced are kinds that the grammar and the metadata know already.
-var announced = []string{"volume", "image", "thin"}
+var announced = []string{"image", "thin"}
 
 // recordedKind is the kind of an entry of the metadata, and the entry as a
 // binding. An entry that only a newer diskhook understands has none.

@@ -44,6 +44,9 @@ func Resolve(d Domain, written []Binding) ([]Bound, []Skipped, error) {
 			}
 			candidates = append(candidates, b)
 		}
+		if b, named := disk.byPath(); named && !d.OVirt {
+			candidates = append(candidates, b)
+		}
 		b, found, err := settle(d, disk, candidates)
 		switch {
 		case err != nil:

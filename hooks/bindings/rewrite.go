@@ -43,6 +43,9 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 	if r.Bound, r.Skipped, err = Resolve(r.Domain, written); err != nil {
 		return r, err
 	}
+	if err := apart(r.Domain, r.Bound); err != nil {
+		return r, err
+	}
 	if err := h.mayBind(r.Domain, r.Bound); err != nil {
 		return r, err
 	}

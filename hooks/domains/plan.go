@@ -153,6 +153,7 @@ type binding struct {
 	domain, source, origin string
 	local                  xmlrewrite.Local
 	quorum                 xmlrewrite.Quorum
+	volume                 string
 }
 
 func describe(m *xmlrewrite.Metadata) map[string]binding {
@@ -161,7 +162,7 @@ func describe(m *xmlrewrite.Metadata) map[string]binding {
 		return all
 	}
 	for _, e := range m.Disks {
-		b := binding{domain: m.Domain, source: e.Source}
+		b := binding{domain: m.Domain, source: e.Source, volume: volumeOf(e)}
 		if e.Local != nil {
 			b.local = *e.Local
 		}

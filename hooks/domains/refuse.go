@@ -73,7 +73,13 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 	if err := s.replicasFit(ctx, d, bound, others); err != nil {
 		return err
 	}
+	if err := s.volumesFit(ctx, d, bound, others); err != nil {
+		return err
+	}
 	for _, b := range bound {
+		if isVolume(b) {
+			continue // it is not attached yet, or nothing is there
+		}
 		if err := notOpen(ctx, d, b); err != nil {
 			return err
 		}

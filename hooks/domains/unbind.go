@@ -64,6 +64,11 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 	}
 	var targets []string
 	for _, e := range d.Metadata.Disks {
+		if bindings.SameDomain(d.Domain) == nil && !discard {
+			if err := d.keepsVolume(e.Target, "revert"); err != nil {
+				return nil, err
+			}
+		}
 		targets = append(targets, e.Target)
 	}
 	return p, s.release(ctx, p, targets)

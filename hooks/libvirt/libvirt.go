@@ -68,7 +68,7 @@ func Run(ctx context.Context, h *bindings.Host, c Call) (stdout []byte, err erro
 	switch {
 	case err == nil:
 		err = op(ctx, h, c, doc)
-	case !bytes.Contains(c.Stdin, []byte(xmlrewrite.Namespace)):
+	case !bytes.Contains(c.Stdin, []byte(xmlrewrite.Namespace)) && !bytes.Contains(c.Stdin, []byte(bindings.VolumeLinks)):
 		log.Warn("XML of a domain that is not bound", "err", err)
 		return nil, nil
 	default:
@@ -158,6 +158,9 @@ func release(ctx context.Context, h *bindings.Host, c Call, doc *xmlrewrite.Docu
 	err = h.Release(ctx, d, bound, reason)
 	if d.Metadata != nil { // what was bound, and unplugged before the domain ended
 		err = errors.Join(err, h.Local.ReleaseRest(ctx, d.UUID), h.Quorum.StopRest(ctx, d.UUID))
+	}
+	if d.Metadata != nil || len(bound) > 0 {
+		err = errors.Join(err, h.ReleaseVolumes(ctx, d))
 	}
 	return err
 }

@@ -35,6 +35,8 @@ type Attached struct {
 	Attachment json.RawMessage `json:"attachment"`
 	// ManagedPath is the link that stays the same.
 	ManagedPath string `json:"managed_path"`
+	// Block says that it is a block device; else it is a file.
+	Block bool `json:"-"`
 }
 
 // Masked is the answer without what a program may have put into it that is a
@@ -47,7 +49,7 @@ func (a Attached) Masked() Attached {
 // Attach connects a volume and returns where it is. After an error nothing of
 // it is connected, unless the error says so.
 func (s *Service) Attach(ctx context.Context, r Request) (Attached, error) {
-	if err := checkID(r.ID); err != nil {
+	if err := CheckID(r.ID); err != nil {
 		return Attached{}, err
 	}
 	a, err := s.attach(ctx, r)
@@ -131,7 +133,7 @@ func (s *Service) connection(r Request) (connector.Info, error) {
 }
 
 func (a *attaching) answer(path string, attachment []byte) Attached {
-	return Attached{ID: a.ID, Path: path, Attachment: attachment, ManagedPath: a.Link(a.ID)}
+	return Attached{ID: a.ID, Path: path, Attachment: attachment, ManagedPath: a.Link(a.ID), Block: a.Host.IsBlock(path)}
 }
 
 // resume looks at a row that is there. It returns true when the volume is
@@ -278,6 +280,9 @@ func (a *attaching) connect(ctx context.Context) (Attached, error) {
 	}
 	if err == nil {
 		err = a.verify(ctx, attachment.Identity)
+	}
+	if err == nil {
+		a.Host.Settle(ctx)
 	}
 	if err == nil {
 		err = a.finish(ctx, attachment)

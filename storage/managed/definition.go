@@ -30,8 +30,8 @@ type Definition struct {
 // maxID keeps file names and links with a prefix and a suffix within 255 bytes.
 const maxID = 200
 
-// checkID admits what is one element of a path, and no option.
-func checkID(id string) error {
+// CheckID admits what is one element of a path, and no option.
+func CheckID(id string) error {
 	ok := id != "" && len(id) <= maxID && id[0] != '-' && id[0] != '.'
 	for _, r := range id {
 		ok = ok && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r))
@@ -82,7 +82,7 @@ func (s *Service) ExplainDefine(ctx context.Context, id string, connection []byt
 
 // definable refuses what could never be attached.
 func (s *Service) definable(id string, connection []byte) (connector.Info, error) {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return connector.Info{}, err
 	}
 	info, err := connector.ParseInfo(connection)
@@ -119,7 +119,7 @@ func (s *Service) stillAttached(id, what string) error {
 // Undefine forgets a volume and what it was. One that is not defined is a
 // failure.NotFound, one that is attached a failure.Conflict.
 func (s *Service) Undefine(ctx context.Context, id string) error {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return err
 	}
 	unlock, err := s.lockVolume(ctx, id)
@@ -143,7 +143,7 @@ func (s *Service) Undefine(ctx context.Context, id string) error {
 
 // ExplainUndefine tells what Undefine would do, as ExplainAttach does.
 func (s *Service) ExplainUndefine(ctx context.Context, id string) ([]string, error) {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return nil, err
 	}
 	if err := s.removable(ctx, id); err != nil {
@@ -197,6 +197,24 @@ func (s *Service) definition(id string) (connector.Info, error) {
 	return info, nil
 }
 
+// Node is what a domain's XML has to know of a volume that need not be attached.
+type Node struct {
+	Block   bool // a block device; else a file
+	Discard bool // the storage says that it takes discards
+}
+
+// Node reads the definition. One that is missing is a failure.NotFound.
+func (s *Service) Node(id string) (Node, error) {
+	if err := CheckID(id); err != nil {
+		return Node{}, err
+	}
+	info, err := s.definition(id)
+	if err != nil {
+		return Node{}, fmt.Errorf("volume %s: %w", id, err)
+	}
+	return Node{Block: info.Type != "nfs", Discard: info.Discards()}, nil
+}
+
 // Definitions lists them by id, secrets masked. One that cannot be read is in
 // the error, beside those that can.
 func (s *Service) Definitions() ([]Definition, error) {
@@ -208,7 +226,7 @@ func (s *Service) Definitions() ([]Definition, error) {
 	var damaged []error
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok || checkID(id) != nil {
+		if !ok || CheckID(id) != nil {
 			continue // an editor's backup, or a file that is being written
 		}
 		info, err := s.definition(id)

@@ -5,6 +5,7 @@ package managed
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/managed/connector"
@@ -17,7 +18,7 @@ import (
 // a failure.Conflict in any case. It goes on where the device has vanished,
 // and a call that failed or crashed is finished by the next.
 func (s *Service) Detach(ctx context.Context, id, domain string) error {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return err
 	}
 	return s.detach(ctx, id, domain, func(database.Volume) (bool, error) { return true, nil })
@@ -142,10 +143,26 @@ func (s *Service) claims(ctx context.Context) (all map[string]database.Claim, er
 	return all, err
 }
 
+// Claimed lists the volumes that a domain has, by id.
+func (s *Service) Claimed(ctx context.Context, domain string) ([]string, error) {
+	claims, err := s.claims(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for id, c := range claims {
+		if c.Domain == domain {
+			all = append(all, id)
+		}
+	}
+	slices.Sort(all)
+	return all, nil
+}
+
 // Release ends the domain's claim on a volume, and detaches it if it was
 // attached for that claim. Without a claim of the domain nothing happens.
 func (s *Service) Release(ctx context.Context, id, domain string) error {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return err
 	}
 	claims, err := s.claims(ctx)

@@ -15,7 +15,7 @@ import (
 // what no command does. No line is nothing to do. It changes nothing, takes no
 // lock, and refuses what Attach would refuse before it connects anything.
 func (s *Service) ExplainAttach(ctx context.Context, r Request) ([]string, error) {
-	if err := checkID(r.ID); err != nil {
+	if err := CheckID(r.ID); err != nil {
 		return nil, err
 	}
 	lines, err := s.explainAttach(ctx, r)
@@ -79,7 +79,7 @@ func (a *attaching) explainClaim(ctx context.Context, row database.Volume) []str
 
 // ExplainDetach does for Detach what ExplainAttach does for Attach.
 func (s *Service) ExplainDetach(ctx context.Context, id, domain string) ([]string, error) {
-	if err := checkID(id); err != nil {
+	if err := CheckID(id); err != nil {
 		return nil, err
 	}
 	lines, err := s.explainDetach(ctx, id, domain)

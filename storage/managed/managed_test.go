@@ -35,7 +35,7 @@ func TestAsVDSM(t *testing.T) {
 	a, err := h.attach("v1", iscsi)
 	must(t, err)
 	want := managed.Attached{
-		ID: "v1", Path: h.Dir + "/dev/mapper/36001405aa", ManagedPath: h.Dir + "/run/diskhook/volumes/v1",
+		ID: "v1", Path: h.Dir + "/dev/mapper/36001405aa", ManagedPath: h.Dir + "/run/diskhook/volumes/v1", Block: true,
 		Attachment: []byte(`{"multipath_id":"36001405aa","path":"` + h.Dir + `/dev/dm-0","scsi_wwn":"36001405aa","type":"block"}`),
 	}
 	if diff := cmp.Diff(want, a); diff != "" {

@@ -185,7 +185,7 @@ func (s *Service) links() (map[string]bool, error) {
 	}
 	all := map[string]bool{}
 	for _, e := range entries {
-		if checkID(e.Name()) == nil && e.Type()&fs.ModeSymlink != 0 {
+		if CheckID(e.Name()) == nil && e.Type()&fs.ModeSymlink != 0 {
 			all[e.Name()] = true
 		}
 	}

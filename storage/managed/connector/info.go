@@ -100,6 +100,10 @@ func (i Info) Digest() string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Discards says that the storage takes back what is discarded (data.discard,
+// which os-brick passes on and libvirt's XML has to say).
+func (i Info) Discards() bool { return i.flag("discard") }
+
 // has says whether the key has a value.
 func (i Info) has(key string) bool { return i.Data[key] != nil }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"diskhook/storage/command"
 	"diskhook/storage/failure"
 )
 
@@ -101,6 +102,22 @@ func (h *Host) device(path string) (string, error) {
 		return "", failure.New(failure.Precondition, "%s: not a block device", path)
 	}
 	return name, nil
+}
+
+// Settle waits until udev has done with the devices that came (udevadm(8)).
+// Until then it may give a node its default owner, after libvirt gave it to
+// QEMU. A host without udev has no such race, and no start fails over it.
+func (h *Host) Settle(ctx context.Context) {
+	_, err := unlogged(h.Run).Run(ctx, command.Cmd{Name: "udevadm", Args: []string{"settle", "--timeout=10"}, Timeout: 15 * time.Second})
+	if err != nil {
+		h.Log.WarnContext(ctx, "udev may still be at work", "err", err)
+	}
+}
+
+// IsBlock says whether the path leads to a block device of this host.
+func (h *Host) IsBlock(path string) bool {
+	_, err := h.device(path)
+	return err == nil
 }
 
 // identity is what the kernel knows of the block device with this name.

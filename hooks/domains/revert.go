@@ -78,23 +78,31 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 		}
 	}
 	for _, target := range chosen {
-		if err := s.mayRevert(ctx, d, target, receipts, g); err != nil {
+		if err := s.planGivingBack(ctx, p, target, receipts, g); err != nil {
 			return nil, err
-		}
-		if err := s.planReplicas(p, target, g); err != nil {
-			return nil, err
-		}
-		r, filled := receipts[target]
-		if filled {
-			p.Remove = append(p.Remove, r)
-		}
-		if to := g.Export[target]; to != "" {
-			if err := p.planExport(target, to, r, filled); err != nil {
-				return nil, err
-			}
 		}
 	}
 	return p, s.release(ctx, p, chosen)
+}
+
+// planGivingBack adds to a plan what becomes of one disk's data.
+func (s *Service) planGivingBack(ctx context.Context, p *Plan, target string, receipts map[string]localdisk.Receipt, g GivingUp) error {
+	if err := s.mayRevert(ctx, p.Domain, target, receipts, g); err != nil {
+		return err
+	}
+	if err := s.planReplicas(p, target, g); err != nil {
+		return err
+	}
+	r, filled := receipts[target]
+	if filled {
+		p.Remove = append(p.Remove, r)
+	}
+	if to := g.Export[target]; to != "" {
+		if err := p.planExport(target, to, r, filled); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unrevertable refuses a disk that is not bound any more and cannot be given

@@ -115,17 +115,22 @@ func outcome(row database.Volume) connector.Attachment {
 	return connector.Attachment{Path: row.Path, MultipathID: row.MultipathID, JSON: row.Attachment}
 }
 
-// staying are the volumes of this boot but for one.
-func (s *Service) staying(ctx context.Context, but string) ([]connector.Connector, error) {
-	boot, err := s.Boot()
-	if err != nil {
-		return nil, err
+// rows are all volumes that the database has, and the boot they are seen in.
+func (s *Service) rows(ctx context.Context) (rows []database.Volume, boot string, err error) {
+	if boot, err = s.Boot(); err != nil {
+		return nil, "", err
 	}
-	var rows []database.Volume
-	if err := s.reading(ctx, func(db *database.DB) (err error) {
+	err = s.reading(ctx, func(db *database.DB) (err error) {
 		rows, err = db.Volumes(ctx)
 		return err
-	}); err != nil {
+	})
+	return rows, boot, err
+}
+
+// staying are the volumes of this boot but for one.
+func (s *Service) staying(ctx context.Context, but string) ([]connector.Connector, error) {
+	rows, boot, err := s.rows(ctx)
+	if err != nil {
 		return nil, err
 	}
 	var others []connector.Connector

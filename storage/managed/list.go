@@ -78,15 +78,8 @@ func (s *Service) List(ctx context.Context) ([]Volume, error) {
 // Devices lists the devices of this host that are no managed volume: what an
 // administrator may use for something else.
 func (s *Service) Devices(ctx context.Context) ([]connector.Device, error) {
-	boot, err := s.Boot()
+	rows, boot, err := s.rows(ctx)
 	if err != nil {
-		return nil, err
-	}
-	var rows []database.Volume
-	if err := s.reading(ctx, func(db *database.DB) (err error) {
-		rows, err = db.Volumes(ctx)
-		return err
-	}); err != nil {
 		return nil, err
 	}
 	var mine []connector.Attachment

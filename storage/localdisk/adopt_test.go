@@ -22,18 +22,14 @@ import (
 func TestLostReceiptsAreAdoptedOnTheOperatorsWord(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		w := newWorld(t, backend)
-		_, err := w.hook()
-		must(t, err)
-		w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 512k 64k", w.stable())
-		after := w.path("after.raw")
-		w.tool("qemu-img", "convert", "-f", "raw", "-O", "raw", w.stable(), after)
+		after := w.wroteRaw()
 		w.reboot()
 		must(t, os.RemoveAll(w.path("var/lib/diskhook/receipts")))
 		if _, err := w.hook(); err == nil || !strings.Contains(err.Error(), "diskhook local adopt vm vda") {
 			t.Fatalf("got %v", err)
 		}
 		must(t, service().Adopt(t.Context(), w.disk()))
-		_, err = w.hook()
+		_, err := w.hook()
 		must(t, err)
 		w.same(w.stable(), after)
 	})

@@ -209,11 +209,7 @@ func TestAdoptionConvergesAfterAKillBetweenReceiptAndTags(t *testing.T) {
 func TestAdoptOnTheOperatorsWordConverges(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		w := newWorld(t, backend)
-		_, err := w.hook()
-		must(t, err)
-		w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 512k 64k", w.stable())
-		after := w.path("after.raw")
-		w.tool("qemu-img", "convert", "-f", "raw", "-O", "raw", w.stable(), after)
+		after := w.wroteRaw()
 		w.reboot()
 		must(t, os.RemoveAll(w.path("var/lib/diskhook/receipts")))
 		env := []string{"DISKHOOK_TEST_ADOPT=vda", "DISKHOOK_TEST_BACKEND=" + backend}
@@ -221,7 +217,7 @@ func TestAdoptOnTheOperatorsWordConverges(t *testing.T) {
 			t.Fatal("the failpoint did not fire")
 		}
 		must(t, w.process("adopt", env...))
-		_, err = w.hook()
+		_, err := w.hook()
 		must(t, err)
 		w.same(w.stable(), after)
 	})

@@ -3,7 +3,6 @@
 package localdisk
 
 import (
-	"slices"
 	"strings"
 
 	"diskhook/storage/progress"
@@ -12,32 +11,19 @@ import (
 // withFailed adds the disks whose last copy failed and left nothing but its
 // status file, until somebody tries again or gives it up.
 func (s *Service) withFailed(entries []Entry) ([]Entry, error) {
-	files, err := s.statusFiles()
-	if err != nil {
-		return nil, err
-	}
-	for _, f := range files {
-		there := func(e Entry) bool { return e.Domain == f.domain && e.Key == f.key }
-		if f.kind != kindStatus || !strings.HasSuffix(f.path, ".json") || slices.ContainsFunc(entries, there) {
-			continue
+	return s.withUnseen(entries, func(d Disk, st progress.Status) (Entry, bool) {
+		if failureOf(&st) == "" {
+			return Entry{}, false
 		}
-		st, err := progress.Read(f.path)
-		if err != nil || failureOf(&st) == "" {
-			continue
+		if held, err := s.held(d); err != nil || held {
+			return Entry{}, false // somebody tries again, and has not said so yet
 		}
-		if held, err := s.held(Disk{Domain: f.domain, Target: f.key}); err != nil || held {
-			continue // somebody tries again, and has not said so yet
-		}
-		e := Entry{
-			Domain: f.domain, DomainName: st.Owner, Target: targetOf(st), Key: f.key, Copy: Copy{State: Absent}, Status: &st,
-			Problem: failureOf(&st),
-		}
+		e := Entry{Problem: failureOf(&st)}
 		if st.Hint != "" {
 			e.Problem += "; " + st.Hint
 		}
-		entries = append(entries, e)
-	}
-	return entries, nil
+		return e, true
+	})
 }
 
 // Failed says that the last attempt to make the copy failed, and left none.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -32,6 +33,20 @@ type foundCopy struct {
 	Copy        Copy
 }
 
+// places hands out one backend for each home; kinds of volumes share a group.
+func (s *Service) places() iter.Seq2[string, backend] {
+	return func(yield func(string, backend) bool) {
+		seen := map[string]bool{}
+		for _, kind := range Backends() {
+			b := backends()[kind](s)
+			if !seen[b.home()] && !yield(kind, b) {
+				return
+			}
+			seen[b.home()] = true
+		}
+	}
+}
+
 // see looks at every home once, and at all receipts. A volume group that is not
 // there is no error.
 func (s *Service) see(ctx context.Context) (sight, error) {
@@ -48,13 +63,7 @@ func (s *Service) see(ctx context.Context) (sight, error) {
 			seen.receipts = append(seen.receipts, *r)
 		}
 	}
-	homes := map[string]bool{}
-	for _, kind := range Backends() {
-		b := backends()[kind](s)
-		if homes[b.home()] {
-			continue
-		}
-		homes[b.home()] = true
+	for kind, b := range s.places() {
 		copies, err := b.find(ctx)
 		if errors.Is(err, failure.Precondition) {
 			seen.unseen = err

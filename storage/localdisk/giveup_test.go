@@ -81,13 +81,9 @@ func TestReleaseLeavesAnOpenVolumeAlone(t *testing.T) {
 func TestGivingUpNeedsAWord(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		w := newWorld(t, backend)
-		_, err := w.hook()
-		must(t, err)
-		w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 512k 64k", w.stable())
-		after := w.path("after.raw")
-		w.tool("qemu-img", "convert", "-f", "raw", "-O", "raw", w.stable(), after)
+		after := w.wroteRaw()
 		s := service()
-		err = s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{})
+		err := s.Remove(t.Context(), domain, "vda", localdisk.GiveUp{})
 		if !errors.Is(err, failure.Conflict) || !strings.Contains(failure.HintOf(err), "--export") {
 			t.Fatalf("got %v", err)
 		}

@@ -69,13 +69,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 		}
 	}
 	entries = append(entries, s.claimedEntries(ctx, receipts)...)
-	homes := map[string]bool{}
-	for _, kind := range Backends() {
-		b := backends()[kind](s)
-		if homes[b.home()] {
-			continue
-		}
-		homes[b.home()] = true
+	for kind, b := range s.places() {
 		copies, err := b.find(ctx)
 		if err != nil && !errors.Is(err, failure.Precondition) {
 			return nil, err

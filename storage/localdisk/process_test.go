@@ -189,6 +189,18 @@ func (w *world) disk() localdisk.Disk {
 // stable is the path that the domain's XML names.
 func (w *world) stable() string { return w.path("run/diskhook/disks/" + domain + "/vda") }
 
+// wroteRaw starts the disk, which is a raw copy, and writes to it. It returns a
+// file of what is on it then.
+func (w *world) wroteRaw() string {
+	w.t.Helper()
+	_, err := w.hook()
+	must(w.t, err)
+	w.tool("qemu-io", "-f", "raw", "-c", "write -q -P 0x77 512k 64k", w.stable())
+	after := w.path("after.raw")
+	w.tool("qemu-img", "convert", "-f", "raw", "-O", "raw", w.stable(), after)
+	return after
+}
+
 // ready reports whether there is a complete copy, by what is on disk.
 func (w *world) ready() bool {
 	if w.backend == "dir" {

@@ -13,6 +13,18 @@ import (
 // yet: it waits for a template, or looks at the source. Of these nothing but
 // what their status file says is known.
 func (s *Service) withWaiting(entries []Entry) ([]Entry, error) {
+	return s.withUnseen(entries, func(d Disk, st progress.Status) (Entry, bool) {
+		if st.State.Final() {
+			return Entry{}, false
+		}
+		held, err := s.held(d)
+		return Entry{Busy: true}, err == nil && held
+	})
+}
+
+// withUnseen adds disks of which there is a status file, and nothing else. told
+// is what that says of a disk, and whether it is to be added.
+func (s *Service) withUnseen(entries []Entry, told func(Disk, progress.Status) (Entry, bool)) ([]Entry, error) {
 	files, err := s.statusFiles()
 	if err != nil {
 		return nil, err
@@ -22,17 +34,15 @@ func (s *Service) withWaiting(entries []Entry) ([]Entry, error) {
 		if f.kind != kindStatus || !strings.HasSuffix(f.path, ".json") || slices.ContainsFunc(entries, there) {
 			continue
 		}
-		d := Disk{Domain: f.domain, Target: f.key}
 		st, err := progress.Read(f.path)
-		if err != nil || st.State.Final() {
+		if err != nil {
 			continue
 		}
-		if held, err := s.held(d); err != nil || !held {
-			continue
+		if e, is := told(Disk{Domain: f.domain, Target: f.key}, st); is {
+			e.Domain, e.DomainName, e.Target, e.Key = f.domain, st.Owner, targetOf(st), f.key
+			e.Copy, e.Status = Copy{State: Absent}, &st
+			entries = append(entries, e)
 		}
-		entries = append(entries, Entry{
-			Domain: f.domain, DomainName: st.Owner, Target: targetOf(st), Key: f.key, Copy: Copy{State: Absent}, Busy: true, Status: &st,
-		})
 	}
 	return entries, nil
 }

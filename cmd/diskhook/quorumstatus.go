@@ -202,7 +202,7 @@ func (p *program) printStatus(f format, items []setStatus) error {
 }
 
 // stateOf tells of a replica, by who serves it if anybody does: marks lag
-// behind that. since is when it was last voted out.
+// behind that. since is when it lost its vote.
 func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 	state, why = quorum.Voting, r.Why
 	if !r.Votes {
@@ -231,10 +231,8 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 	case r.Doubt != nil:
 		return state, why, r.Doubt.Since.Local().Format(time.DateTime)
 	}
-	for _, e := range s.Events {
-		if e.Replica == r.ID && e.Event == quorum.EventSuspect {
-			since = e.Time.Local().Format(time.DateTime)
-		}
+	if !r.Out.IsZero() {
+		since = r.Out.Local().Format(time.DateTime)
 	}
 	return state, why, since
 }

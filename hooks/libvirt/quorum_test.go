@@ -120,3 +120,19 @@ func TestInlineNeedsItsOverride(t *testing.T) {
 		})
 	}
 }
+
+// TestQuorumFormer: what the disk was before it was bound goes along with its
+// start, in both lowerings.
+func TestQuorumFormer(t *testing.T) {
+	for _, binding := range []string{"vda:quorum=db", "vda:quorum=db,lower=inline"} {
+		w, sets := replicas(t)
+		xml := bind(t, w, binding)
+		if _, err := libvirt.Run(t.Context(), w.Host, libvirt.Call{Domain: "vm", Op: "prepare", SubOp: "begin", Extra: "-", Stdin: xml}); err != nil {
+			t.Fatal(err)
+		}
+		u := sets.Used[0]
+		if len(u.Former) == 0 || !strings.HasPrefix(u.Former[0].Path, w.Path("images/")) || u.Replicas || u.Key != "vda" {
+			t.Errorf("%s: %+v", binding, u)
+		}
+	}
+}

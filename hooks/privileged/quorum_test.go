@@ -14,6 +14,7 @@ import (
 	"diskhook/hooks/hooktest"
 	"diskhook/hooks/privileged"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/quorum"
 )
 
@@ -27,7 +28,10 @@ func TestQuorum(t *testing.T) {
 	server.Quorum = sets
 	runner := &loop{Server: server}
 	client := privileged.NewClient(runner, w.Layout, w.Config).Quorum()
-	use := bindings.QuorumUse{Set: "db", Domain: domain, DomainName: "vm", Target: "sda", Key: image}
+	use := bindings.QuorumUse{
+		Set: "db", Domain: domain, DomainName: "vm", Target: "sda", Key: image,
+		Former: []imagecheck.Layer{{Path: "/rhev/data-center/top", Format: "qcow2"}, {Path: "/rhev/data-center/base", Format: "raw"}},
+	}
 
 	got, err := client.Definition("db")
 	if diff := cmp.Diff(sets.Sets["db"], got); diff != "" || err != nil {
@@ -46,8 +50,14 @@ func TestQuorum(t *testing.T) {
 	if err := client.Stop(t.Context(), use); err != nil {
 		t.Error(err)
 	}
+	if err := client.StopRest(t.Context(), domain); err != nil {
+		t.Error(err)
+	}
 	o := owner()
-	want := []string{"plan db sda", "start db sda 1m0s", "own db sda " + labelText(o.UID, o.GID), "stop db sda"}
+	want := []string{"plan db sda", "start db sda 1m0s", "own db sda " + labelText(o.UID, o.GID), "stop db sda", "stop-rest " + domain}
+	if diff := cmp.Diff([]bindings.QuorumUse{use}, sets.Used); diff != "" {
+		t.Error("started: ", diff)
+	}
 	if diff := cmp.Diff(want, trimmed(sets.Calls)); diff != "" {
 		t.Error(diff)
 	}
@@ -72,9 +82,12 @@ func TestQuorumLies(t *testing.T) {
 	client := privileged.NewClient(&loop{Server: server}, w.Layout, w.Config).Quorum()
 	good := bindings.QuorumUse{Set: "db", Domain: domain, Target: "sda", Key: image}
 	for name, lie := range map[string]func(*bindings.QuorumUse){
-		"domain":    func(u *bindings.QuorumUse) { u.Domain = "../../etc" },
-		"target":    func(u *bindings.QuorumUse) { u.Target = "../sda" },
-		"key":       func(u *bindings.QuorumUse) { u.Key = "../../passwd" },
+		"domain": func(u *bindings.QuorumUse) { u.Domain = "../../etc" },
+		"target": func(u *bindings.QuorumUse) { u.Target = "../sda" },
+		"key":    func(u *bindings.QuorumUse) { u.Key = "../../passwd" },
+		"a chain without end": func(u *bindings.QuorumUse) {
+			u.Former = make([]imagecheck.Layer, imagecheck.MaxLayers+1)
+		},
 		"long name": func(u *bindings.QuorumUse) { u.DomainName = strings.Repeat("x", 2000) },
 	} {
 		u := good
@@ -85,6 +98,9 @@ func TestQuorumLies(t *testing.T) {
 		if err := client.Stop(t.Context(), u); failure.KindOf(err) != failure.Usage {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if err := client.StopRest(t.Context(), "../../etc"); failure.KindOf(err) != failure.Usage {
+		t.Errorf("the rest of what is no domain: %v", err)
 	}
 	if _, err := client.Start(t.Context(), good, 48*time.Hour); failure.KindOf(err) != failure.Usage {
 		t.Errorf("deadline: %v", err)

@@ -124,3 +124,49 @@ func TestQuorumIsNotMigrated(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestQuorumFormer: what the disk is without the set goes along, so that a set
+// which is older can be refused.
+func TestQuorumFormer(t *testing.T) {
+	w, _, sets := replicas(t)
+	after, err := call(t, w, "before_vm_start", w.Fixture("vdsm/engine.xml"), map[string]string{"quorum": "sda=db"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := sets.Used[0]
+	if len(u.Former) != 1 || !strings.HasSuffix(u.Former[0].Path, image+"/"+volume) || u.Former[0].Format == "" || u.Replicas || u.Key != image {
+		t.Errorf("%+v", u)
+	}
+	// VDSM calls again with what was written: nothing tells any more.
+	if _, err := call(t, w, "before_vm_start", after, map[string]string{"quorum": "sda=db"}); err != nil {
+		t.Fatal(err)
+	}
+	if u := sets.Used[1]; len(u.Former) != 0 || u.Replicas {
+		t.Errorf("again: %+v", u)
+	}
+}
+
+// TestQuorumUnplugged: the set of a disk that the VM has lost is stopped, no
+// other, and nothing is started or written.
+func TestQuorumUnplugged(t *testing.T) {
+	const disk = `<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd' name='db'><host transport='unix' socket='/run/diskhook/quorum/db/nbd.sock'/></source><target dev='sdb' bus='scsi'/><serial>` + image + `</serial></disk>`
+	for name, c := range map[string]struct {
+		property string
+		calls    []string
+	}{
+		"by target":    {"sdb=db", []string{"stop db sdb"}},
+		"by serial":    {image + "=db", []string{"stop db sdb"}},
+		"another disk": {"sda=db", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, local, sets := replicas(t)
+			after, err := call(t, w, "after_disk_hotunplug", []byte(disk), map[string]string{"quorum": c.property})
+			if err != nil || string(after) != disk || len(local.Calls) != 0 {
+				t.Errorf("%v, %q, %s", err, local.Calls, after)
+			}
+			if diff := cmp.Diff(c.calls, sets.Calls); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

@@ -45,7 +45,8 @@ type Building struct {
 // so. It returns when everything is durable.
 //
 // A replica that is the source, in use, part of another set or not empty is a
-// failure.Conflict; what is wrong with the definition itself a failure.Usage.
+// failure.Conflict; what is wrong with the definition itself a failure.Usage;
+// file systems that are too full a failure.NoSpace.
 func (s *Service) Build(ctx context.Context, b Building) (Set, error) {
 	held, err := s.Lock(b.Name)
 	if err != nil {
@@ -158,7 +159,10 @@ func (s *Service) plan(ctx context.Context, b Building) (Set, error) {
 	if err := set.Check(); err != nil {
 		return Set{}, err
 	}
-	return set, s.admit(ctx, set, set.Replicas, b.Overwrite)
+	if err := s.admit(ctx, set, set.Replicas, b.Overwrite); err != nil {
+		return set, err
+	}
+	return set, s.roomToBuild(ctx, set)
 }
 
 func (b Building) pattern() string {
@@ -200,7 +204,10 @@ func (s *Service) resume(ctx context.Context, set Set, b Building) (Set, error) 
 			fresh = append(fresh, r)
 		}
 	}
-	return set, s.admit(ctx, set, fresh, b.Overwrite)
+	if err := s.admit(ctx, set, fresh, b.Overwrite); err != nil {
+		return set, err
+	}
+	return set, s.roomToBuild(ctx, set)
 }
 
 func sameLayer(ours Layer, plain imagecheck.Layer) bool {

@@ -61,6 +61,7 @@
 //	observe.go        look at all replicas   resync.go   repair from the majority
 //	decide.go         who votes              replace.go  replace, remove
 //	raise.go          generations            status.go   what is known offline
+//	room.go           is there space
 //	node.go           QEMU's -blockdev trees
 //	walk.go           reads replicas side by side, through qemu-storage-daemon
 //

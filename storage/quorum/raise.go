@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
@@ -131,18 +132,52 @@ func (s *Service) know(set Set, g Generation) error {
 	if err := failpoint.Hit("quorum.raised"); err != nil {
 		return err
 	}
-	if err := s.makeState(set); err != nil {
-		return fmt.Errorf("%s: %w", &set, err)
-	}
-	if err := atomicfile.WriteJSON(s.knownPath(set), Known{g.Number, g.Raise}, 0o600); err != nil {
-		return fmt.Errorf("%s: %w", &set, err)
+	if err := s.noteKnown(set, Known{g.Number, g.Raise}, g.With); err != nil {
+		return err
 	}
 	return failpoint.Hit("quorum.known")
 }
 
-// Known reads what know has written.
+// knowledge is what the host keeps of a set's generation.
+type knowledge struct {
+	Known
+	// Out is since when replicas do not vote, by id.
+	Out map[string]time.Time `json:"out,omitempty"`
+}
+
+// noteKnown writes down the generation, and who votes in it.
+func (s *Service) noteKnown(set Set, k Known, voting []string) error {
+	if err := s.makeState(set); err != nil {
+		return fmt.Errorf("%s: %w", &set, err)
+	}
+	before, err := s.knowledge(set)
+	if err != nil { // it is written anew
+		s.Log.Warn("since when replicas do not vote is lost", "set", set.Name, "err", err)
+	}
+	now := knowledge{k, map[string]time.Time{}}
+	for _, id := range set.IDs() {
+		if slices.Contains(voting, id) {
+			continue
+		}
+		now.Out[id] = time.Now().UTC().Truncate(time.Second)
+		if since, was := before.Out[id]; was {
+			now.Out[id] = since
+		}
+	}
+	if err := atomicfile.WriteJSON(s.knownPath(set), now, 0o600); err != nil {
+		return fmt.Errorf("%s: %w", &set, err)
+	}
+	return nil
+}
+
+// Known is the newest generation that this host has acknowledged.
 func (s *Service) Known(set Set) (Known, error) {
-	var k Known
+	k, err := s.knowledge(set)
+	return k.Known, err
+}
+
+func (s *Service) knowledge(set Set) (knowledge, error) {
+	var k knowledge
 	b, err := readOwn(s.knownPath(set), maxMark)
 	if errors.Is(err, fs.ErrNotExist) {
 		return k, nil
@@ -151,7 +186,7 @@ func (s *Service) Known(set Set) (Known, error) {
 		err = strict(b, &k)
 	}
 	if err != nil {
-		return Known{}, failure.New(failure.Precondition, "%s: the generation that this host has written: %w", &set, err)
+		return knowledge{}, failure.New(failure.Precondition, "%s: the generation that this host has written: %w", &set, err)
 	}
 	return k, nil
 }

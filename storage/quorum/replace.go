@@ -98,7 +98,10 @@ func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, e
 	if err != nil {
 		return set, err
 	}
-	return set, mayReplace(set, d)
+	if err := mayReplace(set, d); err != nil {
+		return set, err
+	}
+	return set, s.roomToReplace(ctx, set, d.Open)
 }
 
 // joining is the set while both replicas are in it.

@@ -4,6 +4,7 @@ package quorum
 
 import (
 	"context"
+	"time"
 
 	"diskhook/storage/failure"
 )
@@ -30,6 +31,9 @@ type ReplicaStatus struct {
 	// Doubt is why it is suspect though it votes; nil: it is not.
 	Doubt *Doubt `json:"doubt,omitempty"`
 	Mark  *Mark  `json:"mark,omitempty"`
+	// Out is since when it has not voted; zero where it did in the newest
+	// generation that this host knows.
+	Out time.Time `json:"out,omitzero"`
 }
 
 // Status looks at a set and changes nothing.
@@ -50,6 +54,10 @@ func (s *Service) Status(ctx context.Context, name string) (Status, error) {
 	if d.Veto != nil {
 		st.Veto, st.Hint = failure.OneLine(d.Veto.Error()), failure.HintOf(d.Veto)
 	}
+	known, err := s.knowledge(set)
+	if err != nil {
+		return Status{}, err
+	}
 	left := map[string]LeftOut{}
 	for _, l := range d.Left {
 		left[l.ID] = l
@@ -58,6 +66,7 @@ func (s *Service) Status(ctx context.Context, name string) (Status, error) {
 		l, out := left[r.ID]
 		st.Replicas = append(st.Replicas, ReplicaStatus{
 			ID: r.ID, Path: r.Top().String(), Votes: !out, Why: l.Why, Stale: l.Stale, Doubt: observed[i].Doubt, Mark: observed[i].Mark,
+			Out: known.Out[r.ID],
 		})
 	}
 	return st, nil

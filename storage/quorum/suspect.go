@@ -112,6 +112,9 @@ func (ss *session) suspect(ctx context.Context, id string, why Reason, text stri
 	ss.note(ss.set.Name, Event{Event: EventSuspect, Replica: id, Reason: why, Text: text, Generation: ss.gen.Number})
 	if len(rest) < ss.set.Threshold {
 		ss.log.ErrorContext(ctx, "it stays, as the others are too few without it", "replica", id, "threshold", ss.set.Threshold)
+		if err := ss.noteKnown(ss.set, Known{ss.gen.Number, ss.gen.Raise}, rest); err != nil {
+			ss.log.WarnContext(ctx, "since when it is suspect is not written down", "replica", id, "err", err)
+		}
 		return
 	}
 	g, err := ss.Raise(ctx, ss.set, Origin{Number: ss.gen.Number, Raise: ss.gen.Raise}, ss.gen.Number+1, rest)

@@ -19,6 +19,7 @@
 //	powercut_test.go  the power goes in each state of a copy
 //	libvirtd_test.go  apply, start, restart of libvirtd, autostart after a reboot
 //	ovirt_test.go     VDSM's hook points as the user vdsm
+//	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
 //
 // Everything is checked by content (qemu-img compare with the source's chain),
 // by what must not have changed, and by the line an operator would read.

@@ -44,7 +44,7 @@ func (s *Service) Adoptions(ctx context.Context) ([]Adoption, error) {
 	var all []Adoption
 	var copies []Copy
 	for _, lv := range report.LVs {
-		c := b.describe(lv)
+		c := b.describe(report, lv)
 		if c.ours() || strings.HasPrefix(c.Name, copyPrefix) || !host.IsUUID(c.Name) && !c.hasPrefix(tagVM) && !c.hasPrefix(tagImage) {
 			continue
 		}

@@ -17,17 +17,27 @@ type backend interface {
 	// find returns the copies in home by name; a name that is not there is
 	// not in the map. It changes nothing.
 	find(ctx context.Context) (map[string]Copy, error)
+	// survey is find and room with one look at home.
+	survey(ctx context.Context) (map[string]Copy, room, error)
 	// target is where create makes the copy of d.
 	target(d Disk) string
 	// room is a failure.NoSpace unless copies of these sizes fit and the
 	// configured reserve stays free.
 	room(ctx context.Context, sizes []int64) error
+	// lends says that home gives the same room to several copies: what one takes
+	// does not show when it is made.
+	lends() bool
 	// moreRoom is the way out when it is full.
 	moreRoom() string
+	// announce makes durable what has to be there before create or clone makes
+	// the copy of d; withdraw takes it away if there is no copy.
+	announce(d Disk) error
+	withdraw(d Disk)
 	// create makes the copy of d, marked updating in the same step, with at
 	// least size bytes, and returns it with its node present.
 	create(ctx context.Context, d Disk, size int64) (Copy, error)
-	// readsZero says whether what create made reads as zeros (design 9.8).
+	// readsZero says whether what create makes reads as zeros (design 9.8); of
+	// what it made Copy.Zeroes does.
 	readsZero(ctx context.Context) (bool, error)
 	// finish takes the updating mark away in one step, after which the copy
 	// is complete and ours.
@@ -48,6 +58,9 @@ type backend interface {
 
 	templates
 }
+
+// room is backend.room, as of one look.
+type room func(sizes []int64) error
 
 // templates is what a backend knows of templates and their clones, see
 // template.go. They are found, activated and removed as copies are.
@@ -76,8 +89,12 @@ type templates interface {
 	// spoilTemplate marks a ready one updating, durably, before its data goes.
 	spoilTemplate(ctx context.Context, c Copy) (Copy, error)
 	// clone makes the copy of d as create does, with the content of a ready
-	// template; what lies beyond that is as in a new one.
-	clone(ctx context.Context, template Copy, d Disk, size int64) (Copy, error)
+	// template; what lies beyond that is as in a new one. It may have the size
+	// of the template yet.
+	clone(ctx context.Context, template Copy, d Disk, size int64) error
+	// cloned gives what clone made its size and returns it with its node
+	// present. The template is not needed any more.
+	cloned(ctx context.Context, template Copy, d Disk, size int64) (Copy, error)
 	// retag changes the tags of a template.
 	retag(ctx context.Context, c Copy, add, del []string) error
 }

@@ -43,6 +43,9 @@ type Copy struct {
 	Origin string `json:"origin,omitempty"`
 	// Written is when the data of a file was written last; of a volume nobody knows.
 	Written time.Time `json:"-"`
+	// Zeroes says that what nobody wrote yet reads zero: of a file, and of a
+	// volume of a thin pool that zeroes its blocks before it hands them out.
+	Zeroes bool `json:"-"`
 	// Pool is the thin pool of a volume; "" is none.
 	Pool string `json:"-"`
 	// Sick is why the copy cannot be used as it is; "" is well.

@@ -34,6 +34,8 @@ type Observed struct {
 	Below   error  `json:"-"`
 	Machine string // this machine's id
 	Status  *progress.Status
+
+	room room // of its home, as of the same look
 }
 
 // Action is what a start does with one disk.

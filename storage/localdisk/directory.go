@@ -4,7 +4,6 @@ package localdisk
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
 	"diskhook/storage/atomicfile"
@@ -72,13 +70,6 @@ func parseFile(file string) (name, format string, state State, ok bool) {
 	return "", "", "", false
 }
 
-// sidecar says of a file what tags say of a volume.
-type sidecar struct {
-	Schema string   `json:"schema"` // "diskhook.copy/v1"
-	UUID   string   `json:"uuid"`
-	Tags   []string `json:"tags"`
-}
-
 func newDirectory(s *Service) backend {
 	return &directory{dir: s.Config.Local.Dir, sparse: s.Config.Local.Sparse, reserve: int64(s.Config.Local.Reserve)}
 }
@@ -127,7 +118,7 @@ func (b *directory) find(ctx context.Context) (map[string]Copy, error) {
 
 func (b *directory) describe(name, format string, state State) (Copy, error) {
 	path := b.path(name, suffix(format, state))
-	c := Copy{State: state, Name: name, Format: format, Home: b.dir, Path: path, Active: true}
+	c := Copy{State: state, Name: name, Format: format, Home: b.dir, Path: path, Active: true, Zeroes: true}
 	st, err := os.Lstat(path)
 	if err != nil {
 		return c, err
@@ -160,23 +151,6 @@ func refreshOpen(c Copy) Copy {
 	return c
 }
 
-func (b *directory) readSidecar(name string) (sidecar, error) {
-	var side sidecar
-	data, err := os.ReadFile(b.path(name, sidecarSuffix))
-	if err != nil {
-		return side, err
-	}
-	if err := json.Unmarshal(data, &side); err != nil || side.UUID == "" {
-		return sidecar{}, fmt.Errorf("%s: not a sidecar", b.path(name, sidecarSuffix))
-	}
-	return side, nil
-}
-
-func (b *directory) writeSidecar(name string, side sidecar) error {
-	side.Schema = "diskhook.copy/v1"
-	return atomicfile.WriteJSON(b.path(name, sidecarSuffix), side, 0o644)
-}
-
 func (b *directory) room(_ context.Context, sizes []int64) error {
 	if err := atomicfile.MkdirAll(b.dir, 0o711); err != nil {
 		return fmt.Errorf("dir %s: %w", b.dir, err)
@@ -189,12 +163,19 @@ func (b *directory) room(_ context.Context, sizes []int64) error {
 	return fits("dir "+b.dir, free-b.reserve, sizes, b.moreRoom())
 }
 
+func (b *directory) survey(ctx context.Context) (map[string]Copy, room, error) {
+	copies, err := b.find(ctx)
+	return copies, func(sizes []int64) error { return b.room(ctx, sizes) }, err
+}
+
+func (b *directory) lends() bool { return false }
+
 func (b *directory) moreRoom() string {
 	return fmt.Sprintf("free some of the file system of %s, or set [local] dir or reserve (%d bytes now)", b.dir, b.reserve)
 }
 
 func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) {
-	f, err := b.make(d.CopyName(), d.format(), creationTags(d))
+	f, err := b.make(d.CopyName(), d.format())
 	if err != nil {
 		return Copy{}, err
 	}
@@ -214,19 +195,13 @@ func (b *directory) create(_ context.Context, d Disk, size int64) (Copy, error) 
 	return b.describe(d.CopyName(), d.format(), Updating)
 }
 
-// make makes an empty file with its sidecar, updating.
-func (b *directory) make(name, format string, tags []string) (*os.File, error) {
-	for _, end := range []string{rawSuffix, overlaySuffix} {
-		if _, err := os.Lstat(b.path(name, end)); err == nil {
-			return nil, failure.New(failure.Conflict, "file %s: exists", b.path(name, end))
-		}
-	}
-	if err := b.writeSidecar(name, sidecar{UUID: uuid.NewString(), Tags: tags}); err != nil {
-		return nil, err
-	}
-	if err := failpoint.Hit("dir.sidecar"); err != nil {
-		return nil, err
-	}
+// fileSuffixes are the ends of the names that a copy's file may have.
+func fileSuffixes() []string {
+	return []string{rawSuffix + partialSuffix, overlaySuffix + partialSuffix, rawSuffix, overlaySuffix}
+}
+
+// make makes the empty file, updating, whose sidecar is there.
+func (b *directory) make(name, format string) (*os.File, error) {
 	f, err := os.OpenFile(b.path(name, suffix(format, Updating)), os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("file %w", err)
@@ -299,7 +274,7 @@ func (b *directory) remove(_ context.Context, c Copy) error {
 	}
 	// Rubbish beside a ready file goes with it; the sidecar last, or what is
 	// left would be a copy that nobody can name.
-	for _, end := range []string{rawSuffix + partialSuffix, overlaySuffix + partialSuffix, rawSuffix, overlaySuffix, sidecarSuffix} {
+	for _, end := range append(fileSuffixes(), sidecarSuffix) {
 		if err := atomicfile.Remove(b.path(c.Name, end)); err != nil {
 			return err
 		}

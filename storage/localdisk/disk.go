@@ -58,8 +58,8 @@ type Disk struct {
 	// Home is where its receipt says that the copy is, volume group or directory;
 	// "" is where copies are configured to go. It is filled in here.
 	Home string `json:"-"`
-	// On is the name of the template that an overlay to make lies on. It is filled
-	// in here.
+	// On is the name of the template that an overlay to make lies on, or that a
+	// copy to make is a clone of. It is filled in here.
 	On string `json:"-"`
 	// InPlace makes a copy under the path that it has when it is complete, for
 	// who has it open then.

@@ -228,16 +228,12 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	if err := s.own(o); err != nil {
 		return err
 	}
-	target, err := s.targetOf(ctx, s.backend(o.Disk), o.Copy)
-	if err != nil {
-		return err
-	}
 	if err := atomicfile.MkdirAll(s.Layout.Cursors(), 0o700); err != nil {
 		return fmt.Errorf("cursors: %w", err)
 	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-	result, err := engine.Copy(ctx, from(source, o.Copy), target, transfer.Options{
+	result, err := engine.Copy(ctx, from(source, o.Copy), o.Copy.target(), transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
 		Progress: status.Advance, Cursor: s.cursorFor(source, o.Copy), IOClass: transfer.IOBestEffort,
 	})

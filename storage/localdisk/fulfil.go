@@ -174,6 +174,7 @@ type group struct {
 	disks   []Disk
 	copies  []Copy
 	actions []Action
+	room    room   // as it was observed
 	below   []Copy // the templates that overlays among them lie on
 }
 
@@ -195,7 +196,7 @@ func (s *Service) byHome(disks []pending) []*group {
 		b := s.backend(p.Disk)
 		g := index[b.home()]
 		if g == nil {
-			g = &group{backend: b}
+			g = &group{backend: b, room: p.room}
 			index[b.home()] = g
 			groups = append(groups, g)
 		}

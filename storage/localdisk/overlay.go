@@ -77,16 +77,16 @@ func (s *Service) overlay(ctx context.Context, o Observed, status *progress.Writ
 		return unreadable(d, err)
 	}
 	size := takes(d, info)
-	if err := b.room(ctx, []int64{size}); err != nil {
-		return fmt.Errorf("%s: %w", d, err)
-	}
 	defer func() {
 		if err != nil {
 			s.clean(d)
 		}
 	}()
 	status.Set(progress.Copying)
-	if o.Copy, err = b.create(ctx, d, size); err != nil {
+	o.Copy, err = s.reserve(ctx, b, d,
+		func() error { return b.room(ctx, []int64{size}) },
+		func() (Copy, error) { return b.create(ctx, d, size) })
+	if err != nil {
 		return fmt.Errorf("%s: %w", d, err)
 	}
 	if err := failpoint.Hit("overlay.created"); err != nil {

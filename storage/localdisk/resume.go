@@ -77,11 +77,7 @@ func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status 
 		return unreadable(o.Disk, err)
 	}
 	defer source.Close()
-	target, err := s.targetOf(ctx, s.backend(o.Disk), o.Copy)
-	if err != nil {
-		return fmt.Errorf("%s: %w", o.Disk, err)
-	}
-	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), target)
+	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), o.Copy.target())
 	if !ok {
 		s.Log.Info("start over: the unfinished copy may be of what the source was, or was made in another way", "disk", o.Disk.String())
 		if err := s.clear(ctx, o); err != nil {
@@ -113,11 +109,7 @@ func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error)
 	if errors.Is(err, failure.Conflict) {
 		return false
 	}
-	target, err := s.targetOf(context.Background(), s.backend(o.Disk), o.Copy)
-	if err != nil {
-		return false
-	}
-	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), target)
+	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), o.Copy.target())
 	return ok && done > 0
 }
 
@@ -128,11 +120,10 @@ func from(source *imagecheck.Opened, c Copy) transfer.Source {
 	}
 }
 
-// targetOf is a copy or template as the engine has to know it. Whether it read
+// target is a copy or template as the engine has to know it. Whether it read
 // zeros when it was made does not change while it is filled.
-func (s *Service) targetOf(ctx context.Context, b backend, c Copy) (transfer.Target, error) {
-	zeroed, err := b.readsZero(ctx)
+func (c Copy) target() transfer.Target {
 	return transfer.Target{
-		Path: c.Path, Block: !c.file(), Zeroed: zeroed, Size: c.Size, ID: c.HomeID + "/" + c.UUID,
-	}, err
+		Path: c.Path, Block: !c.file(), Zeroed: c.Zeroes, Size: c.Size, ID: c.HomeID + "/" + c.UUID,
+	}
 }

@@ -4,12 +4,15 @@ package localdisk
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/lock"
 )
 
 // Room checks, before anything is begun, that the copies that Prestage would
@@ -31,7 +34,7 @@ func (s *Service) Room(ctx context.Context, disks []Disk) error {
 	return s.roomFor(ctx, later)
 }
 
-// roomFor asks each home once for all disks that get a copy there. What the
+// roomFor asks for each home once, for all disks that get a copy there. What the
 // copies hold that are unfinished or replaced is freed first, and counts as
 // free. An overlay may hold less than it shows, so it does not.
 func (s *Service) roomFor(ctx context.Context, disks []pending) error {
@@ -53,7 +56,7 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 		if len(sizes) == 0 {
 			continue
 		}
-		err := group.backend.room(ctx, sizes)
+		err := group.room(sizes)
 		if errors.Is(err, failure.NoSpace) && len(s.wins(ctx, group.disks[0].Backend, sizes)) > 0 {
 			continue // the copy process does, and says if it was not enough
 		}
@@ -62,4 +65,46 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 		}
 	}
 	return nil
+}
+
+// roomOf is what b has whenever it is called.
+func roomOf(ctx context.Context, b backend) room {
+	return func(sizes []int64) error { return b.room(ctx, sizes) }
+}
+
+// reserve makes a copy of d where free says that there is room for it. Nobody
+// else who is here takes that room in between. What takes time is done before:
+// twenty starts at once wait for each other here.
+func (s *Service) reserve(ctx context.Context, b backend, d Disk, free func() error, make func() (Copy, error)) (c Copy, err error) {
+	err = b.announce(d)
+	if errors.Is(err, failure.NoSpace) {
+		// Not even for that: free may make some, or has the better words.
+		if err = free(); err == nil {
+			err = b.announce(d)
+		}
+	}
+	if err != nil {
+		return c, err
+	}
+	defer func() {
+		if err != nil {
+			b.withdraw(d)
+		}
+	}()
+	if !b.lends() {
+		l, err := lock.Acquire(ctx, s.Layout.Locks(), roomLock(b.home()))
+		if err != nil {
+			return c, err
+		}
+		defer l.Release()
+	}
+	if err := free(); err != nil {
+		return c, err
+	}
+	return make()
+}
+
+func roomLock(home string) string {
+	sum := sha256.Sum256([]byte(home))
+	return "room-" + hex.EncodeToString(sum[:8])
 }

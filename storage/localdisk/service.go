@@ -94,7 +94,12 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 }
 
 // homes is what there is in each home, by name.
-type homes map[string]map[string]Copy
+type homes map[string]surveyed
+
+type surveyed struct {
+	copies map[string]Copy
+	room   room
+}
 
 // look asks the home of each disk once.
 func (s *Service) look(ctx context.Context, disks []Disk) (homes, error) {
@@ -104,20 +109,17 @@ func (s *Service) look(ctx context.Context, disks []Disk) (homes, error) {
 		if _, asked := all[b.home()]; asked {
 			continue
 		}
-		copies, err := b.find(ctx)
+		copies, free, err := b.survey(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}
-		if copies == nil {
-			copies = map[string]Copy{}
-		}
-		all[b.home()] = copies
+		all[b.home()] = surveyed{copies, free}
 	}
 	return all, nil
 }
 
 func (h homes) copy(home, name string) Copy {
-	if c, ok := h[home][name]; ok {
+	if c, ok := h[home].copies[name]; ok {
 		return c
 	}
 	return Copy{State: Absent, Name: name, Home: home}
@@ -132,6 +134,7 @@ func (s *Service) seen(o *Observed, all homes) {
 		o.Template = all.copy(home, name)
 	}
 	o.Below = unlikeTemplate(*o)
+	o.room = all[home].room
 }
 
 // find looks the copies of all disks up.

@@ -92,12 +92,8 @@ func (p *Pivoting) fill(ctx context.Context, r *Receipt, c, raw Copy, held *lock
 		return err
 	}
 	defer source.Close()
-	target, err := s.targetOf(ctx, s.backend(r.Disk()), raw)
-	if err != nil {
-		return err
-	}
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-	_, err = engine.Copy(ctx, from(source, raw), target, transfer.Options{
+	_, err = engine.Copy(ctx, from(source, raw), raw.target(), transfer.Options{
 		Rate: rate, Locks: []*os.File{held.File(), p.lock.File()}, IOClass: transfer.IOBestEffort,
 		Progress: func(done, total int64) {
 			p.Advance(done, total)

@@ -122,6 +122,9 @@ func (p *Pivoting) make(ctx context.Context, r *Receipt) (raw Copy, err error) {
 	if err := failpoint.Hit("pivot.intent"); err != nil {
 		return raw, err
 	}
+	if err := b.announce(d); err != nil {
+		return raw, err
+	}
 	return b.create(ctx, d, r.Size)
 }
 

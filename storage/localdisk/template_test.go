@@ -7,6 +7,8 @@ package localdisk_test
 import (
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
 	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/progress"
 )
@@ -54,6 +57,79 @@ func TestCopyIsASnapshotOfItsTemplate(t *testing.T) {
 	must(t, err)
 	if v := g.Volumes[got.Name]; v.Active || !v.ReadOnly || !v.Skip {
 		t.Errorf("volume %+v", v)
+	}
+}
+
+// What is run for a start counts: twenty starts share the processors and the lock
+// of the volume group. Each report is of one process that has just taken a lock,
+// the disk's or the template's, or of what it has just made.
+func TestCommandsOfAStart(t *testing.T) {
+	w := newCache(t, "lvmthin")
+	commands := func(n int) []string {
+		must(t, os.RemoveAll(w.path("lvm/log")))
+		w.started(w.numbered(n))
+		name := "dh_" + w.numbered(n).Domain + "_vda"
+		var short []string
+		for _, line := range lvmtest.Log(w.path("lvm")) {
+			words := strings.Fields(strings.ReplaceAll(line, name, "COPY"))
+			if i := slices.IndexFunc(words, func(word string) bool { return strings.Contains(word, "dhbase_") }); i >= 0 {
+				words[i] = "TEMPLATE"
+			}
+			short = append(short, strings.Join([]string{words[0], words[1], words[len(words)-1]}, " "))
+		}
+		return short
+	}
+	const report = "fullreport ovirt-local ovirt-local"
+	start := func(between ...string) []string {
+		return slices.Concat([]string{
+			report, // of the start, which then starts the copy process
+			report, // of the copy process, with the disk's lock
+			report, // with the template's lock: the template, and the room
+		}, between, []string{
+			"lvcreate -s TEMPLATE",
+			report, // of what was made
+			"lvchange --addtag ovirt-local/COPY",
+			report, // of the start, with the disk's lock
+			"lvchange -a ovirt-local/COPY",
+		})
+	}
+	first := start(
+		"lvcreate -n ovirt-local", report, // the template
+		"lvchange -a TEMPLATE", "lvchange -p TEMPLATE", "lvchange --deltag TEMPLATE",
+		report, // the template, and the room again
+	)
+	if diff := cmp.Diff(first, commands(1)); diff != "" {
+		t.Errorf("the first start: %s", diff)
+	}
+	if diff := cmp.Diff(start(), commands(2)); diff != "" {
+		t.Errorf("a later one: %s", diff)
+	}
+}
+
+// Who makes a copy of a template shares its lock with others who do, and keeps
+// those away who would remove it.
+func TestClonesDoNotWaitForEachOther(t *testing.T) {
+	for name, w := range map[string]func(t *testing.T) *world{
+		"dir":     newShared,
+		"lvmthin": func(t *testing.T) *world { return newCache(t, "lvmthin") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := w(t)
+			w.started(w.disk())
+			template := w.templates()[0].Name
+			other, err := lock.TryShared(w.path("run/diskhook/lock"), "template-"+template)
+			must(t, err)
+			defer other.Release()
+			w.started(w.numbered(1))
+			if name == "dir" { // in a pool its clones keep it
+				if err := service().EvictTemplate(t.Context(), template, localdisk.WipeNone); !errors.Is(err, failure.Conflict) {
+					t.Errorf("got %v", err)
+				}
+			}
+			if all := w.templates(); len(all) != 1 || all[0].Clones != 2 {
+				t.Errorf("templates %+v", all)
+			}
+		})
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"diskhook/storage/atomicfile"
@@ -38,10 +37,10 @@ func (s *Service) create(ctx context.Context, d Disk, source *imagecheck.Opened,
 		return Copy{}, unshared(d, why)
 	}
 	s.Log.Info("copy all of it, not a clone of a template", "disk", d.String(), "why", why)
-	if err := s.makeRoom(ctx, d.Backend, []int64{source.VirtualSize}); err != nil {
-		return Copy{}, err
-	}
-	return s.backend(d).create(ctx, d, source.VirtualSize)
+	b, size := s.backend(d), source.VirtualSize
+	return s.reserve(ctx, b, d,
+		func() error { return s.makeRoom(ctx, d.Backend, roomOf(ctx, b), []int64{size}) },
+		func() (Copy, error) { return b.create(ctx, d, size) })
 }
 
 // createClone is create with a template; why is set, and nothing was made, when
@@ -50,93 +49,43 @@ func (s *Service) createClone(ctx context.Context, d Disk, base *base, size int6
 	status.Set(progress.Copying)
 	status.Note("the template of its base " + failure.OneLine(base.path))
 	defer status.Note("")
-	l, err := s.lockTemplate(ctx, base.template, status)
-	if err != nil {
-		return c, "", err
-	}
-	defer l.Release()
-	b := s.backend(d)
-	template, why, err := s.template(ctx, d, base, size, []*os.File{l.File(), held.File()}, status)
-	if why != "" || err != nil {
+	template, why, err := s.holdTemplate(ctx, d, base, size, held, status)
+	if err != nil || why != "" {
 		return c, why, err
 	}
-	// What was free before a wait need not be so now. Without the template there
-	// may be enough.
-	if err := s.makeRoom(ctx, d.Backend, []int64{size}); errors.Is(err, failure.NoSpace) && !b.clonesHold() && !d.Template {
-		return c, "there is no room for it beside its template", nil
-	} else if err != nil {
-		return c, "", err
-	}
-	if err := s.touch(ctx, b, template); err != nil {
+	defer template.lock.Release()
+	b := s.backend(d)
+	if err := s.touch(ctx, b, template.Copy); err != nil {
 		s.Log.Warn("note the use of a template", "template", template.String(), "err", err)
 	}
 	s.Log.Info("clone", "disk", d.String(), "template", template.String(), "base", base.path)
-	if d.Template {
-		d.On = template.Name
-		c, err = b.create(ctx, d, size)
-	} else {
-		c, err = b.clone(ctx, template, d, size)
+	free, full := template.room, false
+	if !b.lends() {
+		free = roomOf(ctx, b) // others have taken some since
+	}
+	d.On = template.Name
+	c, err = s.reserve(ctx, b, d, func() error {
+		err := s.makeRoom(ctx, d.Backend, free, []int64{size})
+		full = errors.Is(err, failure.NoSpace)
+		return err
+	}, func() (Copy, error) {
+		if d.Template {
+			return b.create(ctx, d, size)
+		}
+		return Copy{}, b.clone(ctx, template.Copy, d, size)
+	})
+	switch {
+	case full && !b.clonesHold() && !d.Template:
+		return c, "there is no room for it beside its template", nil
+	case err == nil && !d.Template:
+		template.lock.Release() // who would evict it need not wait any longer
+		c, err = b.cloned(ctx, template.Copy, d, size)
 	}
 	return c, "", err
 }
 
-// lockTemplate waits for the lock of a template. Meanwhile the disk's status
-// shows how far the template is that somebody else makes.
-func (s *Service) lockTemplate(ctx context.Context, name string, status *progress.Writer) (*lock.Lock, error) {
-	for {
-		l, err := lock.Try(s.Layout.Locks(), templateLock(name))
-		if !errors.Is(err, lock.ErrHeld) {
-			return l, err
-		}
-		if st, err := progress.Read(s.templateStatus(name)); err == nil && !st.State.Final() && st.Total > 0 {
-			status.Advance(st.Done, st.Total)
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("template %s: %w: %w", name, err, ctx.Err())
-		case <-time.After(pollEvery):
-		}
-	}
-}
-
-func (s *Service) templateStatus(name string) string {
-	return filepath.Join(s.Layout.Status(), "templates", name+".json")
-}
-
-// template returns the template of a base, ready, whatever state it was in; why
-// is set when it cannot be used, or would take the room of the disk of that
-// size. It is called under its lock; locks are held by whatever writes.
-func (s *Service) template(ctx context.Context, d Disk, base *base, size int64, locks []*os.File, status *progress.Writer) (c Copy, why string, err error) {
-	b := s.backend(d)
-	copies, err := b.find(ctx)
-	if err != nil {
-		return c, "", err
-	}
-	c, found := copies[base.template]
-	switch {
-	case !found:
-		err := s.makeRoom(ctx, d.Backend, []int64{base.VirtualSize, size})
-		if errors.Is(err, failure.NoSpace) && !d.Template {
-			return c, "there is no room for a template beside it", nil
-		}
-		if err != nil {
-			return c, "", err
-		}
-	case c.Sick != "":
-		return c, fmt.Sprintf("%s: %s", c, c.Sick), nil
-	case !isTemplate(c):
-		return c, fmt.Sprintf("%s is not known to be a template", c), nil
-	case c.State == Ready:
-		return c, "", s.forget(c) // of a crash just after it was finished
-	}
-	if c, err = s.build(ctx, d, base, c, locks, status); err != nil {
-		return c, "", fmt.Errorf("the template of its base %s: %w", failure.OneLine(base.path), err)
-	}
-	return c, "", nil
-}
-
 // build brings the template from absent or updating to ready.
-func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks []*os.File, status *progress.Writer) (_ Copy, err error) {
+func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks []*os.File, status *progress.Writer) (err error) {
 	b := s.backend(d)
 	shown := progress.NewWriter(s.templateStatus(base.template), base.template, "", "template "+failure.OneLine(base.path))
 	defer func() {
@@ -148,16 +97,16 @@ func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks [
 	}()
 	if c.State == Updating {
 		if c, err = s.reopen(ctx, b, base, c); err != nil {
-			return c, err
+			return err
 		}
 	}
 	if c.State != Updating {
 		c, err = b.createTemplate(ctx, base.template, base.VirtualSize, base.tags())
 		if err != nil {
-			return c, err
+			return err
 		}
 		if err := failpoint.Hit("template.created"); err != nil {
-			return c, err
+			return err
 		}
 	}
 	shown.Set(progress.Copying)
@@ -171,24 +120,13 @@ func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks [
 	if errors.Is(err, failure.NoSpace) {
 		err = failure.Hint(err, "%s", b.moreRoom())
 	}
-	if err != nil {
-		return c, err
-	}
-	copies, err := b.find(ctx)
-	if err != nil {
-		return c, err
-	}
-	return copies[c.Name], nil
+	return err
 }
 
 // reopen goes on with a template that was interrupted, if it is known how far
 // it was. If not it is removed; then its state is absent.
 func (s *Service) reopen(ctx context.Context, b backend, base *base, c Copy) (Copy, error) {
-	target, err := s.targetOf(ctx, b, c)
-	if err != nil {
-		return c, err
-	}
-	done, ok := transfer.Resumable(s.cursorFor(base.Opened, c), from(base.Opened, c), target)
+	done, ok := transfer.Resumable(s.cursorFor(base.Opened, c), from(base.Opened, c), c.target())
 	if ok {
 		s.Log.Info("go on with the template", "template", c.String(), "done", done, "of", base.VirtualSize)
 		return c, b.reopenTemplate(ctx, c)
@@ -206,10 +144,6 @@ func (s *Service) reopen(ctx context.Context, b backend, base *base, c Copy) (Co
 // the data has reached the disk, and the base is still what was read.
 func (s *Service) fillTemplate(ctx context.Context, d Disk, base *base, c Copy, locks []*os.File, tell progress.Func) error {
 	b := s.backend(d)
-	target, err := s.targetOf(ctx, b, c)
-	if err != nil {
-		return err
-	}
 	if err := s.own(Observed{Disk: d, Copy: c}); err != nil {
 		return err
 	}
@@ -217,7 +151,7 @@ func (s *Service) fillTemplate(ctx context.Context, d Disk, base *base, c Copy, 
 		return fmt.Errorf("cursors: %w", err)
 	}
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
-	result, err := engine.Copy(ctx, from(base.Opened, c), target, transfer.Options{
+	result, err := engine.Copy(ctx, from(base.Opened, c), c.target(), transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: locks, User: s.reader(d),
 		Progress: tell, Cursor: s.cursorFor(base.Opened, c), IOClass: transfer.IOBestEffort,
 	})

@@ -72,7 +72,10 @@ func (b *directory) cloneless(context.Context) string {
 }
 
 func (b *directory) createTemplate(_ context.Context, name string, size int64, tags []string) (Copy, error) {
-	f, err := b.make(name, imagecheck.Raw, append([]string{tagUpdating}, tags...))
+	if err := b.tag(name, append([]string{tagUpdating}, tags...)); err != nil {
+		return Copy{}, err
+	}
+	f, err := b.make(name, imagecheck.Raw)
 	if err != nil {
 		return Copy{}, err
 	}
@@ -122,26 +125,30 @@ func (b *directory) spoilTemplate(_ context.Context, c Copy) (Copy, error) {
 	return c, atomicfile.Sync(b.dir)
 }
 
-func (b *directory) clone(_ context.Context, template Copy, d Disk, size int64) (Copy, error) {
+func (b *directory) clone(_ context.Context, template Copy, d Disk, size int64) error {
 	from, err := os.OpenFile(template.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return Copy{}, fmt.Errorf("file %w", err)
+		return fmt.Errorf("file %w", err)
 	}
 	defer from.Close()
-	f, err := b.make(d.CopyName(), imagecheck.Raw, append(creationTags(d), cloneTag(template.Name)))
+	f, err := b.make(d.CopyName(), imagecheck.Raw)
 	if err != nil {
-		return Copy{}, err
+		return err
 	}
 	defer f.Close()
 	if err := unix.IoctlFileClone(int(f.Fd()), int(from.Fd())); err != nil {
-		return Copy{}, fmt.Errorf("file %s: share the blocks of %s: %w", f.Name(), template.Path, full(err))
+		return fmt.Errorf("file %s: share the blocks of %s: %w", f.Name(), template.Path, full(err))
 	}
 	if err := failpoint.Hit("clone.made"); err != nil {
-		return Copy{}, err
+		return err
 	}
 	if err := b.allocate(f, size); err != nil {
-		return Copy{}, fmt.Errorf("file %s: allocate: %w", f.Name(), err)
+		return fmt.Errorf("file %s: allocate: %w", f.Name(), err)
 	}
+	return nil
+}
+
+func (b *directory) cloned(_ context.Context, _ Copy, d Disk, _ int64) (Copy, error) {
 	return b.describe(d.CopyName(), imagecheck.Raw, Updating)
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/lock"
 )
 
 // newShared is a world with templates, whose copies lie on a file system that
@@ -173,6 +175,47 @@ func (w *world) settledFree() int64 {
 	}
 	w.t.Fatal("what is free keeps changing")
 	return 0
+}
+
+// Two that start at once where there is room for one: the other one is refused,
+// and leaves nothing.
+func TestRoomIsGivenOnce(t *testing.T) {
+	w := newShared(t)
+	t.Setenv("DISKHOOK_TEST_CACHE", "")
+	w.started(w.disk()) // whatever the file system needs for the first one
+	const disk = 3 << 20
+	t.Setenv("DISKHOOK_TEST_RESERVE", strconv.FormatInt(w.settledFree()-disk*3/2, 10))
+	// Both look for room when they are let in.
+	room, err := filepath.Glob(w.path("run/diskhook/lock/room-*"))
+	must(t, err)
+	if len(room) != 1 {
+		t.Fatalf("locks %v", room)
+	}
+	held, err := lock.Acquire(t.Context(), filepath.Dir(room[0]), filepath.Base(room[0]))
+	must(t, err)
+	var starts sync.WaitGroup
+	errs := make([]error, 2)
+	for i := range errs {
+		starts.Go(func() {
+			_, errs[i] = service().Fulfil(t.Context(), []localdisk.Disk{w.numbered(1 + i)}, localdisk.Waiting{})
+		})
+	}
+	sidecars := func() int {
+		files, err := filepath.Glob(w.path("var/lib/diskhook/local/*.json"))
+		must(t, err)
+		return len(files)
+	}
+	for sidecars() < 3 && t.Context().Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	held.Release()
+	starts.Wait()
+	if refused := errors.Join(errs...); !errors.Is(refused, failure.NoSpace) || errs[0] != nil && errs[1] != nil {
+		t.Errorf("got %v", errs)
+	}
+	if n := sidecars(); n != 2 {
+		t.Errorf("%d sidecars of 2 copies", n)
+	}
 }
 
 func TestFileSystemThatSharesNoBlocksHasNoTemplates(t *testing.T) {

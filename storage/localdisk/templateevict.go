@@ -83,12 +83,12 @@ func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones 
 	return failpoint.Hit("template.wiped")
 }
 
-// makeRoom is the room of a backend. Where there is too little, templates that
+// makeRoom is the room of a backend, which free tells. Where there is too little, templates that
 // nothing needs go, one after the other, until there is enough: a start counts
 // for more than a cache, however young an entry is. None goes for nothing.
-func (s *Service) makeRoom(ctx context.Context, kind string, sizes []int64) error {
+func (s *Service) makeRoom(ctx context.Context, kind string, free room, sizes []int64) error {
 	b := backends()[kind](s)
-	err := b.room(ctx, sizes)
+	err := free(sizes)
 	if !errors.Is(err, failure.NoSpace) {
 		return err
 	}

@@ -28,7 +28,7 @@ type Template struct {
 	Clones  int       `json:"clones"`         // copies that were made of it and are there
 	Lying   int       `json:"overlays"`       // those of them that cannot be without it
 	LastUse time.Time `json:"last_use"`       // the day; zero is not known
-	Busy    bool      `json:"busy"`           // it is being made, or cloned
+	Busy    bool      `json:"busy"`           // it is being made
 	Kept    string    `json:"kept,omitempty"` // why it is not to go now; "" is that it may
 
 	copy  Copy
@@ -161,7 +161,7 @@ func sortTemplates(all []Template) {
 func (t Template) inUse(b backend) string {
 	switch {
 	case t.Busy:
-		return "somebody makes or clones it"
+		return "somebody makes it"
 	case t.doubt != "":
 		return t.doubt
 	case t.Lying > 0:

@@ -111,13 +111,14 @@ func (b *volumes) spoilTemplate(ctx context.Context, c Copy) (Copy, error) {
 
 // clone: a snapshot is as large as its origin at first, and UPDATING keeps
 // anybody from it until it has grown.
-func (b *volumes) clone(ctx context.Context, template Copy, d Disk, size int64) (Copy, error) {
+func (b *volumes) clone(ctx context.Context, template Copy, d Disk, _ int64) error {
 	if err := b.lvm.Snapshot(ctx, b.snapshotOptions(template.Name, d)); err != nil {
-		return Copy{}, err
+		return err
 	}
-	if err := failpoint.Hit("clone.made"); err != nil {
-		return Copy{}, err
-	}
+	return failpoint.Hit("clone.made")
+}
+
+func (b *volumes) cloned(ctx context.Context, template Copy, d Disk, size int64) (Copy, error) {
 	if size > template.Size {
 		if err := b.lvm.Extend(ctx, b.vg, d.CopyName(), sectors(size)); err != nil {
 			return Copy{}, err
@@ -127,9 +128,10 @@ func (b *volumes) clone(ctx context.Context, template Copy, d Disk, size int64) 
 }
 
 func (b *volumes) snapshotOptions(template string, d Disk) lvm.SnapshotOptions {
+	d.On = template
 	return lvm.SnapshotOptions{
 		VG: b.vg, Origin: template, Name: d.CopyName(),
-		Tags: append(creationTags(d), cloneTag(template)), SkipActivation: !d.OVirt(), Activate: true,
+		Tags: creationTags(d), SkipActivation: !d.OVirt(), Activate: true,
 	}
 }
 

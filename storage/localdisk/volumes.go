@@ -25,6 +25,8 @@ type volumes struct {
 	poolReserve int // percent
 }
 
+const thinPool = "thin-pool" // lvm.LV.Segtype
+
 func newVolumes(s *Service, pool string) backend {
 	c := s.Config
 	return &volumes{
@@ -41,15 +43,20 @@ func (b *volumes) target(d Disk) string { return b.node(d.CopyName()) }
 func (b *volumes) node(name string) string { return filepath.Join(b.dev, b.vg, name) }
 
 func (b *volumes) find(ctx context.Context) (map[string]Copy, error) {
+	copies, _, err := b.survey(ctx)
+	return copies, err
+}
+
+func (b *volumes) survey(ctx context.Context) (map[string]Copy, room, error) {
 	report, err := b.report(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	copies := map[string]Copy{}
 	for _, lv := range report.LVs {
-		copies[lv.Name] = b.describe(lv)
+		copies[lv.Name] = b.describe(report, lv)
 	}
-	return copies, nil
+	return copies, func(sizes []int64) error { return b.roomIn(report, sizes) }, nil
 }
 
 func (b *volumes) report(ctx context.Context) (lvm.Report, error) {
@@ -62,11 +69,12 @@ func (b *volumes) report(ctx context.Context) (lvm.Report, error) {
 	return report, err
 }
 
-func (b *volumes) describe(lv lvm.LV) Copy {
+func (b *volumes) describe(report lvm.Report, lv lvm.LV) Copy {
+	pool, _ := report.LV(lv.Pool)
 	c := Copy{
 		State: Ready, UUID: lv.UUID, Name: lv.Name, Format: imagecheck.Raw, Home: lv.VG, HomeID: lv.VGUUID,
 		Path: b.node(lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
-		Active: lv.Active == nil || *lv.Active, Pool: lv.Pool,
+		Active: lv.Active == nil || *lv.Active, Pool: lv.Pool, Zeroes: pool.Segtype == thinPool && pool.Attr.Zeroes(),
 	}
 	if c.has(tagUpdating) {
 		c.State = Updating
@@ -97,6 +105,10 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 	if err != nil {
 		return err
 	}
+	return b.roomIn(report, sizes)
+}
+
+func (b *volumes) roomIn(report lvm.Report, sizes []int64) error {
 	if b.pool == "" {
 		return b.groupRoom(report.VG, sizes)
 	}
@@ -106,6 +118,9 @@ func (b *volumes) room(ctx context.Context, sizes []int64) error {
 	}
 	return b.poolRoom(pool)
 }
+
+// lends holds for a thin pool: a volume takes of it what is written to it.
+func (b *volumes) lends() bool { return b.pool != "" }
 
 func (b *volumes) groupRoom(vg lvm.VG, sizes []int64) error {
 	rounded := make([]int64, len(sizes))
@@ -138,7 +153,7 @@ func (b *volumes) moreRoom() string {
 
 func (b *volumes) findPool(report lvm.Report) (lvm.LV, error) {
 	pool, ok := report.LV(b.pool)
-	if ok && pool.Segtype == "thin-pool" {
+	if ok && pool.Segtype == thinPool {
 		return pool, nil
 	}
 	err := failure.New(failure.Precondition, "lv %s/%s: no such thin pool", b.vg, b.pool)
@@ -159,6 +174,10 @@ func (b *volumes) readsZero(ctx context.Context) (bool, error) {
 	return err == nil && pool.Attr.Zeroes(), err
 }
 
+// A volume has its tags from lvcreate itself.
+func (b *volumes) announce(Disk) error { return nil }
+func (b *volumes) withdraw(Disk)       {}
+
 func (b *volumes) create(ctx context.Context, d Disk, size int64) (Copy, error) {
 	if err := b.lvm.Create(ctx, b.createOptions(d, size)); err != nil {
 		return Copy{}, err
@@ -176,7 +195,7 @@ func (b *volumes) made(ctx context.Context, name string) (Copy, error) {
 	if !ok {
 		return Copy{}, failure.New(failure.Conflict, "lv %s/%s: vanished after it was created", b.vg, name)
 	}
-	c := b.describe(lv)
+	c := b.describe(report, lv)
 	return c, c.awaitNode(ctx)
 }
 
@@ -238,7 +257,7 @@ func (b *volumes) extend(ctx context.Context, c Copy, size int64) (Copy, error) 
 	if !ok || lv.UUID != c.UUID {
 		return c, failure.New(failure.Conflict, "%s: vanished", c)
 	}
-	return b.describe(lv), nil
+	return b.describe(report, lv), nil
 }
 
 // explain runs the backend's own methods against a runner that only writes

@@ -67,6 +67,17 @@ const firstPause, lastPause = time.Millisecond, 64 * time.Millisecond
 // tryShared is Try for a lock that others may share, but not hold exclusively.
 func tryShared(dir, name string) (*Lock, error) { return open(dir, name, unix.LOCK_SH) }
 
+// TryEither takes the lock exclusively if nobody has it, and else shares it with
+// those who share it; alone says which it is. If somebody holds it exclusively it
+// is ErrHeld, at once.
+func TryEither(dir, name string) (l *Lock, alone bool, err error) {
+	if l, err = open(dir, name, unix.LOCK_EX); !errors.Is(err, ErrHeld) {
+		return l, err == nil, err
+	}
+	l, err = TryShared(dir, name)
+	return l, false, err
+}
+
 // Acquire waits for the exclusive lock until ctx ends; then the error is
 // ErrHeld joined with the context's.
 func Acquire(ctx context.Context, dir, name string) (*Lock, error) {

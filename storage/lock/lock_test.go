@@ -42,6 +42,33 @@ func TestOneHolder(t *testing.T) {
 	second.Release()
 }
 
+func TestEitherAloneOrShared(t *testing.T) {
+	dir := t.TempDir()
+	take := func(want bool) *lock.Lock {
+		t.Helper()
+		l, alone, err := lock.TryEither(dir, "disk")
+		if err != nil || alone != want {
+			t.Fatalf("alone %v, %v", alone, err)
+		}
+		return l
+	}
+	first := take(true)
+	if _, alone, err := lock.TryEither(dir, "disk"); !errors.Is(err, lock.ErrHeld) || alone {
+		t.Errorf("beside one who has it alone: %v, %v", alone, err)
+	}
+	first.Release()
+	shared, err := lock.TryShared(dir, "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	take(false).Release()
+	if _, err := lock.Try(dir, "disk"); !errors.Is(err, lock.ErrHeld) {
+		t.Errorf("alone beside one who shares it: %v", err)
+	}
+	shared.Release()
+	take(true).Release()
+}
+
 func TestNameIsOneElementAndNoLinkIsFollowed(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"", ".", "..", "../x", "a/b", "a\x00b"} {

@@ -236,6 +236,9 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	result, err := engine.Copy(ctx, from(source, o.Copy), o.Copy.target(), transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
 		Progress: status.Advance, Cursor: s.cursorFor(source, o.Copy), IOClass: transfer.IOBestEffort,
+		// What has its base already is done in a moment, mostly. One without a
+		// cursor is made anew; see goOn.
+		LateCursor: present(o.Copy) > 0,
 	})
 	if err == nil {
 		s.Log.Info("copied", "disk", o.Disk.String(), "method", result.Method,

@@ -36,6 +36,7 @@ type copying struct {
 	cursor  cursor
 	resumed bool // cursor is what an earlier copy has left
 	keeping bool // cursor is on disk and goes on being written
+	late    bool // cursor is to be written for the first time when it is due
 
 	outer  hash.Hash // the digest up to cursor.Done; nil if none is computed
 	result Result
@@ -123,6 +124,7 @@ func (c *copying) resume() {
 	}
 	found, err := readCursor(c.o.Cursor)
 	if errors.Is(err, errNoCursor) {
+		c.late = c.o.LateCursor
 		return
 	}
 	if err == nil {
@@ -143,7 +145,7 @@ func (c *copying) resume() {
 // distrust starts over, in a target where an earlier copy has been.
 func (c *copying) distrust(why string) {
 	c.say("an earlier copy is of no use, it starts over", "target", c.target.Path, "cursor", c.o.Cursor, "why", why)
-	c.resumed, c.keeping, c.cursor = false, false, cursor{}
+	c.resumed, c.keeping, c.late, c.cursor = false, false, false, cursor{}
 	c.target.Zeroed, c.source.Present = false, 0
 }
 
@@ -162,6 +164,9 @@ func (c *copying) begin(method Method) error {
 	}
 	c.cursor = cursorOf(c.source, c.target)
 	c.cursor.Method = method
+	if c.late {
+		return failpoint.Hit("transfer.begun")
+	}
 	err := flush(context.Background(), c.f, c.made) // the name of a new file
 	if err == nil {
 		err = c.cursor.write(c.o.Cursor)
@@ -192,12 +197,12 @@ func (c *copying) beginDigest(method Method) (err error) {
 
 // mark makes what lies below done durable, then the cursor that says so.
 func (c *copying) mark(done int64, digest []byte) error {
-	if !c.keeping || done <= c.cursor.Done {
+	if !c.keeping && !c.late || done <= c.cursor.Done {
 		return nil
 	}
 	return c.session.writing(func() error {
-		if err := unix.Fdatasync(int(c.f.Fd())); err != nil {
-			return noSpace(&os.PathError{Op: "flush", Path: c.target.Path, Err: err})
+		if err := c.flushData(); err != nil {
+			return err
 		}
 		if err := failpoint.Hit("transfer.cursor-flushed"); err != nil {
 			return err
@@ -207,8 +212,21 @@ func (c *copying) mark(done int64, digest []byte) error {
 			c.warn("the copy can be resumed from an earlier point only", err)
 			return nil
 		}
+		c.keeping, c.late = true, false
 		return failpoint.Hit("transfer.cursor")
 	})
+}
+
+// flushData brings to the disk what a cursor is about; of a target without one
+// all that there is, its name and what it shared from the beginning.
+func (c *copying) flushData() error {
+	if c.late {
+		return flush(context.Background(), c.f, c.made)
+	}
+	if err := unix.Fdatasync(int(c.f.Fd())); err != nil {
+		return noSpace(&os.PathError{Op: "flush", Path: c.target.Path, Err: err})
+	}
+	return nil
 }
 
 func (c *copying) every() time.Duration {
@@ -226,7 +244,7 @@ func (c *copying) end(ctx context.Context) error {
 	err := c.session.do(ctx, c.target.Path, c.o.IOClass, func() error {
 		return c.session.writing(func() error { return c.finish(ctx) })
 	})
-	if err == nil {
+	if err == nil && c.keeping {
 		err = c.session.do(ctx, c.target.Path, c.o.IOClass, func() error { return c.mark(c.source.Size, c.savedDigest()) })
 	}
 	if err != nil {

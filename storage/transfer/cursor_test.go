@@ -4,6 +4,8 @@ package transfer_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -154,6 +156,69 @@ func TestFinishedCopyIsNotRepeated(t *testing.T) {
 		t.Errorf("%+v, %v", third, err)
 	}
 	expect(t, target.Path+"2", content)
+}
+
+// A copy that is done before its first cursor is due leaves none; one that is
+// not, or is stopped, can be gone on with.
+func TestLateCursor(t *testing.T) {
+	chain, content := build(t, t.TempDir(), []layer{{"raw", 12 << 20, []step{{0, 12 << 20, 1}}}, {"qcow2", 16 << 20, []step{{1 << 20, 2 << 20, 2}, {12 << 20, 4 << 20, 3}}}})
+	source := identified(t, chain)
+	source.Present = 1
+	cloned := func() (transfer.Target, transfer.Options) {
+		path := filepath.Join(t.TempDir(), "target")
+		base, err := os.ReadFile(chain[1].Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, path, string(base))
+		if err := os.Truncate(path, 16<<20); err != nil {
+			t.Fatal(err)
+		}
+		return transfer.Target{Path: path, Size: 16 << 20, Zeroed: true, ID: "this"}, transfer.Options{Only: transfer.Native, Cursor: path + ".cursor", LateCursor: true}
+	}
+	target, o := cloned()
+	if _, err := (&transfer.Engine{Run: command.System{}, CursorEvery: time.Hour}).Copy(t.Context(), source, target, o); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(o.Cursor); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a cursor before it was due: %v", err)
+	}
+	expect(t, target.Path, content)
+
+	var done int64
+	var ok bool
+	for done == 0 { // stopped before anything was done it leaves none
+		target, o = cloned()
+		ctx, cancel := context.WithCancel(t.Context())
+		o.Progress = func(done, total int64) {
+			if done >= total*9/10 {
+				cancel()
+			}
+		}
+		_, _ = (&transfer.Engine{Run: command.System{}, CursorEvery: time.Millisecond}).Copy(ctx, source, target, o)
+		cancel()
+		done, ok = transfer.Resumable(o.Cursor, source, target)
+	}
+	o.Progress = nil
+	result, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, o)
+	if err != nil || !ok || done == 0 || result.Resumed != done {
+		t.Fatalf("%+v after %d, %v", result, done, err)
+	}
+	expect(t, target.Path, content)
+	if done, ok = transfer.Resumable(o.Cursor, source, target); !ok || done != source.Size {
+		t.Errorf("at the end it is at %d, %v", done, ok)
+	}
+
+	// Where a cursor is not believed, the next one says at once what the target is.
+	target, o = cloned()
+	write(t, o.Cursor, "no cursor")
+	if _, err := (&transfer.Engine{Run: command.System{}, CursorEvery: time.Hour}).Copy(t.Context(), source, target, o); err != nil {
+		t.Fatal(err)
+	}
+	if done, ok = transfer.Resumable(o.Cursor, source, target); ok && done != source.Size {
+		t.Errorf("it is at %d", done)
+	}
+	expect(t, target.Path, content)
 }
 
 // A state directory that is full does not keep a copy from being made.

@@ -57,20 +57,26 @@ func TestReadyPathOfFourDisksCostsTwoCommands(t *testing.T) {
 }
 
 // Stale data of an earlier owner (the fake group is full of 0xAA) must not
-// show through holes nor in the tail of a linear volume.
-func TestLinearVolumeShowsNothingOfEarlierOwners(t *testing.T) {
-	w := newWorld(t, "lvm")
-	_, err := w.hook()
-	must(t, err)
-	b, err := os.ReadFile(w.content())
-	must(t, err)
-	if len(b) != 4<<20 {
-		t.Fatalf("volume of %d bytes", len(b))
+// show through holes nor in the tail of a linear volume, nor of a thin one whose
+// pool does not zero.
+func TestVolumeShowsNothingOfEarlierOwners(t *testing.T) {
+	for _, backend := range []string{"lvm", "lvmthin"} {
+		for _, world := range []func(*testing.T, string) *world{newWorld, newCache} {
+			w := world(t, backend)
+			must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes["pool0"].KeepsOld = true }))
+			_, err := w.hook()
+			must(t, err)
+			b, err := os.ReadFile(w.content())
+			must(t, err)
+			if len(b) != 4<<20 {
+				t.Fatalf("volume of %d bytes", len(b))
+			}
+			if strings.Contains(string(b), "\xaa\xaa") {
+				t.Errorf("%s: old data shows through", backend)
+			}
+			w.same(w.stable(), w.flat)
+		}
 	}
-	if strings.Contains(string(b), "\xaa\xaa") {
-		t.Error("old data shows through")
-	}
-	w.same(w.stable(), w.flat)
 }
 
 func TestTwoStartsAtOnceCopyOnce(t *testing.T) {

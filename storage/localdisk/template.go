@@ -26,10 +26,10 @@ import (
 //
 //	absent ──create──▶ updating ──copy, flush, read-only──▶ ready
 //
-// Only a ready one is cloned, under the same lock. What a clone shares with it
-// is the storage's business from then on; see templates. Its name is its
-// identity: a base that was replaced or written to has another one, and the
-// template of what it was grows old.
+// Only a ready one is cloned, by who shares that lock; see heldTemplate. What a
+// clone shares with it is the storage's business from then on; see templates.
+// Its name is its identity: a base that was replaced or written to has another
+// one, and the template of what it was grows old.
 
 // templatePrefix begins the names of templates, which are no copies: ids
 // follow copyPrefix.

@@ -184,6 +184,9 @@ func (v *Volume) attr() string {
 	switch {
 	case v.IsPool:
 		a[0], a[6], a[7] = 't', 't', 'z'
+		if v.KeepsOld {
+			a[7] = '-'
+		}
 	case v.Pool != "":
 		a[0], a[6], a[7] = 'V', 't', 'z'
 	}

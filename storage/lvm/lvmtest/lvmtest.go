@@ -47,6 +47,7 @@ type Volume struct {
 	Pool     string // thin volume
 	Origin   string // thin snapshot, while that is there
 	IsPool   bool
+	KeepsOld bool // pool: it hands blocks out with what an earlier owner left in them
 	Skip     bool
 	ReadOnly bool
 	Active   bool

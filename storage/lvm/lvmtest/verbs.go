@@ -144,7 +144,8 @@ func (g *Group) lvextend(c call) int {
 }
 
 // activate puts a loop device behind the volume's node. A linear volume's new
-// extents hold what an earlier owner left, here 0xAA, as on a real disk.
+// extents hold what an earlier owner left, here 0xAA, as on a real disk; so do the
+// blocks of a pool that does not zero them.
 func (g *Group) activate(name string, v *Volume) int {
 	if v.Active {
 		return 0
@@ -152,7 +153,7 @@ func (g *Group) activate(name string, v *Volume) int {
 	img := image(name)
 	if _, err := os.Stat(img); err != nil {
 		stale := []byte{}
-		if v.Pool == "" {
+		if v.Pool == "" || g.Volumes[v.Pool].KeepsOld {
 			stale = bytes.Repeat([]byte{0xAA}, int(v.Size))
 		}
 		err := os.WriteFile(img, stale, 0o600)

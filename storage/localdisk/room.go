@@ -72,10 +72,10 @@ func roomOf(ctx context.Context, b backend) room {
 	return func(sizes []int64) error { return b.room(ctx, sizes) }
 }
 
-// reserve makes a copy of d where free says that there is room for it. Nobody
+// reserve has create make the copy of d where free says that there is room for it. Nobody
 // else who is here takes that room in between. What takes time is done before:
 // twenty starts at once wait for each other here.
-func (s *Service) reserve(ctx context.Context, b backend, d Disk, free func() error, make func() (Copy, error)) (c Copy, err error) {
+func (s *Service) reserve(ctx context.Context, b backend, d Disk, free func() error, create func() (Copy, error)) (c Copy, err error) {
 	err = b.announce(d)
 	if errors.Is(err, failure.NoSpace) {
 		// Not even for that: free may make some, or has the better words.
@@ -101,7 +101,7 @@ func (s *Service) reserve(ctx context.Context, b backend, d Disk, free func() er
 	if err := free(); err != nil {
 		return c, err
 	}
-	return make()
+	return create()
 }
 
 func roomLock(home string) string {

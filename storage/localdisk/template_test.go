@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
-	"diskhook/storage/lock"
 	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/progress"
 )
@@ -117,9 +117,10 @@ func TestClonesDoNotWaitForEachOther(t *testing.T) {
 			w := w(t)
 			w.started(w.disk())
 			template := w.templates()[0].Name
-			other, err := lock.TryShared(w.path("run/diskhook/lock"), "template-"+template)
+			other, err := os.Open(w.path("run/diskhook/lock/template-" + template))
 			must(t, err)
-			defer other.Release()
+			defer other.Close()
+			must(t, unix.Flock(int(other.Fd()), unix.LOCK_SH))
 			w.started(w.numbered(1))
 			if name == "dir" { // in a pool its clones keep it
 				if err := service().EvictTemplate(t.Context(), template, localdisk.WipeNone); !errors.Is(err, failure.Conflict) {

@@ -74,7 +74,7 @@ func TryEither(dir, name string) (l *Lock, alone bool, err error) {
 	if l, err = open(dir, name, unix.LOCK_EX); !errors.Is(err, ErrHeld) {
 		return l, err == nil, err
 	}
-	l, err = TryShared(dir, name)
+	l, err = tryShared(dir, name)
 	return l, false, err
 }
 

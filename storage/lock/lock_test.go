@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
 )
@@ -57,15 +59,21 @@ func TestEitherAloneOrShared(t *testing.T) {
 		t.Errorf("beside one who has it alone: %v, %v", alone, err)
 	}
 	first.Release()
-	shared, err := lock.TryShared(dir, "disk")
+	shared, err := os.Open(filepath.Join(dir, "disk"))
 	if err != nil {
+		t.Fatal(err)
+	}
+	defer shared.Close()
+	if err := unix.Flock(int(shared.Fd()), unix.LOCK_SH); err != nil {
 		t.Fatal(err)
 	}
 	take(false).Release()
 	if _, err := lock.Try(dir, "disk"); !errors.Is(err, lock.ErrHeld) {
 		t.Errorf("alone beside one who shares it: %v", err)
 	}
-	shared.Release()
+	if err := shared.Close(); err != nil {
+		t.Fatal(err)
+	}
 	take(true).Release()
 }
 

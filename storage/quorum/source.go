@@ -4,6 +4,7 @@ package quorum
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -101,13 +102,21 @@ func (s *Service) VerifyAgainst(ctx context.Context, name string, disk []imagech
 		return Verification{}, err
 	}
 	found, err := s.compare(ctx, set, disk, report, held.File())
-	if err == nil {
-		err = set.unlike(failure.Problems, disk[0], found)
-	}
-	if err != nil || !record {
+	if err != nil {
 		return found, err
 	}
-	return found, s.noteSource(ctx, set, disk, before.Fingerprint, nil)
+	differs := set.unlike(failure.Problems, disk[0], found)
+	switch {
+	case !record:
+		return found, differs
+	case differs == nil:
+		return found, s.noteSource(ctx, set, disk, before.Fingerprint, nil)
+	case set.Source != nil && set.Source.Fingerprint == "":
+		// An earlier comparison with a device does not hold any more.
+		set.Source = nil
+		return found, errors.Join(differs, s.save(set))
+	}
+	return found, differs
 }
 
 // Bound notes that a disk of a domain, which Current has passed and whose

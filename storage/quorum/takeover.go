@@ -96,7 +96,7 @@ const comparedFor = time.Hour
 // the disk is the device that the set's source was.
 func (s *Set) unproven(use Use, now Source, same bool) (*failure.Kind, string) {
 	src, user := s.Source, s.User
-	equal := func(print string) bool { return now.Fingerprint != "" && now.Fingerprint == print }
+	equal := func(other string) bool { return now.Fingerprint != "" && now.Fingerprint == other }
 	switch {
 	case src != nil && equal(src.Fingerprint), user != nil && equal(user.Fingerprint):
 		return nil, ""

@@ -100,12 +100,12 @@ func TestFits(t *testing.T) {
 	fits := func(use Use) (string, error) { return s.Fits(t.Context(), "db", use, Former{Chain: chain}) }
 
 	keep(source, nil)
-	print, err := fits(mine)
-	if err != nil || print != source.Fingerprint {
-		t.Fatalf("as it was built: %q, %v", print, err)
+	seen, err := fits(mine)
+	if err != nil || seen != source.Fingerprint {
+		t.Fatalf("as it was built: %q, %v", seen, err)
 	}
 	user := mine
-	user.Fingerprint = print
+	user.Fingerprint = seen
 	keep(nil, &user)
 	if _, err := fits(mine); err != nil {
 		t.Errorf("its own guest's, the disk is as it was: %v", err)

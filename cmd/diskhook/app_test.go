@@ -53,7 +53,7 @@ func TestVerbsHaveTheCommonFlags(t *testing.T) {
 	p, _, _ := newProgram()
 	mutating := []string{"apply", "revert", "rebind", "unbind", "prestage", "settle", "cancel", "recreate", "remove", "resize", "export", "adopt", "gc", "rewrite",
 		"build", "verify", "resync", "replace", "forget", "accept", "define", "undefine", "attach", "detach", "reconcile"}
-	noOutput := []string{"rewrite", "check", "run", "fill", "serve"}
+	noOutput := []string{"rewrite", "check", "run", "fill", "serve", "helper"}
 	walk(New(p).Commands, func(c *cli.Command) {
 		if len(c.Subcommands) > 0 {
 			return

@@ -42,6 +42,10 @@ func volumeCommand(p *program) *cli.Command {
 			verb("devices", "list block and multipath devices that are no managed volumes", "", volumeDevices),
 			verb("reconcile", "compare database, links and kernel, and say what has to be done", "", volumeReconcile,
 				&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it"}, dryRunFlag()),
+			{
+				Name: "helper", Usage: "VDSM's managedvolume-helper (called by VDSM)", ArgsUsage: "connector_info|attach|detach", Hidden: true,
+				Action: func(c *cli.Context) error { return volumeHelper(p, c) },
+			},
 		},
 	}
 }
@@ -119,9 +123,11 @@ func volumeDefine(p *program, c *cli.Context) error {
 	})
 }
 
+// mostConnection is more than storage/managed takes.
+const mostConnection = 1 << 20
+
 // connectionInfo reads the document. No part of it is ever in an error.
 func (p *program) connectionInfo(c *cli.Context) ([]byte, error) {
-	const most = 1 << 20 // more than storage/managed takes
 	name, in := c.String("connection-info"), p.stdin
 	switch name {
 	case "":
@@ -135,7 +141,7 @@ func (p *program) connectionInfo(c *cli.Context) ([]byte, error) {
 		defer file.Close()
 		in = file
 	}
-	text, err := io.ReadAll(io.LimitReader(in, most))
+	text, err := io.ReadAll(io.LimitReader(in, mostConnection))
 	if err != nil {
 		return nil, fmt.Errorf("read the connection_info: %w", err)
 	}

@@ -77,8 +77,9 @@ func (s *Service) isVolumes(ctx context.Context, b bindings.Bound, link string) 
 // word: what its guest wrote is there, and would go out of sight.
 func (d Domain) keepsVolume(target, verb string) error {
 	e := d.entry(target)
-	if e == nil || e.Volume == nil {
-		return nil
+	disk, there := d.Disk(target)
+	if e == nil || e.Volume == nil || !there || disk.At() != e.Source {
+		return nil // it does not show the volume, and stays as it is
 	}
 	if origin, err := e.OriginDisk(); err == nil && origin.Source.Path() == e.Source {
 		return nil // which names the volume, too

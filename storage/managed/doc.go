@@ -8,7 +8,8 @@
 // # What is where
 //
 //	managed            the service: definitions, claims, Attach, Detach,
-//	                   VolumesInfo, ConnectorInfo, Reconcile
+//	                   VolumesInfo, ConnectorInfo, Reconcile; what a dry run
+//	                   tells (explain.go); VDSM's helper (rowless.go)
 //	managed/database   which volumes are attached: VDSM's schema, and ours beside it
 //	managed/connector  how: one file for each type of connection
 //

@@ -75,7 +75,7 @@ func managedVolumes(ctx context.Context, h *Host) []Finding {
 		found = append(found, fail("run `iscsi-iname`, and write its answer there as InitiatorName=…", "%s names no initiator", h.at("/etc/iscsi/initiatorname.iscsi")))
 	}
 	if len(found) == 0 {
-		found = append(found, ok("%d volumes are defined", len(definitions)))
+		found = append(found, ok("volumes that are defined, and need no program: %d", len(definitions)))
 	}
 	return found
 }

@@ -76,7 +76,7 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 		r.After, err = xmlrewrite.Apply(doc, append(h.together(changes), xmlrewrite.SetMetadata{Disks: entries})...)
 	}
 	if err != nil {
-		return r, fmt.Errorf("%s: %w", r.Domain, failure.Wrap(failure.Precondition, err))
+		return r, unlowered(r.Bound, fmt.Errorf("%s: %w", r.Domain, failure.Wrap(failure.Precondition, err)))
 	}
 	return r, nil
 }

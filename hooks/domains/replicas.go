@@ -51,8 +51,8 @@ func (s *Service) numbered(ctx context.Context, d Domain, doc *xmlrewrite.Docume
 	return doc, nil
 }
 
-// replicasFit refuses a set that another domain is bound to, and one whose size
-// is not that of the disk.
+// replicasFit refuses a set that another domain is bound to, one whose size is
+// not that of the disk, and a way to serve it that this host does not have.
 func (s *Service) replicasFit(ctx context.Context, d Domain, bound []bindings.Bound, others []Facts) error {
 	for _, b := range bound {
 		if b.Binding.Kind != "quorum" {
@@ -69,6 +69,12 @@ func (s *Service) replicasFit(ctx context.Context, d Domain, bound []bindings.Bo
 		}
 		if err := s.sameSize(ctx, d, b, set); err != nil {
 			return err
+		}
+		if b.Binding.Option("transport", "") != quorum.VhostUser {
+			continue
+		}
+		if err := s.Quorum.ServesVhostUser(ctx); err != nil {
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
 		}
 	}
 	return nil

@@ -18,13 +18,22 @@ import (
 // image, one of them qcow2.
 func replicated(t *testing.T, name string, image []byte) *domain {
 	t.Helper()
+	return replicatedAs(t, name, image, "")
+}
+
+// replicatedAs has the disk lowered as the options say.
+func replicatedAs(t *testing.T, name string, image []byte, options string) *domain {
+	t.Helper()
 	removed(t, name)
 	d := newDomain(t, name)
 	writeImage(t, d.image(), image)
 	d.disks = diskXML("file", d.image(), "raw", "vda")
 	d.define()
+	if strings.Contains(options, "vhost-user") {
+		d.defineAs(shared(d.xml()))
+	}
 	diskhook(t, 0, "quorum", "build", "--replicas", strings.Join(d.replicas(), ","), "--threshold", "2", "--from", d.image(), name)
-	diskhook(t, 0, "domain", "apply", "--quorum", "vda="+name, name)
+	diskhook(t, 0, "domain", "apply", "--quorum", "vda="+name+options, name)
 	return d
 }
 
@@ -156,7 +165,14 @@ func busySector() []byte {
 // TestQuorumDaemonKilled: the guest waits for a daemon that was killed under
 // it, sees no error, and writes on; no replica is left behind.
 func TestQuorumDaemonKilled(t *testing.T) {
-	d := replicated(t, "killed", busySector())
+	for _, transport := range []string{"nbd", "vhost-user"} {
+		t.Run(transport, func(t *testing.T) { daemonKilled(t, transport) })
+	}
+}
+
+func daemonKilled(t *testing.T, transport string) {
+	set := "killed-" + transport
+	d := replicatedAs(t, set, busySector(), ",transport="+transport)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(try(t, "virsh", "domstate", "--reason", d.uuid), "\n", try(t, "tail", "-n", "20", "/run/diskhook/hook.log"))
@@ -180,7 +196,7 @@ func TestQuorumDaemonKilled(t *testing.T) {
 		var daemons []struct {
 			PID int `json:"pid"`
 		}
-		if err := json.Unmarshal([]byte(content(t, "/run/diskhook/quorum/killed/daemon.json")), &daemons); err != nil || len(daemons) == 0 {
+		if err := json.Unmarshal([]byte(content(t, "/run/diskhook/quorum/"+set+"/daemon.json")), &daemons); err != nil || len(daemons) == 0 {
 			t.Fatal(daemons, err)
 		}
 		for _, daemon := range daemons {
@@ -196,8 +212,8 @@ func TestQuorumDaemonKilled(t *testing.T) {
 		t.Errorf("the guest saw an error: %q", said)
 	}
 	d.destroy()
-	diskhook(t, 0, "quorum", "resync", "killed")
-	says(t, diskhook(t, 0, "quorum", "verify", "killed"), "all replicas are equal")
+	diskhook(t, 0, "quorum", "resync", set)
+	says(t, diskhook(t, 0, "quorum", "verify", set), "all replicas are equal")
 }
 
 // TestQuorumInline: QEMU itself opens the replicas, as its own user, and what

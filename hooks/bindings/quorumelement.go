@@ -3,8 +3,10 @@
 package bindings
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/quorum"
@@ -162,16 +164,40 @@ func Inlined(doc *xmlrewrite.Document) bool {
 // Overridden refuses to start a domain whose inline quorums are not what its
 // guest would use. Without its override, which an edit or another program may
 // have dropped, it would run on the first replica alone, and that one would
-// be the only one to have what it writes.
-func Overridden(doc *xmlrewrite.Document, d Domain, bound []Bound) error {
+// be the only one to have what it writes. And where a replica was replaced since
+// the definition was written, QEMU would still vote with the old one.
+func (h *Host) Overridden(doc *xmlrewrite.Document, d Domain, bound []Bound) error {
 	for _, b := range bound {
 		if b.Binding.Kind != (replicated{}).Name() || b.lower() != lowerInline {
 			continue
 		}
-		if err := xmlrewrite.CheckInline(doc, b.Disk.Target); err != nil {
+		err := xmlrewrite.CheckInline(doc, b.Disk.Target)
+		if err == nil {
+			err = h.sameReplicas(doc, b)
+		}
+		if err != nil {
 			err = failure.New(failure.Conflict, "%s: %w", d, err)
 			return failure.Hint(err, "write it again with `diskhook domain apply %s`", d.NameArg())
 		}
 	}
 	return nil
+}
+
+// sameReplicas holds the nodes of a definition against the set's replicas, whose
+// ids are in their names. The first is libvirt's disk, which Source knows.
+func (h *Host) sameReplicas(doc *xmlrewrite.Document, b Bound) error {
+	set, err := h.Quorum.Definition(b.Binding.Value)
+	if err != nil {
+		return nil //nolint:nilerr // the fulfil comes to it
+	}
+	nodes, _ := doc.InlineNodes(b.Disk.Target)
+	var has []string
+	for _, r := range elementOf(set, b.Disk.Target).Replicas {
+		has = append(has, r.NodeName)
+	}
+	if slices.Equal(nodes.Children[1:], has[1:]) {
+		return nil
+	}
+	return fmt.Errorf("disk %s: its QEMU would open %s beside the first replica, and replica set %s has %s", b.Disk.Target,
+		failure.OneLine(strings.Join(nodes.Children[1:], ", ")), set.Name, strings.Join(has[1:], ", "))
 }

@@ -104,7 +104,7 @@ func prepare(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Docu
 	if err != nil || len(bound) == 0 {
 		return err
 	}
-	if err := bindings.Overridden(doc, d, bound); err != nil {
+	if err := h.Overridden(doc, d, bound); err != nil {
 		return err
 	}
 	_, err = h.Fulfil(ctx, d, bound, time.Duration(h.Config.Local.Deadline))
@@ -131,7 +131,7 @@ func start(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Docume
 	if err != nil {
 		return err
 	}
-	if err := bindings.Overridden(doc, d, bound); err != nil {
+	if err := h.Overridden(doc, d, bound); err != nil {
 		return err // libvirt has numbered the images only now
 	}
 	if bound = unlabelled(doc, bound); len(bound) == 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -148,11 +149,15 @@ func (s *Service) attended(set Set, use Use) (Generation, bool) {
 	return a.Generation, err == nil && known.Raise == a.Generation.Raise
 }
 
-// equal decides who votes, which has to be everybody.
+// equal decides who votes, which has to be everybody. Nothing is written where
+// somebody is left out that cannot be brought up to date.
 func (s *Service) equal(ctx context.Context, set Set, held *os.File, live *liveFile) (Decision, error) {
 	d, _, err := s.Decide(ctx, set)
 	if err != nil || d.Veto != nil {
 		return d, errors.Join(err, d.Veto)
+	}
+	if err := leavesOut(set, d, func(l LeftOut) bool { return !l.Stale }); err != nil {
+		return d, err
 	}
 	if d.Unclean || len(d.Left) > 0 {
 		live.change(func(l *Live) { l.Equalising = true })
@@ -164,12 +169,18 @@ func (s *Service) equal(ctx context.Context, set Set, held *os.File, live *liveF
 			return d, errors.Join(err, d.Veto)
 		}
 	}
-	if len(d.Left) == 0 {
-		return d, nil
+	return d, leavesOut(set, d, func(LeftOut) bool { return true })
+}
+
+// leavesOut refuses a decision that leaves a replica out of those that count.
+func leavesOut(set Set, d Decision, counts func(LeftOut) bool) error {
+	i := slices.IndexFunc(d.Left, counts)
+	if i < 0 {
+		return nil
 	}
-	l := d.Left[0]
-	err = failure.New(failure.Precondition, "%s: lower=inline needs all of its replicas, and %s is left out: %s", &set, l.ID, l.Why)
-	return d, failure.Hint(err, "bring it back, replace it with `diskhook quorum replace %s %s REPLICA`, or use lower=export, which starts without it", set.Name, l.ID)
+	l := d.Left[i]
+	err := failure.New(failure.Precondition, "%s: lower=inline needs all of its replicas, and %s is left out: %s", &set, l.ID, l.Why)
+	return failure.Hint(err, "bring it back, replace it with `diskhook quorum replace %s %s REPLICA`, or use lower=export, which starts without it", set.Name, l.ID)
 }
 
 // formerOwner is whose a file was before a QEMU got it.

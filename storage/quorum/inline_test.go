@@ -148,6 +148,20 @@ func TestInlineReports(t *testing.T) {
 	w.equalReplicas()
 }
 
+// A replica that is away keeps the others from being counted anew.
+func TestInlineNeedsAll(t *testing.T) {
+	w := built(t)
+	must(t, os.Rename(w.path("c.raw"), w.path("c.away")))
+	before := w.decision()
+	w.refused(w.Open(t.Context(), "db", vda, time.Minute), failure.Precondition, "lower=inline needs all of its replicas, and r3 is left out", "diskhook quorum replace db r3 REPLICA")
+	if after := w.decision(); after.Next != before.Next || after.Unclean {
+		t.Errorf("the refused start raised a generation: %+v, then %+v", before, after)
+	}
+	if _, err := w.Claim("db"); !errors.Is(err, failure.NotFound) {
+		t.Errorf("its claim stays: %v", err)
+	}
+}
+
 // TestInlineUnheard: that nobody can listen keeps no set from being used.
 func TestInlineUnheard(t *testing.T) {
 	w := built(t)

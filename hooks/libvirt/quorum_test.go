@@ -82,6 +82,7 @@ func TestInlineNeedsItsOverride(t *testing.T) {
 	}{
 		"as it was written": {},
 		"no override":       {"alias='ua-diskhook-vda'>\n      <qemu:frontend>", "alias='ua-other'>\n      <qemu:frontend>", []string{"disk vda", "/srv/db-r1.raw alone", "diskhook domain apply vm"}},
+		"another replica":   {"vda-r2", "vda-r7", []string{"disk vda", "its QEMU would open vda-r7", "replica set db has vda-r2", "diskhook domain apply vm"}},
 		"another number":    {"libvirt-4-format", "libvirt-1-format", []string{"disk vda", "takes the node libvirt-1-format", "the number 4", "diskhook domain apply vm"}},
 	} {
 		t.Run(name, func(t *testing.T) {

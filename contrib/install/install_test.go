@@ -178,6 +178,10 @@ func TestSystemFilesAreSound(t *testing.T) {
 	// What units of ours refer to, from the machine's systemd.
 	run(t, "sh", "-c", `cp /usr/lib/systemd/system/*.target "$1"`, "sh", dest+"/usr/lib/systemd/system")
 	for _, unit := range units {
+		// An instance is a name as it stands: %I would make web/1 of web-1.
+		if strings.Contains(string(read(t, unit)), "%I") {
+			t.Errorf("%s unescapes the name of its instance", unit)
+		}
 		// A template is verified as one of its instances.
 		name := strings.Replace(filepath.Base(unit), "@.", "@vm1.", 1)
 		run(t, "systemd-analyze", "--root="+dest, "--man=no", "verify", name)

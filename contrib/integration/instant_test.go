@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // instant is a domain whose disk is bound with fill=instant. Its source is of a
@@ -45,7 +47,8 @@ func startsAtOnce(t *testing.T, name string) *instant {
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", filepath.Join(d.dir, "base.raw"), "-F", "raw", d.top)
 	part := filepath.Join(d.dir, "part")
 	writeImage(t, part, d.want[instantSize/2:])
-	run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -q -s %s %d %d", part, instantSize/2, instantSize/2), d.top)
+	clear(d.want[14<<20 : 16<<20])
+	run(t, "qemu-io", "-f", "qcow2", "-c", fmt.Sprintf("write -q -s %s %d %d", part, instantSize/2, instantSize/2), "-c", "write -q -z 14M 2M", d.top)
 	d.disks = diskXML("file", d.top, "qcow2", "vda")
 	d.define()
 	diskhook(t, 0, "domain", "apply", "--local", "vda=dir,fill=instant", name)
@@ -290,6 +293,16 @@ func (d *instant) copyFile() string {
 	return to
 }
 
+// allocated is how many bytes a file takes up.
+func allocated(t *testing.T, path string) int64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Blocks * 512
+}
+
 // TestInstantToRaw: the disk goes over to a raw copy while its guest runs.
 func TestInstantToRaw(t *testing.T) {
 	for _, settled := range []bool{false, true} {
@@ -308,6 +321,9 @@ func TestInstantToRaw(t *testing.T) {
 			raw := d.copyFile()
 			if exists(d.overlay()) || !strings.HasSuffix(raw, ".raw") {
 				t.Errorf("the overlay is there, or the stable path leads to %s", raw)
+			}
+			if room := allocated(t, raw); room < instantSize {
+				t.Errorf("%d bytes are reserved, of %d", room, instantSize)
 			}
 			d.writes(0x78, 20<<20+4096, 8<<10)
 			definition := d.dumped()

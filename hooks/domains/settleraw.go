@@ -220,6 +220,9 @@ func (s *Service) mirror(ctx context.Context, p *localdisk.Pivoting, rate int64,
 		err = failure.Hint(err, "see `virsh domblkerror %s` and the log of the domain in /var/log/libvirt/qemu, then run this again", p.Disk.Domain)
 		return s.stopped(ctx, p.Settling, err)
 	}
+	if err := p.Reserve(ctx); err != nil {
+		return err
+	}
 	return failpoint.Hit("pivot.ready")
 }
 

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"diskhook/storage/localdisk"
 )
 
@@ -38,6 +40,42 @@ func toRaw() (err error) {
 		}
 	}
 	return p.Clean(ctx)
+}
+
+// A mirror discards what reads as zeros; the raw copy has its room nevertheless,
+// unless [local] sparse.
+func TestRawCopyHasItsRoom(t *testing.T) {
+	w := instantWorld(t, "dir")
+	w.starts()
+	p, err := service().Pivoting(domain, "vda")
+	must(t, err)
+	defer p.Release(nil)
+	raw, err := p.Make(t.Context())
+	must(t, err)
+	room := func() int64 {
+		var st unix.Stat_t
+		must(t, unix.Stat(raw.Path, &st))
+		return st.Blocks * 512
+	}
+	punch := func() {
+		f, err := os.OpenFile(raw.Path, os.O_RDWR, 0)
+		must(t, err)
+		defer f.Close()
+		_, err = f.WriteAt([]byte("what was mirrored"), 1<<20)
+		must(t, err)
+		must(t, unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 2<<20, 1<<20))
+	}
+	punch()
+	if room() >= raw.Size {
+		t.Fatalf("no hole was punched: %d bytes", room())
+	}
+	must(t, p.Reserve(t.Context()))
+	if room() < raw.Size {
+		t.Errorf("it has room for %d of %d bytes", room(), raw.Size)
+	}
+	if text, err := os.ReadFile(raw.Path); err != nil || string(text[1<<20:1<<20+17]) != "what was mirrored" {
+		t.Errorf("its content has changed (%v)", err)
+	}
 }
 
 // becomesRaw is what libvirt's definition says from then on.

@@ -101,6 +101,21 @@ func (p *Pivoting) Make(ctx context.Context) (raw Copy, err error) {
 	})
 }
 
+// Reserve gives the raw copy the room again that a mirror took from it: QEMU
+// discards what reads as zeros. So its guest never meets a full file system
+// ([local] sparse). The mirror may go on meanwhile; what it wrote stays. A
+// file system without the room is a failure.NoSpace.
+func (p *Pivoting) Reserve(ctx context.Context) error {
+	raw, err := p.Other(ctx)
+	if err != nil || !raw.file() || p.service.Config.Local.Sparse {
+		return err
+	}
+	if err := raw.keepRoom(p.Receipt.Size); err != nil {
+		return fmt.Errorf("%s: reserve its blocks: %w", raw, err)
+	}
+	return nil
+}
+
 // make is Make under the disk's lock. The tail of the copy is as it was.
 func (p *Pivoting) make(ctx context.Context, r *Receipt) (raw Copy, err error) {
 	s := p.service

@@ -7,6 +7,7 @@ package e2e
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -63,15 +64,23 @@ func clocksApart(m machine) {
 
 	// What was copied before is still known when it was copied in the future.
 	halved := m.bind(named("halved", disk{"vda", "lvm", "slow"}))
-	m.configured(map[string]string{"local.rate": rate})
+	m.configured(map[string]string{"local.rate": `"768KiB"`, "local.deadline": `"10m"`}) // a cursor comes before the end
+	m.run("cp", "--remove-destination", "diskhook.failpoints", "/usr/bin/diskhook")
+	m.holdCopy(halved, "transfer.cursor")
 	ended := m.starting(halved)
-	m.within(3*time.Minute, "some of the copy is known to be there", func() bool { return m.cursor(halved, "vda") > 0 })
+	m.within(3*time.Minute, "some of the copy is known to be there", func() bool { return strings.Contains(passed(halved), "transfer.cursor\n") })
 	m.run("systemctl", "kill", "--signal=KILL", "diskhook-copy-*")
 	m.refused(<-ended, 1, "disk vda", "its copy process died")
 	m.notReady(halved, "vda")
+	m.run("rm", failpoints)
+	m.run("systemctl", "daemon-reload")
+	m.run("cp", "--remove-destination", "root/usr/bin/diskhook", "/usr/bin/diskhook")
 	m.configure(nil)
 	m.clock(-day)
 	done := m.cursor(halved, "vda")
+	if done <= 0 || done >= oddSize {
+		m.Errorf("%d bytes of the copy are known to be there", done)
+	}
 	m.unchangedBut(halved.copyName("vda"), func() { m.started(halved) })
 	m.same(halved)
 	m.Logf("%d bytes were there already", done)

@@ -32,25 +32,35 @@ var cuts = []struct {
 
 // holdInEachState leaves one copy in each of the states.
 func holdInEachState(m machine) {
-	const unit = "/run/systemd/system/diskhook-copy-.service.d/failpoint.conf"
 	m.run("cp", "diskhook.failpoints", "/usr/bin/diskhook")
-	passed := func(d domain) string {
-		log, _ := os.ReadFile("/run/" + d.name)
-		return string(log)
-	}
 	for _, c := range cuts {
 		if c.at == "transfer.cursor" {
 			m.configure(map[string]string{"local.rate": `"768KiB"`}) // a cursor comes before the end
 		}
-		m.write(unit, "[Service]\nEnvironment=DISKHOOK_FAILPOINT="+c.at+"=sleep:1h DISKHOOK_FAILPOINT_LOG=/run/"+c.name+"\n", 0o644)
-		m.run("systemctl", "daemon-reload")
+		m.holdCopy(c.domain, c.at)
 		// It waits until the power goes.
 		m.must(m.hookCommand(m.bind(c.domain), "prepare", "begin").Start())
-		m.within(time.Minute, c.name+" is begun", func() bool { return passed(c.domain) != "" })
+		m.within(3*time.Minute, c.name+" is begun", func() bool { return passed(c.domain) != "" })
 	}
 	for _, c := range cuts {
 		m.within(3*time.Minute, c.name+" reaches "+c.at, func() bool { return strings.Contains(passed(c.domain), c.at+"\n") })
 	}
+}
+
+// failpoints is what has copies stop on their way.
+const failpoints = "/run/systemd/system/diskhook-copy-.service.d/failpoint.conf"
+
+// holdCopy has copies that begin from now on stop at a failpoint; diskhook must
+// be the one that has them. What a domain's copy has passed is in a file.
+func (m machine) holdCopy(d domain, at string) {
+	m.Helper()
+	m.write(failpoints, "[Service]\nEnvironment=DISKHOOK_FAILPOINT="+at+"=sleep:1h DISKHOOK_FAILPOINT_LOG=/run/"+d.name+"\n", 0o644)
+	m.run("systemctl", "daemon-reload")
+}
+
+func passed(d domain) string {
+	log, _ := os.ReadFile("/run/" + d.name)
+	return string(log)
 }
 
 // cursor is how many bytes of a copy are known to be there; -1 is that nothing

@@ -23,12 +23,16 @@ func TestQuorumHost(t *testing.T) {
 	host{
 		install: "install",
 		images:  []chain{{name: "one", seed: 10}},
-		boots:   []boot{{"replicas", replicas, inOrder}},
+		boots: []boot{
+			{"replicas", replicas, powerCut},
+			{"after the power cut", replicasAfterPowerCut, inOrder},
+		},
 	}.run(t)
 }
 
 // voting is the domain whose disk is the set, three volumes of the group and a
-// file on the server.
+// file on the server. Of four, three must agree: so many are left to outvote
+// each other after a power cut while the file is away.
 func voting() domain { return named("voting", disk{"vda", "", "one"}) }
 
 const (
@@ -56,6 +60,12 @@ func replicas(m machine) {
 	m.scenario("build", buildSet)
 	m.scenario("unit", servedByUnit)
 	m.scenario("killed", killedUnderLoad)
+	m.scenario("server stops", serverOfReplicaStops)
+	if m.Failed() {
+		return // what is left prepares the power cut, which does not come
+	}
+	beforePowerCut(m)
+	m.cutPower()
 }
 
 // buildSet makes the set on volumes full of somebody else's data.

@@ -34,7 +34,7 @@ func localCommand(p *program) *cli.Command {
 			verb("status", "show copies of a domain, how far they are, and whether their source has changed", "[NAME[/DISK]...]", localStatus, statusFlags()...),
 			verb("prestage", "make the copies of domains' disks now, so that their starts find them", "NAME[/DISK]...", localPrestage, prestageFlags()...),
 			verb("settle", "read into an overlay (fill=instant) what it takes from its source, so that it needs it no more", "[NAME] [TARGET]", localSettle, settleFlags()...),
-			verb("cancel", "stop the making or settling of a copy", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
+			verb("cancel", "stop the making or settling of a copy, or an export", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
 			verb("recreate", "give a copy up and make it again from its source", "NAME TARGET", localRecreate,
 				export(), rate(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),
 			verb("remove", "give a copy up", "NAME TARGET", localRemove, export(), rate(), discard(), connectFlag(), dryRunFlag()),
@@ -158,10 +158,17 @@ func localCancel(p *program, c *cli.Context) error {
 		}
 		return p.change(f, dryRun, copiesOf(words[0]), nil, nil)
 	}
-	step := fmt.Sprintf("stop the copy of disk %s", words[1])
+	what, exporting := "copy", s.local.Exporting(domain, key)
+	if exporting {
+		what = "export"
+	}
+	step := fmt.Sprintf("stop the %s of disk %s", what, words[1])
 	return p.change(f, dryRun, copiesOf(words[0]), []string{step}, func() (string, error) {
 		if err := s.local.Cancel(c.Context, domain, key); err != nil {
 			return "", err
+		}
+		if exporting {
+			return "done", nil // what became of the file says who exported it
 		}
 		return s.afterCancel(c.Context, domain, key)
 	})

@@ -84,6 +84,9 @@ func stateOf(e localdisk.Entry) string {
 	case e.Copy.State == localdisk.Ready && e.Receipt.Unsettled():
 		return "overlay"
 	}
+	if e.Exporting && e.Status != nil {
+		return fmt.Sprintf("exporting %d%%", e.Status.Percent())
+	}
 	if e.Busy && e.Status != nil && e.Status.Note != "" && !e.Status.State.Final() {
 		return fmt.Sprintf("template %d%%", e.Status.Percent())
 	}

@@ -180,6 +180,7 @@ type watched struct {
 	Copy       localdisk.State `json:"copy"`
 	Busy       bool            `json:"busy"`
 	Settling   bool            `json:"settling"`
+	Exporting  bool            `json:"exporting"`
 	State      progress.State  `json:"state,omitempty"` // of the process that works on it, or did last
 	Percent    int             `json:"percent"`
 	Done       int64           `json:"done"`
@@ -193,7 +194,7 @@ type watched struct {
 func watchedOf(e localdisk.Entry) watched {
 	l := watched{
 		Schema: "diskhook.local-status/v1", Domain: e.Domain, DomainName: e.DomainName, Target: e.Target, Key: e.Key,
-		Copy: e.Copy.State, Busy: e.Busy, Settling: e.Settling, ETA: -1, Problem: e.Problem,
+		Copy: e.Copy.State, Busy: e.Busy, Settling: e.Settling, Exporting: e.Exporting, ETA: -1, Problem: e.Problem,
 	}
 	if st := e.Status; st != nil {
 		l.State, l.Percent, l.Done, l.Total, l.Rate, l.ETA, l.Error = st.State, st.Percent(), st.Done, st.Total, st.Rate, st.ETA, st.Error

@@ -5,7 +5,6 @@ package command
 import (
 	"io"
 	"os/exec"
-	"runtime"
 	"syscall"
 )
 
@@ -28,21 +27,14 @@ func StartChild(cmd Cmd, death syscall.Signal, stderr io.Writer) (*Child, error)
 	proc.Stderr = stderr
 	proc.SysProcAttr.Pdeathsig = death
 	c := &Child{proc: proc, ended: make(chan struct{})}
-	started := make(chan error)
-	go func() {
-		// The signal comes when the thread ends that made the child: it is kept
-		// until the child has gone, and never given back.
-		runtime.LockOSThread()
-		err := proc.Start()
-		started <- err
-		if err == nil {
-			c.err = proc.Wait()
-			close(c.ended)
-		}
-	}()
-	if err := <-started; err != nil {
+	ended, err := launch(proc)
+	if err != nil {
 		return nil, &Error{Argv: cmd.Argv(), Code: -1, Err: err}
 	}
+	go func() {
+		c.err = <-ended
+		close(c.ended)
+	}()
 	return c, nil
 }
 

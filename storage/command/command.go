@@ -45,6 +45,10 @@ type Cmd struct {
 	// long as the program does (see package lock).
 	Files []*os.File
 
+	// DiesWithUs has the kernel kill the program when we die, whatever the way
+	// (PR_SET_PDEATHSIG of prctl(2)): one that nobody could end else.
+	DiesWithUs bool
+
 	// Timeout bounds the run; 0 means only the context does.
 	Timeout time.Duration
 

@@ -72,6 +72,19 @@ func TestTimeoutKillsTheWholeGroup(t *testing.T) {
 	}
 }
 
+// A program that dies with us outlives the thread that started it, and is waited
+// for like any other.
+func TestDiesWithUsRunsLikeOthers(t *testing.T) {
+	res, err := command.System{}.Run(t.Context(), command.Cmd{Name: "sh", Args: []string{"-c", "sleep 0.3; echo done"}, DiesWithUs: true})
+	if err != nil || string(res.Stdout) != "done\n" {
+		t.Errorf("%q, %v", res.Stdout, err)
+	}
+	_, err = command.System{}.Run(t.Context(), command.Cmd{Name: "sleep", Args: []string{"600"}, DiesWithUs: true, Timeout: 100 * time.Millisecond})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a timeout: %v", err)
+	}
+}
+
 func TestMissingProgramIsAPrecondition(t *testing.T) {
 	_, err := command.System{}.Run(t.Context(), command.Cmd{Name: "no-such-program"})
 	if !errors.Is(err, failure.Precondition) || failure.HintOf(err) == "" {

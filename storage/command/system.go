@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,12 +93,10 @@ func run(ctx context.Context, cmd Cmd) (Result, error) {
 	if proc.Stdout = io.Writer(&stdout); cmd.Stdout != nil {
 		proc.Stdout = cmd.Stdout
 	}
-	if err := proc.Start(); err != nil {
+	ended, err := launch(proc)
+	if err != nil {
 		return Result{}, fail(-1, nil, err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- proc.Wait() }()
-
 	err = await(ctx, proc, ended)
 	result := Result{Stdout: stdout.Bytes(), Stderr: stderr.Bytes()}
 	var exit *exec.ExitError
@@ -108,6 +107,25 @@ func run(ctx context.Context, cmd Cmd) (Result, error) {
 		return result, fail(exit.ExitCode(), result.Stderr, nil)
 	}
 	return result, fail(-1, result.Stderr, err)
+}
+
+// launch starts proc, and waits for it beside the caller.
+func launch(proc *exec.Cmd) (<-chan error, error) {
+	started, ended := make(chan error), make(chan error, 1)
+	go func() {
+		if proc.SysProcAttr.Pdeathsig != 0 {
+			// The signal comes when the thread ends that made the child: it is
+			// kept until the child has gone, and never given back.
+			runtime.LockOSThread()
+		}
+		err := proc.Start()
+		started <- err
+		if err == nil {
+			ended <- proc.Wait()
+		}
+	}()
+	err := <-started
+	return ended, err
 }
 
 // await returns when the program has ended, or after the context has and the
@@ -148,6 +166,9 @@ func prepare(cmd Cmd) (*exec.Cmd, error) {
 	proc.Env = append(append(baseEnv(), testEnv()...), cmd.Env...)
 	proc.WaitDelay = grace // a grandchild that keeps the pipes does not hold us
 	proc.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cmd.DiesWithUs {
+		proc.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
 	if u := cmd.User; u != nil {
 		proc.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 	}

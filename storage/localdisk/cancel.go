@@ -76,8 +76,8 @@ func (s *Service) workLock(domain, key string) string {
 	return lockName(domain, key)
 }
 
-// Cancel asks the copy process of a disk, or who settles it, to stop and waits
-// until it has. It may complete its work before it hears of it. That none runs
+// Cancel asks the copy process of a disk, or who settles or exports it, to stop
+// and waits until it has. It may complete its work before it hears of it. That none runs
 // is a failure.NotFound; that it has heard, but its storage hangs, is a
 // failure.Temporary.
 func (s *Service) Cancel(ctx context.Context, domain, key string) error {
@@ -99,7 +99,10 @@ func (s *Service) Cancel(ctx context.Context, domain, key string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		d := Disk{Domain: domain, Target: key}
+		d := s.known(domain, key)
+		if time.Since(began) >= exportPatience && s.Exporting(domain, key) {
+			return stuckExport(d)
+		}
 		if st, mine := s.status(d, ""); mine && st.Cancelled && time.Since(st.Updated) >= patience && time.Since(began) >= patience {
 			return stuckError(d, st)
 		}
@@ -125,7 +128,7 @@ func (s *Service) awaitWork(ctx context.Context, domain, key string) error {
 		case held:
 			return nil
 		case !starting:
-			return failure.New(failure.NotFound, "domain %s: disk %s: nothing copies", domain, key)
+			return failure.New(failure.NotFound, "%s: nothing copies", s.known(domain, key))
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}

@@ -15,7 +15,6 @@ import (
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
-	"diskhook/storage/lock"
 	"diskhook/storage/progress"
 	"diskhook/storage/qemuimg"
 )
@@ -65,6 +64,9 @@ func (s *Service) ExportCommands(ctx context.Context, domain, key string, o Expo
 	if err != nil {
 		return nil, err
 	}
+	if err := s.Idle(ctx, domain, key); err != nil {
+		return nil, err
+	}
 	found, err := s.readable(ctx, *r)
 	if err != nil {
 		return nil, err
@@ -101,7 +103,8 @@ func exportFormat(to string) string {
 	return "raw"
 }
 
-func (s *Service) export(ctx context.Context, held *lock.Lock, r Receipt, o ExportOptions) (err error) {
+// writeExport makes the file. The locks live as long as what writes does.
+func (s *Service) writeExport(ctx context.Context, locks []*os.File, r Receipt, o ExportOptions) (err error) {
 	d, to, format := r.Disk(), o.To, o.Format
 	c, err := s.readyToRead(ctx, r)
 	if err != nil {
@@ -133,12 +136,13 @@ func (s *Service) export(ctx context.Context, held *lock.Lock, r Receipt, o Expo
 			return observed[0].Below
 		}
 	}
-	img := qemuimg.QemuImg{Run: s.Run}
-	// The lock lives as long as the writing does, so that gc leaves the folder
-	// alone also after a kill of this process.
+	// A kill of this process ends the reading, too: it would keep the domain from
+	// its disk, for nothing. Should storage that hangs keep it, gc leaves the
+	// folder alone for as long.
+	img := qemuimg.QemuImg{Run: s.Run, DiesWithUs: true}
 	if err := img.Convert(ctx, qemuimg.ConvertOptions{
 		Source: layers, Target: partial, TargetFormat: format, Rate: o.Rate,
-		Locks: []*os.File{held.File()}, Progress: o.Progress, Total: size,
+		Locks: locks, Progress: o.Progress, Total: size,
 	}); err != nil {
 		return err
 	}
@@ -205,8 +209,8 @@ func (s *Service) readable(ctx context.Context, r Receipt) (Observed, error) {
 	case o.Below != nil:
 		return o, o.Below
 	case c.Active && !s.asFileOpen(c).closed():
-		err := failure.New(failure.Conflict, "%s: %s is open: the domain runs", d, c)
-		return o, failure.Hint(err, "shut the domain down, then try again")
+		err := failure.New(failure.Conflict, "%s: %s is open: the domain runs, or something else reads it", d, c)
+		return o, failure.Hint(err, "shut the domain down, or end what has it open (`lsof %s`), then try again", c.Path)
 	}
 	return o, nil
 }

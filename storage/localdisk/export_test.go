@@ -8,9 +8,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
@@ -99,6 +101,103 @@ func TestFailedExportLeavesNothing(t *testing.T) {
 		t.Errorf("without room: %v", err)
 	}
 	nothing()
+}
+
+// hangExports has qemu-img convert last for ever.
+func hangExports(w *world) {
+	w.t.Helper()
+	hang := "#!/bin/sh\ncase $1 in convert) : >" + w.path("exporting") + "; exec sleep 600;; esac\nexec qemu-img \"$@\"\n"
+	must(w.t, os.WriteFile(w.path("tools/qemu-img"), []byte(hang), 0o755))
+}
+
+// awaitExport waits until qemu-img hangs.
+func awaitExport(w *world) {
+	w.t.Helper()
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(w.path("exporting")); err == nil {
+			return
+		}
+		if time.Since(began) > 2*time.Minute {
+			w.t.Fatal("nobody exports the disk")
+		}
+	}
+}
+
+// Whoever meets an export is told of it, and how it ends; a cancelled one ends,
+// and leaves nothing.
+func TestExportIsToldAndCancelled(t *testing.T) {
+	w := newWorld(t, "dir")
+	_, err := w.hook()
+	must(t, err)
+	hangExports(w)
+	must(t, os.Mkdir(w.path("out"), 0o755))
+	o := localdisk.ExportOptions{To: w.path("out/disk.raw"), Format: "raw"}
+	ended := make(chan error, 1)
+	go func() { ended <- service().Export(context.Background(), domain, "vda", o) }()
+	awaitExport(w)
+
+	entries, err := service().List(t.Context())
+	must(t, err)
+	if len(entries) != 1 || !entries[0].Exporting || !entries[0].Busy || entries[0].Problem != "" {
+		t.Errorf("list: %+v", entries)
+	}
+	const says, stop = "domain vm: disk vda: it is being exported", "`diskhook local cancel vm vda`"
+	for who, meet := range map[string]func() error{
+		"a start": func() error {
+			_, err := service().Fulfil(t.Context(), []localdisk.Disk{w.disk()}, localdisk.Waiting{Deadline: time.Second})
+			return err
+		},
+		"a second export": func() error {
+			_, err := service().ExportCommands(t.Context(), domain, "vda", localdisk.ExportOptions{To: w.path("out/other.raw"), Format: "raw"})
+			return err
+		},
+		"remove": func() error {
+			return service().Remove(t.Context(), domain, "vda", localdisk.GiveUp{DiscardGuestData: true})
+		},
+	} {
+		err := meet()
+		if !errors.Is(err, failure.Temporary) || !strings.HasPrefix(err.Error(), says) || !strings.Contains(failure.HintOf(err), stop) {
+			t.Errorf("%s: %v (%s)", who, err, failure.HintOf(err))
+		}
+	}
+
+	must(t, service().Cancel(t.Context(), domain, "vda"))
+	err = <-ended
+	if !errors.Is(err, failure.Temporary) || err.Error() != "domain vm: disk vda: export: it was cancelled; nothing is left of the file" {
+		t.Errorf("the export: %v", err)
+	}
+	if rest, err := os.ReadDir(w.path("out")); err != nil || len(rest) > 0 {
+		t.Errorf("left: %v %v", rest, err)
+	}
+	if service().Exporting(domain, "vda") {
+		t.Error("it is being exported still")
+	}
+	_, err = w.hook()
+	must(t, err)
+	w.same(w.stable(), w.flat)
+}
+
+// What an export runs dies with it, so that the disk is free at once.
+func TestKilledExportKeepsNobodyOut(t *testing.T) {
+	w := newWorld(t, "dir")
+	_, err := w.hook()
+	must(t, err)
+	hangExports(w)
+	cmd := exec.Command(os.Args[0], "export")
+	cmd.Env = append(os.Environ(), "DISKHOOK_TEST_EXPORT="+w.path("disk.qcow2"))
+	must(t, cmd.Start())
+	awaitExport(w)
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait() // it was killed
+	w.awaitUnlocked()
+	if service().Exporting(domain, "vda") {
+		t.Error("it is being exported still")
+	}
+	_, err = w.hook()
+	must(t, err)
+	if got := decisions(t)["export"]; got != "taken: left by an export that did not end\n" {
+		t.Errorf("judged %q", got)
+	}
 }
 
 // The folder that a record names is removed without following a link, and only

@@ -281,14 +281,30 @@ func (s *Service) lockOne(ctx context.Context, domain, key string) (*lock.Lock, 
 	defer cancel()
 	l, err := lock.Acquire(ctx, s.Layout.Locks(), lockName(domain, key))
 	if errors.Is(err, lock.ErrHeld) {
-		return nil, worked(domain, key)
+		return nil, s.worked(domain, key)
 	}
 	return l, err
 }
 
-func worked(domain, key string) error {
-	err := failure.New(failure.Temporary, "domain %s: disk %s: somebody works on its copy", domain, key)
-	return failure.Hint(err, "wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s %s`", domain, domain, key)
+func (s *Service) worked(domain, key string) error {
+	d, what := s.known(domain, key), "somebody works on its copy"
+	if s.Exporting(domain, key) {
+		what = "it is being exported"
+	}
+	err := failure.New(failure.Temporary, "%s: %s", d, what)
+	return failure.Hint(err, "wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
+}
+
+// known is a disk as those who work on it call it, for messages.
+func (s *Service) known(domain, key string) Disk {
+	if r, err := ReadReceipt(s.Layout, domain, key); err == nil && r != nil {
+		return r.Disk()
+	}
+	d := Disk{Domain: domain, Target: key}
+	if st, mine := s.status(d, ""); mine {
+		d.DomainName, d.Target = st.Owner, targetOf(st)
+	}
+	return d
 }
 
 // Idle refuses, as a verb that needs the copy for itself would, while somebody
@@ -305,7 +321,7 @@ func (s *Service) Idle(ctx context.Context, domain, key string) error {
 		case err != nil || !held:
 			return err
 		case ctx.Err() != nil:
-			return worked(domain, key)
+			return s.worked(domain, key)
 		}
 	}
 }

@@ -27,7 +27,8 @@ type Entry struct {
 	Copy       Copy             `json:"copy"`
 	Receipt    *Receipt         `json:"receipt,omitempty"`
 	Busy       bool             `json:"busy"`
-	Settling   bool             `json:"settling,omitempty"` // an overlay's source is being read into it
+	Settling   bool             `json:"settling,omitempty"`  // an overlay's source is being read into it
+	Exporting  bool             `json:"exporting,omitempty"` // the disk is being written to a file
 	Status     *progress.Status `json:"status,omitempty"`
 	// Problem is what would veto a start, one line; "" is none.
 	Problem string `json:"problem,omitempty"`
@@ -172,6 +173,7 @@ func entryOf(r Receipt) Entry {
 func (s *Service) entry(r Receipt, o Observed) Entry {
 	e := entryOf(r)
 	e.Copy, e.Busy, e.Status = o.Copy, o.Busy, o.Status
+	e.Exporting = e.Busy && s.Exporting(r.Domain, r.Key())
 	e.Settling = (r.Unsettled() || r.Pivot != nil) && s.settling(r.Domain, r.Key())
 	if d := Decide(o); d.Err != nil {
 		e.Problem = failure.Line(d.Err)

@@ -171,7 +171,7 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 			return nil // it is done, or somebody after it has been there: look again
 		}
 		if !w.until.IsZero() && time.Now().After(w.until) {
-			return stillCopying(d, st)
+			return s.notYet(d, st)
 		}
 	}
 }
@@ -222,15 +222,27 @@ func failed(d Disk, st progress.Status) error {
 	return failure.Hint(err, "%s", st.Hint)
 }
 
-func stillCopying(d Disk, st progress.Status) error {
-	left := "a while"
-	if st.ETA >= 0 {
-		left = "about " + (time.Duration(st.ETA) * time.Second).String()
+// notYet is the error of who waited until the deadline.
+func (s *Service) notYet(d Disk, st progress.Status) error {
+	if s.Exporting(d.Domain, d.Key()) {
+		return exportGoesOn(d, st)
 	}
+	return stillCopying(d, st)
+}
+
+// leftOf is how long the work takes still, in words.
+func leftOf(st progress.Status) string {
+	if st.ETA < 0 {
+		return "a while"
+	}
+	return "about " + (time.Duration(st.ETA) * time.Second).String()
+}
+
+func stillCopying(d Disk, st progress.Status) error {
 	what := "its local copy"
 	if st.Note != "" {
 		what = st.Note
 	}
-	err := failure.New(failure.Temporary, "%s: %s is at %d %% and takes %s more; the copy goes on", d, what, st.Percent(), left)
+	err := failure.New(failure.Temporary, "%s: %s is at %d %% and takes %s more; the copy goes on", d, what, st.Percent(), leftOf(st))
 	return failure.Hint(err, "start again then, or watch `diskhook local status %s`", d.nameArg())
 }

@@ -42,6 +42,9 @@ type QemuImg struct {
 	// User runs it with that identity, for images that only its owner may
 	// read; nil is our own.
 	User *command.Credential
+
+	// DiesWithUs ends Convert and the comparisons also when we are killed.
+	DiesWithUs bool
 }
 
 // Version is what `qemu-img --version` says.

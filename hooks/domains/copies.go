@@ -48,10 +48,22 @@ func (s *Service) prestage(ctx context.Context, disks []localdisk.Disk, fill fun
 		return failed // whoever works on the domain notes them
 	}
 	defer release()
-	if err := s.note(ctx, disks[0].Domain, disks[0].Key(), anew...); failed == nil {
-		return err
+	err = s.note(ctx, disks[0].Domain, disks[0].Key(), anew...)
+	switch {
+	case failed != nil:
+		return failed
+	case err != nil && s.startedMeanwhile(ctx, disks[0]):
+		s.Host.Log.Warn("the copies are made, but not noted in the metadata: the domain starts", "err", err)
+		return nil
 	}
-	return failed
+	return err
+}
+
+// startedMeanwhile says that the domain of a disk is active: a start that came
+// while its copies were made has waited for them, and uses them.
+func (s *Service) startedMeanwhile(ctx context.Context, disk localdisk.Disk) bool {
+	facts, known, err := s.State(ctx, disk.Domain, disk.Key())
+	return err == nil && known && facts.Active
 }
 
 func domainOf(d localdisk.Disk) bindings.Domain {

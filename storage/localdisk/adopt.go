@@ -120,6 +120,10 @@ func (s *Service) adoptedBelow(ctx context.Context, o *Observed, h *imagecheck.H
 		if !isTemplate(t) || t.State != Ready || t.Path != h.BackingFile {
 			continue
 		}
+		if why := t.altered(); why != "" {
+			err := failure.New(failure.Conflict, "%s: %s lies on the template %s, which %s", o.Disk, o.Copy, t.Path, why)
+			return false, failure.Hint(err, "restore that from a backup, with its time; or give up what the guest wrote with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
+		}
 		o.Template = t
 		if o.Copy.Origin != t.Name {
 			o.Copy.Tags = append(o.Copy.Tags, cloneTag(t.Name))

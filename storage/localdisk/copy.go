@@ -46,6 +46,9 @@ type Copy struct {
 	// Zeroes says that what nobody wrote yet reads zero: of a file, and of a
 	// volume of a thin pool that zeroes its blocks before it hands them out.
 	Zeroes bool `json:"-"`
+	// Writable says so of a volume; templates are not.
+	Writable bool `json:"-"`
+	seal     *seal
 	// Pool is the thin pool of a volume; "" is none.
 	Pool string `json:"-"`
 	// Sick is why the copy cannot be used as it is; "" is well.

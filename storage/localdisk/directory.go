@@ -132,7 +132,7 @@ func (b *directory) describe(name, format string, state State) (Copy, error) {
 	if err != nil {
 		c.Sick = failure.OneLine(fmt.Sprintf("its sidecar cannot be read: %v", err))
 	}
-	c.UUID, c.Tags = side.UUID, side.Tags
+	c.UUID, c.Tags, c.seal = side.UUID, side.Tags, side.Seal
 	if c.has(tagUpdating) {
 		c.State = Updating // made in place
 	}

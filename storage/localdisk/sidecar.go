@@ -21,6 +21,7 @@ type sidecar struct {
 	Schema string   `json:"schema"` // "diskhook.copy/v1"
 	UUID   string   `json:"uuid"`
 	Tags   []string `json:"tags"`
+	Seal   *seal    `json:"seal,omitempty"` // of a template that is finished
 }
 
 func (b *directory) readSidecar(name string) (sidecar, error) {

@@ -29,7 +29,8 @@ import (
 // Only a ready one is cloned, by who shares that lock; see heldTemplate. What a
 // clone shares with it is the storage's business from then on; see templates.
 // Its name is its identity: a base that was replaced or written to has another
-// one, and the template of what it was grows old.
+// one, and the template of what it was grows old. A template that was written to
+// is followed by one with a number behind its name; see seal.
 
 // templatePrefix begins the names of templates, which are no copies: ids
 // follow copyPrefix.
@@ -129,6 +130,10 @@ func isTemplate(c Copy) bool {
 
 func validTemplate(name string) bool {
 	id, ok := strings.CutPrefix(name, templatePrefix)
+	id, n, numbered := strings.Cut(id, templateNext)
+	if numbered && (len(n) == 0 || len(n) > 4 || strings.Trim(n, "0123456789") != "") {
+		return false
+	}
 	return ok && len(id) == 32 && strings.IndexFunc(id, func(r rune) bool { return notHex(r) || r == '-' }) < 0
 }
 
@@ -217,5 +222,3 @@ func usedOn(tag string) (time.Time, bool) {
 	days, err := strconv.ParseInt(text, 10, 32)
 	return time.Unix(days*int64(day/time.Second), 0).UTC(), ok && err == nil
 }
-
-func templateLock(name string) string { return "template-" + name }

@@ -245,7 +245,11 @@ func (s *Service) planClone(ctx context.Context, d Disk) *clonePlan {
 	if err != nil {
 		return nil
 	}
-	c, found := copies[base.template]
+	c, found, _ := base.pick(copies, func(c Copy) (useless, gone bool, err error) {
+		why, _ := c.unlike(base)
+		_, lying, doubt := s.needs(c, copies)
+		return why != "", lying == 0 && doubt == "", nil
+	})
 	if found && (c.Sick != "" || !isTemplate(c)) {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 )
 
@@ -101,6 +102,13 @@ func (b *directory) finishTemplate(ctx context.Context, c Copy) error {
 	if err := failpoint.Hit("template.read-only"); err != nil {
 		return err
 	}
+	now, err := b.describe(c.Name, c.Format, Updating)
+	if err != nil {
+		return err
+	}
+	if err := b.seal(now, true); err != nil {
+		return err
+	}
 	if err := b.retag(ctx, c, nil, []string{tagUpdating}); err != nil {
 		return err
 	}
@@ -138,6 +146,9 @@ func (b *directory) clone(_ context.Context, template Copy, d Disk, size int64) 
 	defer f.Close()
 	if err := unix.IoctlFileClone(int(f.Fd()), int(from.Fd())); err != nil {
 		return fmt.Errorf("file %s: share the blocks of %s: %w", f.Name(), template.Path, full(err))
+	}
+	if st, err := from.Stat(); err != nil || st.Size() != template.Size || !st.ModTime().Equal(template.Written) {
+		return failure.New(failure.Conflict, "%s: was written to just now", template)
 	}
 	if err := failpoint.Hit("clone.made"); err != nil {
 		return err

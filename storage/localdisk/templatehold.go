@@ -30,16 +30,15 @@ type heldTemplate struct {
 // is set when it cannot be used, or would take the room of the disk of that
 // size. held is the lock of the disk.
 func (s *Service) holdTemplate(ctx context.Context, d Disk, base *base, size int64, held *lock.Lock, status *progress.Writer) (heldTemplate, string, error) {
-	b := s.backend(d)
 	for must := false; ; must = true {
 		l, alone, err := s.lockTemplate(ctx, base.template, must, status)
 		if err != nil {
 			return heldTemplate{}, "", err
 		}
-		t, why, err := s.lookAtTemplate(ctx, b, base)
+		t, why, err := s.lookAtTemplate(ctx, d, base, alone)
 		if alone && t.State != Ready && why == "" && err == nil {
 			if why, err = s.makeTemplate(ctx, d, base, t, size, []*os.File{l.File(), held.File()}, status); why == "" && err == nil {
-				t, why, err = s.lookAtTemplate(ctx, b, base)
+				t, why, err = s.lookAtTemplate(ctx, d, base, alone)
 			}
 			if t.State != Ready && why == "" && err == nil {
 				err = failure.New(failure.Conflict, "its template %s went away", base.template)
@@ -56,13 +55,13 @@ func (s *Service) holdTemplate(ctx context.Context, d Disk, base *base, size int
 	}
 }
 
-// lookAtTemplate is called with the lock of the template.
-func (s *Service) lookAtTemplate(ctx context.Context, b backend, base *base) (t heldTemplate, why string, err error) {
-	copies, free, err := b.survey(ctx)
+// lookAtTemplate is called with the lock of the template. Held alone it makes
+// sure of what nothing has told yet, and removes what is of no use.
+func (s *Service) lookAtTemplate(ctx context.Context, d Disk, base *base, alone bool) (t heldTemplate, why string, err error) {
+	c, found, free, err := s.findTemplate(ctx, d, base, alone)
 	if err != nil {
 		return t, "", err
 	}
-	c, found := copies[base.template]
 	t = heldTemplate{Copy: c, room: free}
 	switch {
 	case !found:

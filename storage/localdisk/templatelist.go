@@ -140,7 +140,7 @@ func sortTemplates(all []Template) {
 	slices.SortFunc(all, func(a, b Template) int {
 		rank := func(t Template) int {
 			switch {
-			case t.State != Ready:
+			case t.State != Ready || t.copy.altered() != "":
 				return 0
 			case t.Clones == 0:
 				return 1
@@ -175,7 +175,7 @@ func (t Template) inUse(b backend) string {
 // young is why the template stays for a while. A last use in the future is of
 // a clock that was wrong, and counts as now.
 func (t Template) young(now time.Time, least time.Duration) string {
-	if t.State != Ready || least <= 0 {
+	if t.State != Ready || t.copy.altered() != "" || least <= 0 {
 		return ""
 	}
 	// The day is over when it was used last at the latest.

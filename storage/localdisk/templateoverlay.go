@@ -37,13 +37,14 @@ type TemplateRef struct {
 	Name string `json:"name"`
 	Copy string `json:"copy"` // UUID of volume or file
 	Path string `json:"path"`
+	Size int64  `json:"size,omitempty"` // bytes; 0 is that an older version wrote it
 	// Written is when the data of the file was written last. Whoever writes to it
 	// changes every disk on it.
 	Written time.Time `json:"written,omitzero"`
 }
 
 func (c Copy) ref() *TemplateRef {
-	return &TemplateRef{Name: c.Name, Copy: c.UUID, Path: c.Path, Written: c.Written.UTC()}
+	return &TemplateRef{Name: c.Name, Copy: c.UUID, Path: c.Path, Size: c.Size, Written: c.Written.UTC()}
 }
 
 // lowest is the name of the template that the disk's copy lies on; "" is none.
@@ -76,13 +77,15 @@ func unlikeTemplate(o Observed) error {
 		what = "cannot be used: " + t.Sick
 	case t.State != Ready || t.UUID != ref.Copy || t.Path != ref.Path:
 		what = "is another one now"
+	case t.Size < ref.Size:
+		what = fmt.Sprintf("was cut off: it has %d bytes, and had %d", t.Size, ref.Size)
 	case !t.Written.Equal(ref.Written):
 		what = fmt.Sprintf("was written to at %s; the guest would see a mix of both", t.Written.UTC().Format(time.DateTime))
 	default:
 		return nil
 	}
 	err := failure.New(failure.Conflict, "%s: it lies on the template %s, which %s", o.Disk, ref.Path, what)
-	return failure.Hint(err, "restore that from a backup, or give up what the guest wrote with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
+	return failure.Hint(err, "restore that from a backup, with its time, or give up what the guest wrote with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
 }
 
 // overlayOnTemplate makes the copy of a disk as a qcow2 image with the disk's
@@ -126,7 +129,7 @@ func (s *Service) templateBelow(ctx context.Context, d Disk, name string) (Copy,
 		return Copy{}, err
 	}
 	t, found := copies[name]
-	if !found || t.State != Ready {
+	if !found || t.State != Ready || t.altered() != "" {
 		return t, failure.New(failure.Conflict, "its template %s went away", name)
 	}
 	return t, nil

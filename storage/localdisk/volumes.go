@@ -74,7 +74,7 @@ func (b *volumes) describe(report lvm.Report, lv lvm.LV) Copy {
 	c := Copy{
 		State: Ready, UUID: lv.UUID, Name: lv.Name, Format: imagecheck.Raw, Home: lv.VG, HomeID: lv.VGUUID,
 		Path: b.node(lv.Name), Size: lv.Size, Open: lv.Open, Tags: lv.Tags,
-		Active: lv.Active == nil || *lv.Active, Pool: lv.Pool, Zeroes: pool.Segtype == thinPool && pool.Attr.Zeroes(),
+		Active: lv.Active == nil || *lv.Active, Pool: lv.Pool, Zeroes: pool.Segtype == thinPool && pool.Attr.Zeroes(), Writable: lv.Attr.Writable(),
 	}
 	if c.has(tagUpdating) {
 		c.State = Updating

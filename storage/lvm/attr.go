@@ -84,7 +84,7 @@ func (a Attr) Pool() bool { return a[atType] == 't' }
 func (a Attr) Thin() bool { return a[atType] == 'V' }
 
 // writable says that the volume's metadata allows writing.
-func (a Attr) writable() bool { return a[atPermission] == 'w' || a[atPermission] == 'R' }
+func (a Attr) Writable() bool { return a[atPermission] == 'w' || a[atPermission] == 'R' }
 
 // Zeroes says that a block of this pool or thin volume reads as zeros until
 // it is written. Only then does a new thin volume count as zeroed.

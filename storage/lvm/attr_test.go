@@ -90,7 +90,7 @@ func TestAttrBits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := [5]bool{a.Pool(), a.Thin(), a.writable(), a.Zeroes(), a.skipActivation()}
+		got := [5]bool{a.Pool(), a.Thin(), a.Writable(), a.Zeroes(), a.skipActivation()}
 		if got != want {
 			t.Errorf("%s: %v, want %v", attr, got, want)
 		}

@@ -278,7 +278,7 @@ func (g guest) thin() {
 	}
 	g.settled()
 	g.must(g.lvm.SetReadOnly(ctx, group, true, "base"))
-	if lv := g.lv("base"); lv.Attr.writable() {
+	if lv := g.lv("base"); lv.Attr.Writable() {
 		g.Errorf("%s is writable", lv.Attr)
 	}
 	g.must(g.lvm.Snapshot(ctx, SnapshotOptions{VG: group, Origin: "base", Name: "copy", Tags: []string{"UPDATING", "VM_1"}, SkipActivation: true, Activate: true}))

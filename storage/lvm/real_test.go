@@ -169,7 +169,7 @@ func TestRealLifeOfAVolume(t *testing.T) {
 
 	must(t, l.SetReadOnly(ctx, group, true, "dh_1_vda"))
 	must(t, l.SetReadOnly(ctx, group, true, "dh_1_vda"))
-	if lv, _ := report(t, l).LV("dh_1_vda"); lv.Attr.writable() {
+	if lv, _ := report(t, l).LV("dh_1_vda"); lv.Attr.Writable() {
 		t.Errorf("%s is writable", lv.Attr)
 	}
 

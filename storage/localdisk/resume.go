@@ -21,7 +21,8 @@ import (
 
 // A copy that was interrupted is continued. What tells how far it is, the
 // cursor, lies beside the state of the host and bears the UUID of the copy, so
-// that no other copy is ever taken for it. The copy engine writes it after the
+// that no other copy is ever taken for it. Of a file the engine notes more, as its
+// UUID lies beside it and does not notice when another one takes its place. The copy engine writes it after the
 // data, and trusts it only for the same source, target and way of copying. A
 // copy from a block device has none and is made again: nothing tells whether the
 // device was written to meanwhile, as by a guest that ran on it.
@@ -38,13 +39,16 @@ func (s *Service) cursorFor(source *imagecheck.Opened, c Copy) string {
 	return s.cursorPath(c)
 }
 
-// begun says that there is a cursor for the copy.
+// begun says that there is a cursor for the copy, which may be gone on with.
 func (s *Service) begun(c Copy) bool {
 	if c.State != Updating || c.UUID == "" || strings.ContainsRune(c.UUID, filepath.Separator) {
 		return false
 	}
-	_, err := os.Stat(s.cursorPath(c))
-	return err == nil
+	if !c.file() { // its node may not be there
+		_, err := os.Stat(s.cursorPath(c))
+		return err == nil
+	}
+	return transfer.Begun(s.cursorPath(c), transfer.Target{Path: c.Path, Size: c.Size, ID: c.targetID()})
 }
 
 // forget removes the cursor of a copy that is complete, or on its way out.
@@ -120,10 +124,12 @@ func from(source *imagecheck.Opened, c Copy) transfer.Source {
 	}
 }
 
+func (c Copy) targetID() string { return c.HomeID + "/" + c.UUID }
+
 // target is a copy or template as the engine has to know it. Whether it read
 // zeros when it was made does not change while it is filled.
 func (c Copy) target() transfer.Target {
 	return transfer.Target{
-		Path: c.Path, Block: !c.file(), Zeroed: c.Zeroes, Size: c.Size, ID: c.HomeID + "/" + c.UUID,
+		Path: c.Path, Block: !c.file(), Zeroed: c.Zeroes, Size: c.Size, ID: c.targetID(),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -94,6 +95,9 @@ func (w *world) cursor() []byte {
 	return b
 }
 
+// partial is the file of an unfinished copy.
+func (w *world) partial() string { return w.content() + ".partial" }
+
 var sign = bytes.Repeat([]byte{0xA5}, 512)
 
 // sign writes to what the copy already has.
@@ -101,7 +105,7 @@ func (w *world) sign() {
 	w.t.Helper()
 	path := w.content()
 	if w.backend == "dir" {
-		path += ".partial"
+		path = w.partial()
 	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	must(w.t, err)
@@ -184,6 +188,25 @@ func TestInterruptedCopyStartsOver(t *testing.T) {
 		},
 		"the cursor is gone": func(t *testing.T, w *world) {
 			must(t, os.RemoveAll(w.path("var/lib/diskhook/cursors")))
+		},
+		"the copy is another file": func(t *testing.T, w *world) {
+			must(t, os.Rename(w.partial(), w.path("away")))
+			w.tool("truncate", "-s", "24M", w.partial())
+		},
+		"the copy was emptied": func(t *testing.T, w *world) {
+			w.tool("truncate", "-s", "0", w.partial())
+			w.tool("truncate", "-s", "24M", w.partial())
+		},
+		"a hole in the copy": func(t *testing.T, w *world) {
+			w.tool("fallocate", "-p", "-o", "0", "-l", "64K", w.partial())
+		},
+		"the copy was cut off": func(t *testing.T, w *world) {
+			w.tool("truncate", "-s", "23M", w.partial())
+			entries, err := service().List(t.Context())
+			must(t, err)
+			if len(entries) != 1 || strings.Contains(entries[0].Problem, "goes on with it") {
+				t.Errorf("meanwhile: %+v", entries)
+			}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -34,9 +35,10 @@ type copying struct {
 	made   bool     // by us
 
 	cursor  cursor
-	resumed bool // cursor is what an earlier copy has left
-	keeping bool // cursor is on disk and goes on being written
-	late    bool // cursor is to be written for the first time when it is due
+	resumed bool  // cursor is what an earlier copy has left
+	keeping bool  // cursor is on disk and goes on being written
+	late    bool  // cursor is to be written for the first time when it is due
+	shared  int64 // fileMark.Shared
 
 	outer  hash.Hash // the digest up to cursor.Done; nil if none is computed
 	result Result
@@ -53,7 +55,9 @@ func (c *copying) open(ctx context.Context) error {
 	if err := c.openSource(ctx); err != nil {
 		return err
 	}
-	c.resume()
+	if err := c.resume(ctx); err != nil {
+		return err
+	}
 	err = c.session.do(ctx, c.target.Path, IODefault, func() (err error) {
 		c.f, c.made, err = c.Engine.open(&c.target, c.o.User, c.resumed || c.source.Present > 0)
 		return err
@@ -118,14 +122,14 @@ func stats(files []*os.File) ([]unix.Stat_t, error) {
 }
 
 // resume looks for a cursor.
-func (c *copying) resume() {
+func (c *copying) resume(ctx context.Context) error {
 	if c.o.Cursor == "" {
-		return
+		return nil
 	}
 	found, err := readCursor(c.o.Cursor)
 	if errors.Is(err, errNoCursor) {
 		c.late = c.o.LateCursor
-		return
+		return nil
 	}
 	if err == nil {
 		err = found.continues(cursorOf(c.source, c.target))
@@ -133,13 +137,23 @@ func (c *copying) resume() {
 	if err == nil && c.o.Only != "" && c.o.Only != found.Method {
 		err = fmt.Errorf("it is of method %q", found.Method)
 	}
+	if err == nil && !c.target.Block {
+		err = c.session.do(ctx, c.target.Path, IODefault, func() error { return found.File.holds(c.target.Path, found.Done) })
+		if ctx.Err() != nil {
+			return err
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil // it is made, see open
+		}
+	}
 	if err != nil {
 		c.distrust(err.Error())
-		return
+		return nil
 	}
 	c.cursor, c.resumed, c.keeping = found, true, true
 	c.source.Present = found.Present
 	c.target.Zeroed = c.target.Zeroed && found.Zeroed
+	return nil
 }
 
 // distrust starts over, in a target where an earlier copy has been.
@@ -164,10 +178,14 @@ func (c *copying) begin(method Method) error {
 	}
 	c.cursor = cursorOf(c.source, c.target)
 	c.cursor.Method = method
-	if c.late {
+	err := c.markTarget()
+	if err == nil && c.late {
 		return failpoint.Hit("transfer.begun")
 	}
-	err := flush(context.Background(), c.f, c.made) // the name of a new file
+	c.late = false
+	if err == nil {
+		err = flush(context.Background(), c.f, c.made) // the name of a new file
+	}
 	if err == nil {
 		err = c.cursor.write(c.o.Cursor)
 	}
@@ -206,6 +224,9 @@ func (c *copying) mark(done int64, digest []byte) error {
 		}
 		if err := failpoint.Hit("transfer.cursor-flushed"); err != nil {
 			return err
+		}
+		if c.cursor.File != nil {
+			c.cursor.File.Data += dataIn(c.f, span{c.cursor.Done, done})
 		}
 		c.cursor.Done, c.cursor.Digest = done, digest
 		if err := c.cursor.write(c.o.Cursor); err != nil {

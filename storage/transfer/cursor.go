@@ -34,6 +34,8 @@ type cursor struct {
 	Chunk   int64  `json:"chunk"`   // of the digest
 	Done    int64  `json:"done"`    // a multiple of Chunk, or Size
 
+	File *fileMark `json:"file,omitempty"` // of a target that is a file
+
 	// Digest is the state of the digest at Done, nil if none is kept. It is
 	// that of a particular SHA-256 implementation; when that is another one by
 	// now, the target is read instead.
@@ -144,10 +146,20 @@ func (c cursor) continues(fresh cursor) error {
 // make the target anew: see Options.Cursor.
 func Resumable(path string, source Source, target Target) (done int64, ok bool) {
 	c, err := readCursor(path)
-	if err != nil || c.continues(cursorOf(source, target)) != nil {
+	if err != nil || target.Size < source.Size || c.continues(cursorOf(source, target)) != nil {
+		return 0, false
+	}
+	if !target.Block && c.File.holds(target.Path, c.Done) != nil {
 		return 0, false
 	}
 	return c.Done, true
+}
+
+// Begun says whether there is the cursor of a copy to target which still has
+// what was copied. Whether the source is the same it does not say.
+func Begun(path string, target Target) bool {
+	c, err := readCursor(path)
+	return err == nil && c.Target == target.ID && c.Size <= target.Size && (target.Block || c.File.holds(target.Path, c.Done) == nil)
 }
 
 // RemoveCursor deletes a cursor durably. That there is none is fine.

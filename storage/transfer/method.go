@@ -43,11 +43,11 @@ func (c *copying) content(ctx context.Context) error {
 		}
 		c.say("copy", "method", m.method, "not", no.why)
 		switch {
-		case c.o.Only == m.method:
-			return failure.New(failure.Precondition, "%s: method %s: %s", c.target.Path, m.method, no.why)
 		case c.resumed:
 			c.distrust(no.why)
 			return c.content(ctx)
+		case c.o.Only == m.method:
+			return failure.New(failure.Precondition, "%s: method %s: %s", c.target.Path, m.method, no.why)
 		}
 	}
 	if only == Whole || only == "" && c.o.Cursor == "" && c.source.Present == 0 {
@@ -199,8 +199,15 @@ func (c *copying) native(ctx context.Context) error {
 
 // nativeFrom copies what the map says.
 func (c *copying) nativeFrom(ctx context.Context, chain *chainMap) error {
+	untouched, err := chain.untouched()
+	if err == nil {
+		err = c.keep(untouched)
+	}
+	if err != nil {
+		return err
+	}
 	var into *sink
-	err := c.session.writing(func() (err error) {
+	err = c.session.writing(func() (err error) {
 		if into, err = c.sink(); err != nil {
 			return err
 		}

@@ -4,15 +4,20 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/qemuimg"
 )
 
-// rangeSize is what one qemu-img copies. Each costs a start and an end, where
-// its parallel requests run dry; a stopped copy repeats one.
-const rangeSize = 1 << 30
+// rangeSize is what one qemu-img copies of a disk. Each costs a start and an
+// end, where its parallel requests run dry; a stopped copy repeats one. So a
+// disk is some eight, and a large one pieces that are large enough.
+func rangeSize(disk int64) int64 {
+	const least, most = 64 << 20, 1 << 30
+	return min(max(least, (disk/8)&^(chunkSize-1)), most)
+}
 
 // worthLeavingOut is the least that is left out between two ranges: what the
 // target has already is rather written again than split for.
@@ -69,6 +74,14 @@ func (c *copying) ranges(ctx context.Context) error {
 		}
 		todo = missing(extents, len(c.source.Layers)-c.source.Present, base, c.source.Size, c.target.Zeroed)
 	}
+	var lost *cannotError
+	switch err := c.keep(between(todo, c.source.Size)); {
+	case errors.As(err, &lost):
+		c.distrust(lost.why)
+		return c.ranges(ctx)
+	case err != nil:
+		return err
+	}
 	if err := c.begin(Ranges); err != nil {
 		return err
 	}
@@ -79,18 +92,19 @@ func (c *copying) ranges(ctx context.Context) error {
 		}
 	}
 	last := time.Now()
-	for _, r := range cut(todo, done) {
+	for _, r := range cut(todo, done, rangeSize(c.source.Size)) {
 		o := c.convertOptions()
 		o.Offset, o.Length = r.from, r.end-r.from
 		o.Progress = func(part, _ int64) { report(r.from + int64(float64(part)/float64(c.source.Size)*float64(o.Length))) }
 		if err := c.child(ctx, func() error { return q.Convert(ctx, o) }); err != nil {
-			return err
+			return errors.Join(err, c.mark(done, nil))
 		}
 		c.result.Copied += o.Length
+		done = r.end &^ (chunkSize - 1)
 		if time.Since(last) < c.every() {
 			continue
 		}
-		if err := c.mark(r.end&^(chunkSize-1), nil); err != nil {
+		if err := c.mark(done, nil); err != nil {
 			return err
 		}
 		last = time.Now()
@@ -142,12 +156,12 @@ func missing(extents []qemuimg.Extent, own int, base, size int64, blank bool) []
 	return todo
 }
 
-// cut makes ranges of at most rangeSize of what lies above done.
-func cut(todo []span, done int64) []span {
+// cut makes ranges of at most size bytes of what lies above done.
+func cut(todo []span, done, size int64) []span {
 	var ranges []span
 	for _, r := range todo {
-		for from := max(r.from, done); from < r.end; from += rangeSize {
-			ranges = append(ranges, span{from, min(from+rangeSize, r.end)})
+		for from := max(r.from, done); from < r.end; from += size {
+			ranges = append(ranges, span{from, min(from+size, r.end)})
 		}
 	}
 	return ranges

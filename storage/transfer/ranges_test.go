@@ -47,8 +47,9 @@ func TestMissing(t *testing.T) {
 
 // Ranges cover what is to do from the mark on, none of it twice.
 func TestCut(t *testing.T) {
-	got := cut([]span{{0, 3 * rangeSize / 2}, {4 * rangeSize, 4*rangeSize + 512}}, rangeSize/2)
-	want := []span{{rangeSize / 2, 3 * rangeSize / 2}, {4 * rangeSize, 4*rangeSize + 512}}
+	const size = 1 << 30
+	got := cut([]span{{0, 3 * size / 2}, {4 * size, 4*size + 512}}, size/2, size)
+	want := []span{{size / 2, 3 * size / 2}, {4 * size, 4*size + 512}}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(span{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

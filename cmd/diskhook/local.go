@@ -130,11 +130,16 @@ func (s *services) planned(c *cli.Context, disks []localdisk.Disk) ([]string, er
 
 // copyArgs are the arguments of a verb on one copy that is there.
 func copyArgs(p *program, c *cli.Context, more ...string) (f format, s *services, words []string, domain, key string, err error) {
+	return diskArgs(p, c, (*services).domainID, more...)
+}
+
+// diskArgs are those of a verb on one disk of a domain, whose UUID idOf finds.
+func diskArgs(p *program, c *cli.Context, idOf func(*services, context.Context, string) (string, error), more ...string) (f format, s *services, words []string, domain, key string, err error) {
 	f, s, words, err = verbArgs(p, c, append([]string{"NAME", "TARGET"}, more...)...)
 	if err != nil {
 		return
 	}
-	if domain, err = s.domainID(c.Context, words[0]); err != nil {
+	if domain, err = idOf(s, c.Context, words[0]); err != nil {
 		return
 	}
 	key, err = s.keyOf(domain, words[1])
@@ -142,7 +147,7 @@ func copyArgs(p *program, c *cli.Context, more ...string) (f format, s *services
 }
 
 func localCancel(p *program, c *cli.Context) error {
-	f, s, words, domain, key, err := copyArgs(p, c)
+	f, s, words, domain, key, err := diskArgs(p, c, (*services).workedOn)
 	if err != nil {
 		return err
 	}

@@ -32,10 +32,12 @@ func shorten(entries []localdisk.Entry) (cut bool) {
 const libvirtPatience = 5 * time.Second
 
 // noteGone marks copies of domains that libvirt does not have any more. It is
-// a remark, made only if libvirt answers. What oVirt runs is not defined
+// a remark, made only if libvirt answers: not while somebody works on a copy,
+// for which a start may wait that libvirt waits for. What oVirt runs is not defined
 // anywhere while it does not run, so nothing is said of its copies.
 func (s *services) noteGone(ctx context.Context, entries []localdisk.Entry) {
-	if s.domains.Libvirt.URI == "" || len(entries) == 0 {
+	atWork := func(e localdisk.Entry) bool { return e.Busy }
+	if s.domains.Libvirt.URI == "" || len(entries) == 0 || slices.ContainsFunc(entries, atWork) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, libvirtPatience)

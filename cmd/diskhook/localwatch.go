@@ -50,7 +50,7 @@ func localStatus(p *program, c *cli.Context) error {
 	}
 	wanted := make([]named, len(names))
 	for i, n := range names {
-		if wanted[i].domain, err = s.domainID(c.Context, n.domain); err != nil {
+		if wanted[i].domain, err = s.workedOn(c.Context, n.domain); err != nil {
 			return err
 		}
 		wanted[i].disks = n.disks

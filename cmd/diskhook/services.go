@@ -145,6 +145,16 @@ func (s *services) domainID(ctx context.Context, name string) (string, error) {
 	return "", failure.Hint(err, "see `diskhook domain list` and `diskhook local list`")
 }
 
+// workedOn is domainID for verbs that tell of work on copies, or stop it. While a
+// start waits for a copy libvirt answers no question about its domain; who
+// makes the copy knows the name.
+func (s *services) workedOn(ctx context.Context, name string) (string, error) {
+	if ids, err := s.local.AtWork(name); err == nil && len(ids) == 1 {
+		return ids[0], nil
+	}
+	return s.domainID(ctx, name)
+}
+
 // stillNamed refuses the former name of a domain that libvirt has under
 // another: receipts keep the name of the time when the copy was made.
 func (s *services) stillNamed(ctx context.Context, id, name string) error {

@@ -22,6 +22,39 @@ func (s *Service) withWaiting(entries []Entry) ([]Entry, error) {
 	})
 }
 
+// AtWork are the domains, by UUID, on whose disks somebody works who calls them
+// by that name. It reads locks and status files alone.
+func (s *Service) AtWork(name string) ([]string, error) {
+	files, err := s.statusFiles()
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, f := range files {
+		if name != "" && s.workFor(f) == name && !slices.Contains(ids, f.domain) {
+			ids = append(ids, f.domain)
+		}
+	}
+	return ids, nil
+}
+
+// workFor is the name of the domain for which a file says that somebody works,
+// or is about to; "" is nobody.
+func (s *Service) workFor(f aboutFile) string {
+	switch {
+	case f.kind == kindJob && f.age < startTimeout:
+		if job, err := readJob(f.path); err == nil {
+			return job.Disk.DomainName
+		}
+	case f.kind == kindStatus && strings.HasSuffix(f.path, ".json"):
+		st, err := progress.Read(f.path)
+		if working, lockErr := s.Working(f.domain, f.key); err == nil && lockErr == nil && working && !st.State.Final() {
+			return st.Owner
+		}
+	}
+	return ""
+}
+
 // withUnseen adds disks of which there is a status file, and nothing else. told
 // is what that says of a disk, and whether it is to be added.
 func (s *Service) withUnseen(entries []Entry, told func(Disk, progress.Status) (Entry, bool)) ([]Entry, error) {

@@ -58,6 +58,7 @@ type Map struct {
 	size        int64
 	v2          bool
 	l1          []uint64
+	l1At        int64
 
 	table   int64 // index into l1 of the table in l2; -1 is none
 	l2      []uint64
@@ -113,8 +114,22 @@ func Open(r io.ReaderAt) (*Map, error) {
 		return nil, fmt.Errorf("%w: L1 table at offset %d", ErrCorrupt, offset)
 	}
 	var err error
-	m.l1, err = m.entries(int64(offset), needed)
+	m.l1At = int64(offset)
+	m.l1, err = m.entries(m.l1At, needed)
 	return m, err
+}
+
+// TablesEnd is where in the file the last of its tables ends, in bytes. A file
+// that ends before was cut off: what is missing of a table reads as zeros, and
+// so as if nothing had ever been written there.
+func (m *Map) TablesEnd() int64 {
+	end := m.l1At + int64(len(m.l1))*8
+	for _, entry := range m.l1 {
+		if at := int64(entry & offsetMask); at != 0 {
+			end = max(end, at+m.cluster())
+		}
+	}
+	return end
 }
 
 // Size is the virtual size in bytes.

@@ -10,7 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"diskhook/storage/blockdev"
+	"diskhook/storage/command"
 	"diskhook/storage/directio"
+	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/qcow2map"
 )
@@ -54,6 +57,7 @@ type chainMap struct {
 	layers []layerMap
 	from   []io.ReaderAt
 	paths  []string
+	ends   []int64 // of the files
 	size   int64
 	base   int64
 }
@@ -87,12 +91,20 @@ func (c *chainMap) next(off int64) (extent, error) {
 
 // scan walks all tables, so that what has to be read by qemu-img is known
 // before the first byte is copied: the error is qcow2map.ErrUnsupported. They
-// are a few bytes for each cluster.
-func (c *chainMap) scan(stopped func() error) error {
+// are a few bytes for each cluster. A file that ends before its tables do is
+// refused; warn hears of one that ends before its data, which QEMU takes for
+// zeros, and which reserved clusters look like as well.
+func (c *chainMap) scan(stopped func() error, warn func(text string, err error)) error {
 	for i, layer := range c.layers {
-		if _, raw := layer.(*rawMap); raw {
+		image, is := layer.(*qcow2map.Map)
+		if !is {
 			continue
 		}
+		if end := image.TablesEnd(); c.ends[i] < end {
+			err := failure.New(failure.Precondition, "%s: was cut off: it has %d bytes, its tables lead to %d", c.paths[i], c.ends[i], end)
+			return failure.Hint(err, "restore it from a backup; `qemu-img check %s` says what else is missing", command.Quote([]string{c.paths[i]}))
+		}
+		beyond := int64(0)
 		for off := int64(0); off < layer.Size(); {
 			if err := stopped(); err != nil {
 				return err
@@ -101,11 +113,19 @@ func (c *chainMap) scan(stopped func() error) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.paths[i], err)
 			}
+			if found.Kind == qcow2map.Data {
+				beyond += max(0, found.At+found.Len-max(found.At, roundUp(c.ends[i], image.ClusterSize())))
+			}
 			off += found.Len
+		}
+		if beyond > 0 {
+			warn("part of the source reads zero", fmt.Errorf("%s: was cut off, or has reserved clusters: %d bytes of its data lie beyond its end", c.paths[i], beyond))
 		}
 	}
 	return nil
 }
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
 
 // mapChain opens the maps of the layers that have to be read. Nothing else is
 // done with files of those that the target has.
@@ -121,7 +141,11 @@ func mapChain(source Source, files []*directio.File, raw []*os.File) (*chainMap,
 			c.base = min(m.Size(), c.size)
 			break
 		}
-		c.layers, c.from, c.paths = append(c.layers, m), append(c.from, files[i]), append(c.paths, l.Path)
+		end, err := blockdev.Size(raw[i])
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", l.Path, err)
+		}
+		c.layers, c.from, c.paths, c.ends = append(c.layers, m), append(c.from, files[i]), append(c.paths, l.Path), append(c.ends, end)
 	}
 	return c, nil
 }

@@ -18,7 +18,6 @@ import (
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
-	"diskhook/storage/imagelock"
 )
 
 // copying is one call of Copy.
@@ -314,43 +313,6 @@ func (c *copying) unchanged(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-// proof computes the digest and compares.
-func (c *copying) proof(ctx context.Context) error {
-	read := ""
-	if c.outer != nil {
-		read = digestText(c.outer)
-		c.result.Digest = read
-	}
-	if !c.o.Verify && (read != "" || !c.o.Digest) {
-		return nil
-	}
-	imagelock.Release(c.f)
-	if c.o.Verify && read == "" {
-		if err := c.Engine.Verify(ctx, c.source, c.target, c.o.User); err != nil || !c.o.Digest {
-			return err
-		}
-	}
-	var written string
-	err := c.session.do(ctx, c.target.Path, c.o.IOClass, func() (err error) {
-		written, err = c.Engine.Digest(ctx, c.target, c.source.Size)
-		if err != nil || !c.o.Verify {
-			return err
-		}
-		at, err := firstData(ctx, c.f, c.source.Size, c.target.Size)
-		if err == nil && at >= 0 {
-			err = differs(c.source, c.target)
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if c.result.Digest = written; read != "" && read != written {
-		return differs(c.source, c.target)
-	}
-	return nil
 }
 
 func (e *Engine) say(text string, args ...any) {

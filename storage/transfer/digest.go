@@ -17,6 +17,7 @@ import (
 
 	"diskhook/storage/directio"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagelock"
 	"diskhook/storage/qcow2map"
 )
 
@@ -83,4 +84,41 @@ func (e *Engine) Digest(ctx context.Context, target Target, size int64) (string,
 		_, _ = outer.Write(sum[:])
 	}
 	return digestText(outer), nil
+}
+
+// proof computes the digest and compares.
+func (c *copying) proof(ctx context.Context) error {
+	read := ""
+	if c.outer != nil {
+		read = digestText(c.outer)
+		c.result.Digest = read
+	}
+	if !c.o.Verify && (read != "" || !c.o.Digest) {
+		return nil
+	}
+	imagelock.Release(c.f)
+	if c.o.Verify && read == "" {
+		if err := c.Engine.Verify(ctx, c.source, c.target, c.o.User); err != nil || !c.o.Digest {
+			return err
+		}
+	}
+	var written string
+	err := c.session.do(ctx, c.target.Path, c.o.IOClass, func() (err error) {
+		written, err = c.Engine.Digest(ctx, c.target, c.source.Size)
+		if err != nil || !c.o.Verify {
+			return err
+		}
+		at, err := firstData(ctx, c.f, c.source.Size, c.target.Size)
+		if err == nil && at >= 0 {
+			err = differs(c.source, c.target)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if c.result.Digest = written; read != "" && read != written {
+		return differs(c.source, c.target)
+	}
+	return nil
 }

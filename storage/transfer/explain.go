@@ -71,7 +71,7 @@ func (e *Engine) foreign(ctx context.Context, source Source) (why string, err er
 		_, err := safely(func() (*chainMap, error) {
 			chain, err := mapChain(source, files, opened.Files)
 			if err == nil {
-				err = chain.scan(ctx.Err)
+				err = chain.scan(ctx.Err, e.warn)
 			}
 			return chain, err
 		})

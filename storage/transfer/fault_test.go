@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -181,11 +182,34 @@ func TestClustersBeyondTheEnd(t *testing.T) {
 	source := inspect(t, chain)
 	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 4 << 20}
 	fillFile(t, target.Path, target.Size)
-	if _, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{Only: transfer.Native}); err != nil {
+	var log bytes.Buffer
+	engine := transfer.Engine{Run: command.System{}, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	if _, err := engine.Copy(t.Context(), source, target, transfer.Options{Only: transfer.Native}); err != nil {
 		t.Fatal(err)
 	}
 	expect(t, target.Path, content)
 	equal(t, chain, target.Path, target.Size)
+	if want := fmt.Sprintf("%s: was cut off, or has reserved clusters: %d bytes", chain[0].Path, 512<<10); !strings.Contains(log.String(), want) {
+		t.Errorf("%q is missing in %s", want, log.String())
+	}
+}
+
+// Without a table a disk would read as if nothing had ever been written to it.
+func TestTablesBeyondTheEnd(t *testing.T) {
+	dir := t.TempDir()
+	chain, _ := build(t, dir, []layer{{"qcow2:cluster_size=4k", 8 << 20, []step{{0, 1 << 20, 1}, {4 << 20, 1 << 20, 2}}}})
+	if err := os.Truncate(chain[0].Path, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	source := inspect(t, chain)
+	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 8 << 20}
+	_, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{})
+	if !errors.Is(err, failure.Precondition) || !strings.Contains(err.Error(), "was cut off: it has 1048576 bytes") || !strings.Contains(failure.HintOf(err), "qemu-img check "+chain[0].Path) {
+		t.Errorf("got %v, hint %q", err, failure.HintOf(err))
+	}
+	if _, err := os.Lstat(target.Path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the unfinished file is left: %v", err)
+	}
 }
 
 // A source that is written to, cut off or longer meanwhile is no copy.

@@ -183,7 +183,7 @@ func (c *copying) native(ctx context.Context) error {
 		chain, err := safely(func() (*chainMap, error) {
 			chain, err := mapChain(c.source, files, c.images)
 			if err == nil {
-				err = chain.scan(ctx.Err)
+				err = chain.scan(ctx.Err, c.warn)
 			}
 			return chain, err
 		})

@@ -84,7 +84,7 @@ func (s *Service) ExportCommands(ctx context.Context, domain, key string, o Expo
 	if err != nil { // the node of a volume that is not active
 		convert = fmt.Sprintf("# qemu-img convert of %s to %s as %s", c.Path, partial, o.Format)
 	}
-	return append(lines, convert, "# compare it with "+c.Path+", flush it", command.Quote([]string{"ln", "--", partial, o.To})), nil
+	return append(lines, convert, "# compare it with "+c.Path+", flush it", command.Quote([]string{"mv", "-n", "--", partial, o.To})), nil
 }
 
 func isNew(file string) error {
@@ -159,8 +159,7 @@ func (s *Service) writeExport(ctx context.Context, locks []*os.File, r Receipt, 
 	if err := flushFile(partial); err != nil {
 		return err
 	}
-	// Link, unlike rename, fails when somebody made the file meanwhile.
-	if err := os.Link(partial, to); err != nil {
+	if err := giveName(partial, to); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("export.named"); err != nil {

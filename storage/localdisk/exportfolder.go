@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
@@ -73,7 +74,36 @@ func (s *Service) exportFolder(r Receipt, to string) (folder, error) {
 	if err := os.Mkdir(f.Folder, 0o700); err != nil {
 		return f, errors.Join(err, atomicfile.Remove(f.record))
 	}
-	return f, failpoint.Hit("export.folder")
+	if err := failpoint.Hit("export.folder"); err != nil {
+		return f, err
+	}
+	if err := f.probe(); err != nil {
+		return f, errors.Join(err, f.remove())
+	}
+	return f, nil
+}
+
+// probe finds out, before hours of copying, whether the file can get its name.
+func (f folder) probe() error {
+	from, to := filepath.Join(f.Folder, "probe"), filepath.Join(f.Folder, "named")
+	if err := os.WriteFile(from, nil, 0o600); err != nil {
+		return err
+	}
+	return errors.Join(giveName(from, to), os.Remove(to))
+}
+
+// giveName names a file, and fails when somebody has made another one of that
+// name. NFS knows no rename that would; FAT, exFAT and many servers of CIFS know
+// no second name for a file.
+func giveName(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		return os.Link(from, to)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
 }
 
 // judgeExports judges the folders of exports that did not end.

@@ -221,7 +221,7 @@ func (p *program) summary(f format, of int, d *prestaged) {
 	case f == inJSON || of == 1 && d.err != nil:
 		return
 	case d.err != nil:
-		said = "failed: " + failure.Line(d.err)
+		said = "failed: " + strings.TrimPrefix(failure.Line(d.err), "domain "+d.Domain+": ")
 	case d.Started:
 		said = "started"
 	case !d.Changed:

@@ -39,10 +39,10 @@ func localSettle(p *program, c *cli.Context) error {
 	var steps []string
 	for _, r := range disks {
 		if c.Bool("raw") || r.Pivot != nil {
-			steps = append(steps, fmt.Sprintf("make a raw copy of %s/%s, go over to it, and remove %[1]s/%[2]s", r.Home, r.Name))
+			steps = append(steps, fmt.Sprintf("make a raw copy of %s, go over to it, and remove %[1]s", r.Place()))
 			continue
 		}
-		steps = append(steps, fmt.Sprintf("read %s into %s/%s and mark disk %s as settled", r.Source[0].Path, r.Home, r.Name, r.Target))
+		steps = append(steps, fmt.Sprintf("read %s into %s and mark disk %s as settled", r.Source[0].Path, r.Place(), r.Target))
 	}
 	err = p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		r := p.reporter(f)

@@ -205,7 +205,7 @@ func veto(why func(Observed) error) func(Observed) Decision {
 }
 
 func lost(o Observed) error {
-	err := failure.New(failure.NotFound, "%s: its local copy %s/%s is gone, and the guest has written to it", o.Disk, o.Receipt.Home, o.Receipt.Name)
+	err := failure.New(failure.NotFound, "%s: its local copy %s is gone, and the guest has written to it", o.Disk, o.Receipt.Place())
 	return failure.Hint(err, "bring the volume back, or give its data up with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
 }
 

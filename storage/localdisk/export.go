@@ -49,7 +49,7 @@ func (s *Service) Export(ctx context.Context, domain, key string, o ExportOption
 func (s *Service) exported(domain, key string) (*Receipt, error) {
 	r, err := ReadReceipt(s.Layout, domain, key)
 	if err == nil && r == nil {
-		err = failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+		err = failure.New(failure.NotFound, "%s: no local copy", s.known(domain, key))
 	}
 	return r, err
 }
@@ -124,7 +124,7 @@ func (s *Service) writeExport(ctx context.Context, locks []*os.File, r Receipt, 
 			s.Log.Warn("export: clean up; `diskhook local gc` does", "err", left)
 		}
 		if err != nil {
-			err = fmt.Errorf("%s: export: %w", d, err)
+			err = during(d, "export", err)
 		}
 	}()
 	partial := folder.disk()

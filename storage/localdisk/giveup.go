@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"diskhook/storage/failpoint"
@@ -207,7 +208,7 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 			}
 		}
 	}
-	return failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+	return failure.New(failure.NotFound, "%s: no local copy", s.known(domain, key))
 }
 
 func unclaimedReady(d Disk, c Copy) error { return adopt(Observed{Disk: d, Copy: c}).Err }
@@ -295,12 +296,24 @@ func (s *Service) worked(domain, key string) error {
 	return failure.Hint(err, "wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
 }
 
+// during says of which disk an error is, and what was done, unless the error says
+// of which itself.
+func during(d Disk, what string, err error) error {
+	if strings.HasPrefix(err.Error(), d.String()+": ") {
+		return err
+	}
+	return fmt.Errorf("%s: %s: %w", d, what, err)
+}
+
 // known is a disk as those who work on it call it, for messages.
 func (s *Service) known(domain, key string) Disk {
 	if r, err := ReadReceipt(s.Layout, domain, key); err == nil && r != nil {
 		return r.Disk()
 	}
 	d := Disk{Domain: domain, Target: key}
+	if others, err := Receipts(s.Layout, domain); err == nil && len(others) > 0 {
+		d.DomainName = others[0].DomainName
+	}
 	if st, mine := s.status(d, ""); mine {
 		d.DomainName, d.Target = st.Owner, targetOf(st)
 	}

@@ -169,6 +169,14 @@ func (r Receipt) Key() string {
 	return Disk{Target: r.Target, Image: r.Image, Volume: r.Volume}.Key()
 }
 
+// Place is where the copy is to be: VG/LV, or the path of its file.
+func (r Receipt) Place() string {
+	if filepath.IsAbs(r.Home) {
+		return filepath.Join(r.Home, r.Name+suffix(r.Format(), Ready))
+	}
+	return r.Home + "/" + r.Name
+}
+
 // Disk is the disk that the receipt is for, as far as the receipt knows it.
 func (r Receipt) Disk() Disk {
 	d := Disk{

@@ -35,7 +35,7 @@ func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (P
 		return Placement{}, err
 	}
 	if r == nil {
-		return Placement{}, failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+		return Placement{}, failure.New(failure.NotFound, "%s: no local copy", s.known(domain, key))
 	}
 	c, err := s.copyOf(ctx, *r)
 	if err != nil {

@@ -82,7 +82,7 @@ func (s *Service) toSettle(domain, key string) (*Receipt, error) {
 	case err != nil:
 		return nil, err
 	case r == nil:
-		return nil, failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+		return nil, failure.New(failure.NotFound, "%s: no local copy", s.known(domain, key))
 	case !r.Unsettled():
 		return nil, fmt.Errorf("%s: %w", r.Disk(), ErrSettled)
 	case Saved(s.Layout, domain):
@@ -184,7 +184,7 @@ func (t *Settling) Offline(ctx context.Context, rate int64, notify progress.Func
 	}
 	defer s.deactivateIdle(&group{backend: b, copies: []Copy{c}})
 	if err := t.flatten(ctx, c, rate, notify, held); err != nil {
-		return fmt.Errorf("%s: settle: %w", t.Disk, err)
+		return during(t.Disk, "settle", err)
 	}
 	return t.mark(ctx, c)
 }

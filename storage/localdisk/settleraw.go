@@ -53,7 +53,7 @@ func (s *Service) Pivoting(domain, key string) (*Pivoting, error) {
 	case err != nil:
 		return nil, err
 	case r == nil || r.Discarding:
-		return nil, failure.New(failure.NotFound, "domain %s: disk %s: no local copy", domain, key)
+		return nil, failure.New(failure.NotFound, "%s: no local copy", s.known(domain, key))
 	case r.Overlay == nil && r.Pivot == nil:
 		return nil, fmt.Errorf("%s: %w: it is raw", r.Disk(), ErrSettled)
 	case Saved(s.Layout, domain):

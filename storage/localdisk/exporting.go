@@ -37,7 +37,7 @@ func (s *Service) export(ctx context.Context, held *lock.Lock, r Receipt, o Expo
 	defer own.Release()
 	path := s.statusPath(r.Domain, r.Key())
 	status := progress.NewWriter(path, exportJob+r.Key(), d.DomainName, d.String())
-	defer os.Remove(path) //nolint:errcheck // a hint; the next one who works on the disk replaces it
+	defer os.Remove(path) // whoever works on the disk next would replace it
 	status.Set(progress.Copying)
 	ctx, stop := s.cancellable(ctx, d, func(string) error { return errExportCancelled })
 	defer stop()

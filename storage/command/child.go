@@ -15,17 +15,15 @@ type Child struct {
 	err   error
 }
 
-// StartChild starts a program that is watched by the caller. When we die,
-// whatever the way, it gets the signal death: PR_SET_PDEATHSIG of prctl(2). Its
-// stderr goes to stderr, which outlives the call; Stdout, Timeout and User of
-// cmd are not looked at.
-func StartChild(cmd Cmd, death syscall.Signal, stderr io.Writer) (*Child, error) {
+// StartChild starts a program that is watched by the caller. Its stderr goes to
+// stderr, which outlives the call; Stdout and Timeout of cmd are not looked
+// at.
+func StartChild(cmd Cmd, stderr io.Writer) (*Child, error) {
 	proc, err := prepare(cmd)
 	if err != nil {
 		return nil, &Error{Argv: cmd.Argv(), Code: -1, Err: err}
 	}
 	proc.Stderr = stderr
-	proc.SysProcAttr.Pdeathsig = death
 	c := &Child{proc: proc, ended: make(chan struct{})}
 	ended, err := launch(proc)
 	if err != nil {

@@ -21,6 +21,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"diskhook/storage/failure"
@@ -45,9 +46,10 @@ type Cmd struct {
 	// long as the program does (see package lock).
 	Files []*os.File
 
-	// DiesWithUs has the kernel kill the program when we die, whatever the way
-	// (PR_SET_PDEATHSIG of prctl(2)): one that nobody could end else.
-	DiesWithUs bool
+	// Death is the signal that the kernel sends the program when we die, whatever
+	// the way (PR_SET_PDEATHSIG of prctl(2)): to one that nobody could end else.
+	// 0: it may outlive us.
+	Death syscall.Signal
 
 	// Timeout bounds the run; 0 means only the context does.
 	Timeout time.Duration

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -74,12 +77,27 @@ func TestTimeoutKillsTheWholeGroup(t *testing.T) {
 
 // A program that dies with us outlives the thread that started it, and is waited
 // for like any other.
-func TestDiesWithUsRunsLikeOthers(t *testing.T) {
-	res, err := command.System{}.Run(t.Context(), command.Cmd{Name: "sh", Args: []string{"-c", "sleep 0.3; echo done"}, DiesWithUs: true})
+func TestDeathIsOursAlone(t *testing.T) {
+	stop := make(chan struct{})
+	var threads sync.WaitGroup
+	threads.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				threads.Go(runtime.LockOSThread) // ends with its goroutine
+				time.Sleep(time.Millisecond)
+			}
+		}
+	})
+	defer threads.Wait()
+	defer close(stop)
+	res, err := command.System{}.Run(t.Context(), command.Cmd{Name: "sh", Args: []string{"-c", "sleep 0.3; echo done"}, Death: syscall.SIGKILL})
 	if err != nil || string(res.Stdout) != "done\n" {
 		t.Errorf("%q, %v", res.Stdout, err)
 	}
-	_, err = command.System{}.Run(t.Context(), command.Cmd{Name: "sleep", Args: []string{"600"}, DiesWithUs: true, Timeout: 100 * time.Millisecond})
+	_, err = command.System{}.Run(t.Context(), command.Cmd{Name: "sleep", Args: []string{"600"}, Death: syscall.SIGKILL, Timeout: 100 * time.Millisecond})
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a timeout: %v", err)
 	}

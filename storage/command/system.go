@@ -165,10 +165,7 @@ func prepare(cmd Cmd) (*exec.Cmd, error) {
 	proc.Stdin, proc.Dir, proc.ExtraFiles = cmd.Stdin, cmd.Dir, cmd.Files
 	proc.Env = append(append(baseEnv(), testEnv()...), cmd.Env...)
 	proc.WaitDelay = grace // a grandchild that keeps the pipes does not hold us
-	proc.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if cmd.DiesWithUs {
-		proc.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	}
+	proc.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: cmd.Death}
 	if u := cmd.User; u != nil {
 		proc.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 	}

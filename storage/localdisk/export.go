@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/command"
@@ -139,7 +140,7 @@ func (s *Service) writeExport(ctx context.Context, locks []*os.File, r Receipt, 
 	// A kill of this process ends the reading, too: it would keep the domain from
 	// its disk, for nothing. Should storage that hangs keep it, gc leaves the
 	// folder alone for as long.
-	img := qemuimg.QemuImg{Run: s.Run, DiesWithUs: true}
+	img := qemuimg.QemuImg{Run: s.Run, Death: syscall.SIGKILL}
 	if err := img.Convert(ctx, qemuimg.ConvertOptions{
 		Source: layers, Target: partial, TargetFormat: format, Rate: o.Rate,
 		Locks: locks, Progress: o.Progress, Total: size,

@@ -45,7 +45,7 @@ func (q *QemuImg) compare(ctx context.Context, a, b []imagecheck.Layer, size int
 	}
 	_, err = q.Run.Run(ctx, command.Cmd{
 		Name: program, Args: []string{"compare", "-q", "-T", cacheOf(append(chainA, chainB...)), "--", first, second},
-		User: q.User, Limits: copyLimits, DiesWithUs: q.DiesWithUs,
+		User: q.User, Limits: copyLimits, Death: q.Death,
 	})
 	var failed *command.Error
 	if errors.As(err, &failed) && failed.Code == 1 { // 1 is "differ"; errors are 2 and more

@@ -84,7 +84,7 @@ func (q *QemuImg) Convert(ctx context.Context, o ConvertOptions) error {
 		return err
 	}
 	cmd := command.Cmd{
-		Name: program, Args: args, User: q.User, Limits: copyLimits, DiesWithUs: q.DiesWithUs,
+		Name: program, Args: args, User: q.User, Limits: copyLimits, Death: q.Death,
 		Files: append(append([]*os.File(nil), o.Locks...), o.SourceFiles...),
 	}
 	if o.Progress != nil {

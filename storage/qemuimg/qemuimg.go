@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"diskhook/storage/command"
@@ -43,8 +44,9 @@ type QemuImg struct {
 	// read; nil is our own.
 	User *command.Credential
 
-	// DiesWithUs ends Convert and the comparisons also when we are killed.
-	DiesWithUs bool
+	// Death is what ends Convert and the comparisons when we are killed (see
+	// command.Cmd).
+	Death syscall.Signal
 }
 
 // Version is what `qemu-img --version` says.

@@ -46,7 +46,8 @@ func (s *Service) startDaemon(ctx context.Context, log *slog.Logger, held *os.Fi
 		Name:  s.daemon(),
 		Args:  []string{"--chardev", "socket,id=qmp,fd=3", "--monitor", "chardev=qmp,mode=control"},
 		Files: []*os.File{theirs, held},
-	}, syscall.SIGTERM, &lines{log: log})
+		Death: syscall.SIGTERM,
+	}, &lines{log: log})
 	if err != nil {
 		_ = ours.Close()
 		return nil, err

@@ -10,8 +10,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,9 +35,8 @@ type opened struct {
 // open starts a daemon for one node tree and connects to it. held are
 // descriptors that the daemon keeps open as long as it lives: the set's lock.
 //
-// The daemon must not outlive us, or the images would stay locked. setpriv(1)
-// has the kernel end it when we die; and if we die before it does, the daemon
-// finds nobody who listens for its monitor, and ends by itself.
+// The daemon must not outlive us, or the images would stay locked: the kernel
+// ends it when we die.
 func (s *Service) open(ctx context.Context, id string, tree *Node, held ...*os.File) (*opened, error) {
 	text, err := tree.JSON()
 	if err != nil {
@@ -50,12 +49,9 @@ func (s *Service) open(ctx context.Context, id string, tree *Node, held ...*os.F
 	ctx, cancel := context.WithCancel(ctx)
 	o := &opened{id: id, sockets: sockets, ended: make(chan error, 1), cancel: cancel}
 	go func() {
-		// "We" is the thread that forked: it must not end before the daemon.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
 		_, err := s.Run.Run(ctx, command.Cmd{
-			Name: "setpriv", Args: append([]string{"--pdeathsig", "TERM", "--", s.daemon()}, daemonArgs(sockets.monitor, id, text, !tree.ReadOnly)...),
-			Files: append([]*os.File{sockets.nbd}, held...),
+			Name: s.daemon(), Args: daemonArgs(sockets.monitor, id, text, !tree.ReadOnly),
+			Files: append([]*os.File{sockets.nbd}, held...), Death: syscall.SIGTERM,
 		})
 		o.ended <- err
 		cancel() // which cuts the connection

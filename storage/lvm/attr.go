@@ -83,7 +83,7 @@ func (a Attr) Pool() bool { return a[atType] == 't' }
 // Thin says that this is a thin volume.
 func (a Attr) Thin() bool { return a[atType] == 'V' }
 
-// writable says that the volume's metadata allows writing.
+// Writable says that the volume's metadata allows writing.
 func (a Attr) Writable() bool { return a[atPermission] == 'w' || a[atPermission] == 'R' }
 
 // Zeroes says that a block of this pool or thin volume reads as zeros until

@@ -205,6 +205,7 @@ func (p *program) printStatus(f format, items []setStatus) error {
 // behind that. since is when it lost its vote.
 func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 	state, why = quorum.Voting, r.Why
+	out := r.Out
 	if !r.Votes {
 		state = quorum.OutOfSet
 	}
@@ -220,6 +221,9 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 				continue
 			}
 			state, why = live.State, live.Why
+			if state == quorum.Suspected && out.IsZero() {
+				out = live.Since
+			}
 			if live.State == quorum.InResync && live.Total > 0 {
 				state += fmt.Sprintf(" %d %%", 100*live.Done/live.Total)
 			}
@@ -231,8 +235,8 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 	case r.Doubt != nil:
 		return state, why, r.Doubt.Since.Local().Format(time.DateTime)
 	}
-	if !r.Out.IsZero() {
-		since = r.Out.Local().Format(time.DateTime)
+	if !out.IsZero() {
+		since = out.Local().Format(time.DateTime)
 	}
 	return state, why, since
 }

@@ -240,8 +240,10 @@ type LiveReplica struct {
 	Path  string `json:"path"`
 	State string `json:"state"`
 	Why   string `json:"why,omitempty"`
-	Done  int64  `json:"done"`
-	Total int64  `json:"total"`
+	// Since is when a Suspected one lost its vote; ReplicaStatus.Out follows.
+	Since time.Time `json:"since,omitzero"`
+	Done  int64     `json:"done"`
+	Total int64     `json:"total"`
 }
 
 const liveSchema = "diskhook.quorum-live/v1"

@@ -94,7 +94,7 @@ func (v *vigil) recall() {
 }
 
 func (v *vigil) show(id string, d Doubt) {
-	v.live.replica(id, func(r *LiveReplica) { r.State, r.Why = Suspected, string(d.Reason) })
+	v.live.replica(id, func(r *LiveReplica) { r.State, r.Why, r.Since = Suspected, string(d.Reason), d.Since })
 }
 
 func (v *vigil) heard(h Heard) {

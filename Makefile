@@ -99,12 +99,12 @@ unit:
 
 .PHONY: scripts
 scripts: ## tier 2: the programs against fake tools, kills at every step; no root
-	$(GO) test -tags $(TAGS),testroot -timeout 30m ./...
+	$(GO) test -tags $(TAGS),testroot -timeout 60m ./...
 
 .PHONY: integration
 integration: build ## tier 3: real qemu-img, LVM metadata, a private libvirtd; root
 	DISKHOOK_LIBVIRT_TESTS=$${DISKHOOK_LIBVIRT_TESTS:-$$(contrib/libvirt-tests)} \
-	$(GO) test -tags $(TAGS),testroot,integration -count=1 -timeout 20m $(call tagged,integration)
+	$(GO) test -tags $(TAGS),testroot,integration -count=1 -timeout 60m $(call tagged,integration)
 
 .PHONY: e2e
 e2e: build ## tier 4: a guest with its own kernel, real device-mapper and LVM; root

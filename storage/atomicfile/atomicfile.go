@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"diskhook/storage/failure"
 )
@@ -62,6 +63,24 @@ func WriteVolatile(path string, data []byte, mode os.FileMode) error {
 	}
 	if err := errors.Join(tmp.Close(), os.Rename(tmp.Name(), path)); err != nil {
 		return notWritten(path, err)
+	}
+	return nil
+}
+
+// Name gives the file from the name to, and is an fs.ErrExist where something has
+// that already. The caller flushes the file before, and the directory with Sync
+// after it. NFS knows no rename that replaces nothing; FAT, exFAT and many servers
+// of CIFS know no second name for a file.
+func Name(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	switch {
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		if err := os.Link(from, to); err != nil {
+			return err
+		}
+		return os.Remove(from)
+	case err != nil:
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
 	}
 	return nil
 }

@@ -160,7 +160,7 @@ func (s *Service) writeExport(ctx context.Context, locks []*os.File, r Receipt, 
 	if err := flushFile(partial); err != nil {
 		return err
 	}
-	if err := giveName(partial, to); err != nil {
+	if err := atomicfile.Name(partial, to); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("export.named"); err != nil {

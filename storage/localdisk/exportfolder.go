@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
@@ -89,21 +88,7 @@ func (f folder) probe() error {
 	if err := os.WriteFile(from, nil, 0o600); err != nil {
 		return err
 	}
-	return errors.Join(giveName(from, to), os.Remove(to))
-}
-
-// giveName names a file, and fails when somebody has made another one of that
-// name. NFS knows no rename that would; FAT, exFAT and many servers of CIFS know
-// no second name for a file.
-func giveName(from, to string) error {
-	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
-		return os.Link(from, to)
-	}
-	if err != nil {
-		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
-	}
-	return nil
+	return errors.Join(atomicfile.Name(from, to), os.Remove(to))
 }
 
 // judgeExports judges the folders of exports that did not end.

@@ -9,8 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/command"
@@ -55,7 +54,7 @@ func (s *Service) Export(ctx context.Context, name, to, format string, notify pr
 	_ = os.Remove(partial) // of an export that was killed; nobody else takes such a name
 	err = s.convert(ctx, source, partial, format)
 	if err == nil {
-		err = unix.Renameat2(unix.AT_FDCWD, partial, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+		err = atomicfile.Name(partial, to)
 	}
 	if err != nil {
 		_ = os.Remove(partial)
@@ -82,7 +81,7 @@ func (s *Set) readOnly(ids []string) (string, error) {
 }
 
 func (s *Service) convert(ctx context.Context, source, to, format string) error {
-	if _, err := s.Run.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-O", format, source, to}}); err != nil {
+	if _, err := s.Run.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-O", format, source, to}, Death: syscall.SIGKILL}); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(to, os.O_RDWR, 0)

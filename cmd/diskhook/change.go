@@ -6,19 +6,24 @@ import "fmt"
 
 // subject is what a verb changes.
 type subject struct {
-	schema string // of the verb's JSON
-	key    string // of the name there
-	word   string // before the name in a sentence
-	name   string // "": all of them
+	schema string     // of the verb's JSON
+	key    string     // of the name there
+	word   string     // before the name in a sentence
+	name   string     // "": all of them
+	result func() any // what came of it, for JSON; may be nil
 }
 
 // copiesOf are the local copies of a domain.
 func copiesOf(domain string) subject {
-	return subject{"diskhook.local-change/v1", "domain", "domain", domain}
+	return subject{schema: "diskhook.local-change/v1", key: "domain", word: "domain", name: domain}
 }
 
 func replicaSet(name string) subject {
-	return subject{"diskhook.quorum-change/v1", "set", "replica set", name}
+	return subject{schema: "diskhook.quorum-change/v1", key: "set", word: "replica set", name: name}
+}
+
+func managedVolume(id string) subject {
+	return subject{schema: "diskhook.volume-change/v1", key: "volume", word: "volume", name: id}
 }
 
 // change prints or does what a verb is about to do; act says how it ended. No
@@ -33,9 +38,13 @@ func (p *program) change(f format, dryRun bool, of subject, steps []string, act 
 	}
 	switch {
 	case f == inJSON:
-		if err := p.printJSON(map[string]any{
+		change := map[string]any{
 			"schema": of.schema, of.key: of.name, "dry_run": dryRun, "changed": len(steps) > 0, "commands": orEmpty(steps),
-		}); err != nil {
+		}
+		if of.result != nil && len(steps) > 0 && !dryRun {
+			change["result"] = of.result()
+		}
+		if err := p.printJSON(change); err != nil {
 			return err
 		}
 	case len(steps) == 0 && of.name == "":

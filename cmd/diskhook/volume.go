@@ -71,40 +71,6 @@ func coded(err error) error {
 	return err
 }
 
-// volumeSteps prints or does what a verb on a volume is about to do. No steps
-// is nothing to do. act returns how it ended, and for JSON what came of it.
-func (p *program) volumeSteps(f format, dryRun bool, id string, steps []string, act func() (string, any, error)) error {
-	ended, result := "nothing to do", any(nil)
-	if len(steps) > 0 && !dryRun {
-		var err error
-		if ended, result, err = act(); err != nil {
-			return coded(err)
-		}
-	}
-	switch {
-	case f == inJSON:
-		change := map[string]any{
-			"schema": "diskhook.volume-change/v1", "volume": id, "dry_run": dryRun, "changed": len(steps) > 0, "commands": orEmpty(steps),
-		}
-		if result != nil {
-			change["result"] = result
-		}
-		if err := p.printJSON(change); err != nil {
-			return err
-		}
-	case !dryRun || len(steps) == 0:
-		fmt.Fprintf(p.stderr, "diskhook: volume %s: %s\n", harmless(id), ended)
-	default:
-		for _, line := range steps {
-			fmt.Fprintln(p.stdout, harmless(line))
-		}
-	}
-	if dryRun && len(steps) > 0 {
-		return wouldChange()
-	}
-	return nil
-}
-
 func volumeDefine(p *program, c *cli.Context) error {
 	f, s, words, err := verbArgs(p, c, "ID")
 	if err != nil {
@@ -118,8 +84,8 @@ func volumeDefine(p *program, c *cli.Context) error {
 	if err != nil {
 		return coded(err)
 	}
-	return p.volumeSteps(f, c.Bool("dry-run"), words[0], steps, func() (string, any, error) {
-		return "defined", nil, s.volumes.Define(c.Context, words[0], connection)
+	return p.change(f, c.Bool("dry-run"), managedVolume(words[0]), steps, func() (string, error) {
+		return "defined", coded(s.volumes.Define(c.Context, words[0], connection))
 	})
 }
 
@@ -157,8 +123,8 @@ func volumeUndefine(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.volumeSteps(f, c.Bool("dry-run"), words[0], steps, func() (string, any, error) {
-		return "forgotten", nil, s.volumes.Undefine(c.Context, words[0])
+	return p.change(f, c.Bool("dry-run"), managedVolume(words[0]), steps, func() (string, error) {
+		return "forgotten", coded(s.volumes.Undefine(c.Context, words[0]))
 	})
 }
 
@@ -179,9 +145,12 @@ func volumeAttach(p *program, c *cli.Context) error {
 	if err != nil {
 		return coded(err)
 	}
-	return p.volumeSteps(f, c.Bool("dry-run"), r.ID, steps, func() (string, any, error) {
-		a, err := s.volumes.Attach(c.Context, r)
-		return "attached as " + a.ManagedPath, a.Masked(), err
+	var attached managed.Attached
+	volume := managedVolume(r.ID)
+	volume.result = func() any { return attached.Masked() }
+	return p.change(f, c.Bool("dry-run"), volume, steps, func() (string, error) {
+		attached, err = s.volumes.Attach(c.Context, r)
+		return "attached as " + attached.ManagedPath, coded(err)
 	})
 }
 
@@ -198,8 +167,8 @@ func volumeDetach(p *program, c *cli.Context) error {
 	if err != nil {
 		return coded(err)
 	}
-	return p.volumeSteps(f, c.Bool("dry-run"), words[0], steps, func() (string, any, error) {
-		return "detached", nil, s.volumes.Detach(c.Context, words[0], domain)
+	return p.change(f, c.Bool("dry-run"), managedVolume(words[0]), steps, func() (string, error) {
+		return "detached", coded(s.volumes.Detach(c.Context, words[0], domain))
 	})
 }
 

@@ -217,7 +217,7 @@ func sameLayer(ours Layer, plain imagecheck.Layer) bool {
 // alike compares images that are taken as they are.
 func (s *Service) alike(ctx context.Context, set Set, report progress.Func, held *os.File) error {
 	s.Activate(ctx, set)
-	c, err := s.muster(ctx, set, set.IDs(), nil, true, held)
+	c, err := s.muster(ctx, set, cast{voters: set.IDs()}, true, held)
 	if err != nil {
 		return err
 	}

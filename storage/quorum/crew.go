@@ -5,12 +5,15 @@ package quorum
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
+	"diskhook/storage/progress"
 )
 
 // crew is the open replicas of a set that an offline verb works on.
@@ -22,11 +25,43 @@ type crew struct {
 	need    int               // how many voters must agree
 }
 
-// muster opens the replicas called voters, and others beside them. One that
-// does not open is missing; a voter that is in use is an error.
-func (s *Service) muster(ctx context.Context, set Set, voters, others []string, readOnly bool, held ...*os.File) (*crew, error) {
-	c := &crew{set: set, missing: map[string]string{}, need: majority(set, len(voters))}
-	ids := slices.Concat(voters, others)
+// cast says what the replicas of a set, by their ids, are to an offline verb:
+// who votes, who is held against the voters, and who is missing, with why.
+type cast struct {
+	voters, others []string
+	missing        map[string]string
+}
+
+// roles casts the replicas of a set. believe names the only voter; "" leaves it
+// to the decision. A replica whose mark is of something else is missing, whatever
+// lies in its image.
+func roles(set Set, d Decision, observed []Observed, believe string) cast {
+	who := cast{missing: map[string]string{}}
+	left := map[string]LeftOut{}
+	for _, l := range d.Left {
+		left[l.ID] = l
+	}
+	for _, o := range observed {
+		l, out := left[o.ID]
+		foreign := o.Mark != nil && (o.Mark.Set != set.UUID || o.Mark.Replica != o.ID)
+		switch {
+		case o.Image != nil, o.NoMark != nil, foreign:
+			who.missing[o.ID] = l.Why
+		case believe == "" && !out, believe == o.ID:
+			who.voters = append(who.voters, o.ID)
+		default:
+			who.others = append(who.others, o.ID)
+		}
+	}
+	return who
+}
+
+// muster opens the voters of a cast, and the others beside them. One that does
+// not open is missing; one that is in use is an error.
+func (s *Service) muster(ctx context.Context, set Set, who cast, readOnly bool, held ...*os.File) (*crew, error) {
+	c := &crew{set: set, missing: map[string]string{}, need: majority(set, len(who.voters))}
+	maps.Copy(c.missing, who.missing)
+	ids := slices.Concat(who.voters, who.others)
 	opens, failed := make([]*opened, len(ids)), make([]error, len(ids))
 	var pending sync.WaitGroup
 	for i, id := range ids {
@@ -43,7 +78,7 @@ func (s *Service) muster(ctx context.Context, set Set, voters, others []string, 
 	var fatal error
 	for i, id := range ids {
 		switch {
-		case failed[i] == nil && i < len(voters):
+		case failed[i] == nil && i < len(who.voters):
 			c.voters = append(c.voters, opens[i])
 		case failed[i] == nil:
 			c.others = append(c.others, opens[i])
@@ -86,6 +121,46 @@ func (c *crew) walk() *walk {
 		w.add(o.id, o, false)
 	}
 	return w
+}
+
+// agreed compares all replicas, and refuses where the voters do not decide every
+// block.
+func (c *crew) agreed(ctx context.Context) (Verification, error) {
+	found, err := c.verify(ctx, nil)
+	if err == nil {
+		err = c.decided(found)
+	}
+	return found, err
+}
+
+// decided refuses what the majority does not decide, and a crew that lost those
+// who did not open after all.
+func (c *crew) decided(found Verification) error {
+	if len(c.voters) < c.need {
+		err := failure.New(failure.Problems, "%s: %d of its replicas could be opened, %d have to agree", &c.set, len(c.voters), c.need)
+		return failure.Hint(err, "see `diskhook quorum status %s`; believe one of them with `diskhook quorum resync --from ID %s`", c.set.Name, c.set.Name)
+	}
+	if len(found.NoMajority) > 0 {
+		return found.Err()
+	}
+	return nil
+}
+
+// equalize writes what the voters agree on to whoever was found to differ, and
+// flushes. A voter only gets what the majority has.
+func (c *crew) equalize(ctx context.Context, found Verification, report progress.Func) error {
+	w := c.walk()
+	w.repair, w.progress = true, report
+	if err := w.over(ctx, union(found.Differs)); err != nil {
+		return fmt.Errorf("%s: %w", &c.set, err)
+	}
+	if err := failpoint.Hit("quorum.written"); err != nil {
+		return err
+	}
+	if err := c.decided(c.found(w)); err != nil {
+		return err // somebody writes to the images
+	}
+	return c.flush()
 }
 
 // flush makes everything durable that was written.

@@ -247,6 +247,16 @@ func (h *history) veto(d Decision) error {
 	return nil
 }
 
+// tooFew is the veto where those that would open cannot say what the set holds,
+// clean or not: they are fewer than its threshold, or older than what this host
+// has written.
+func (d Decision) tooFew(set Set) error {
+	if len(d.Open) < set.Threshold || errors.Is(d.Veto, errOlder) {
+		return d.Veto
+	}
+	return nil
+}
+
 // votersOfUnclean is how many replicas of an unclean generation can tell by
 // majority what is right.
 const votersOfUnclean = 3

@@ -59,10 +59,11 @@
 //	set.go store.go   definitions            build.go    build
 //	mark.go tag.go    marks                  verify.go   compare all replicas
 //	observe.go        look at all replicas   resync.go   repair from the majority
-//	decide.go         who votes              replace.go  replace, remove
-//	raise.go          generations            status.go   what is known offline
-//	room.go           is there space
+//	decide.go         who votes              replace.go  replace
+//	raise.go          generations            remove.go   remove
+//	room.go           is there space         status.go   what is known offline
 //	node.go           QEMU's -blockdev trees
+//	crew.go           the replicas that an offline verb has open
 //	walk.go           reads replicas side by side, through qemu-storage-daemon
 //
 //	source.go         the disk that a set holds the content of
@@ -70,6 +71,7 @@
 //
 //	start.go          claims a set and has it served; control.go asks who serves it
 //	serve.go          the unit's process; session.go the life of one voting daemon
+//	sessionopen.go sessionend.go  its begin and its end
 //	daemon.go         qemu-storage-daemon and its monitor
 //	suspect.go        who is bad, and what follows; events.go what is remembered
 //	inline.go         a guest whose own QEMU has the replicas; watch.go and doubt.go

@@ -22,15 +22,11 @@ import (
 // guest; what no majority agrees on ends it. The file appears when it is
 // complete and flushed.
 func (s *Service) Export(ctx context.Context, name, to, format string, notify progress.Func) error {
-	l, err := s.Lock(name)
+	held, set, err := s.hold(name)
 	if err != nil {
 		return err
 	}
-	defer l.Release()
-	set, err := s.Load(name)
-	if err != nil {
-		return err
-	}
+	defer held.Release()
 	s.Activate(ctx, set)
 	d, _, err := s.Decide(ctx, set)
 	if err == nil {

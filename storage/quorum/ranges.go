@@ -2,6 +2,11 @@
 
 package quorum
 
+import (
+	"maps"
+	"slices"
+)
+
 // Range is a piece of the disk, in bytes.
 type Range struct {
 	Offset int64 `json:"offset"`
@@ -36,4 +41,24 @@ func (r *ranges) add(off, n int64) {
 			r.add(x.Offset, x.Length)
 		}
 	}
+}
+
+// union is the ranges of all lists, in order. It is never nil.
+func union(lists map[string][]Range) []Range {
+	all := slices.Concat(slices.Collect(maps.Values(lists))...)
+	slices.SortFunc(all, func(a, b Range) int {
+		if a.Offset < b.Offset {
+			return -1
+		}
+		return 1
+	})
+	merged := []Range{}
+	for _, r := range all {
+		if last := len(merged) - 1; last >= 0 && r.Offset <= merged[last].end() {
+			merged[last].Length = max(merged[last].end(), r.end()) - merged[last].Offset
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
 }

@@ -4,13 +4,10 @@ package quorum
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/progress"
@@ -29,15 +26,11 @@ type Replacing struct {
 // there is none nothing is changed. The old image stays, without its mark.
 // After a crash the same call goes on.
 func (s *Service) Replace(ctx context.Context, name string, o Replacing) (string, error) {
-	held, err := s.Lock(name)
+	held, set, err := s.hold(name)
 	if err != nil {
 		return "", err
 	}
 	defer held.Release()
-	set, err := s.Load(name)
-	if err != nil {
-		return "", err
-	}
 	if err := refuseWhile(set, verbReplace); err != nil {
 		return "", err
 	}
@@ -124,15 +117,15 @@ func (s Set) exchanged() Set {
 
 // mayReplace refuses what leaves too few that are known to be right.
 func mayReplace(set Set, d Decision) error {
-	stay := slices.DeleteFunc(slices.Clone(d.Open), func(id string) bool { return id == set.Intent.Replica })
-	switch {
-	case d.older(), len(d.Open) < majority(set, len(d.Open)):
-		return d.Veto
-	case len(stay)+1 < set.Threshold:
-		err := failure.New(failure.Precondition, "%s: without %s, %d of its replicas are left, and %d are needed with the new one", &set, set.Intent.Replica, len(stay), set.Threshold)
-		return failure.Hint(err, "run `diskhook quorum resync %s` first", set.Name)
+	if err := d.tooFew(set); err != nil {
+		return err
 	}
-	return nil
+	stay := slices.DeleteFunc(slices.Clone(d.Open), func(id string) bool { return id == set.Intent.Replica })
+	if len(stay)+1 >= set.Threshold {
+		return nil
+	}
+	err := failure.New(failure.Precondition, "%s: without %s, %d of its replicas are left, and %d are needed with the new one", &set, set.Intent.Replica, len(stay), set.Threshold)
+	return failure.Hint(err, "run `diskhook quorum resync %s` first", set.Name)
 }
 
 // replace does what the intent says.
@@ -149,7 +142,7 @@ func (s *Service) replace(ctx context.Context, set Set, report progress.Func, he
 	if err := s.begin(ctx, both, r, held); err != nil {
 		return fmt.Errorf("%s: %w", r, err)
 	}
-	c, err := s.muster(ctx, both, d.Open, []string{r.ID}, false, held)
+	c, err := s.muster(ctx, both, cast{voters: d.Open, others: []string{r.ID}}, false, held)
 	if err != nil {
 		return err
 	}
@@ -157,7 +150,11 @@ func (s *Service) replace(ctx context.Context, set Set, report progress.Func, he
 	if why, missing := c.missing[r.ID]; missing {
 		return failure.New(failure.Precondition, "%s: %s", r, why)
 	}
-	if err := s.copyVoted(ctx, c, report); err != nil {
+	found, err := c.agreed(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.equalize(ctx, found, report); err != nil {
 		return err
 	}
 	with := slices.DeleteFunc(c.present(), func(id string) bool { return id == set.Intent.Replica })
@@ -169,30 +166,6 @@ func (s *Service) replace(ctx context.Context, set Set, report progress.Func, he
 		return failure.New(failure.Problems, "%s: it does not take its mark", r)
 	}
 	return s.exchange(ctx, set)
-}
-
-// copyVoted brings what the majority has to a new replica, and to voters that
-// differ. Where no majority decides it writes nothing.
-func (s *Service) copyVoted(ctx context.Context, c *crew, report progress.Func) error {
-	found, err := c.verify(ctx, nil)
-	if err != nil {
-		return err
-	}
-	if err := c.decided(found); err != nil {
-		return err
-	}
-	w := c.walk()
-	w.repair, w.progress = true, report
-	if err := w.over(ctx, union(found.Differs)); err != nil {
-		return fmt.Errorf("%s: %w", &c.set, err)
-	}
-	if err := failpoint.Hit("quorum.written"); err != nil {
-		return err
-	}
-	if err := c.decided(c.found(w)); err != nil {
-		return err
-	}
-	return c.flush()
 }
 
 // exchange writes the outcome, and takes the mark off the old replica, which
@@ -209,63 +182,4 @@ func (s *Service) exchange(ctx context.Context, set Set) error {
 		s.Log.WarnContext(ctx, "the mark of a replaced replica stays", "set", set.Name, "replica", old.ID, "err", err)
 	}
 	return nil
-}
-
-// Remove takes a set that nobody uses, and that has nothing of a guest's, away:
-// its definition and all marks; its images only when told, and then only files, of each chain the top one. What
-// cannot be reached keeps its mark. After a crash the same call goes on.
-func (s *Service) Remove(ctx context.Context, name string, deleteImages bool) error {
-	held, err := s.Lock(name)
-	if err != nil {
-		return err
-	}
-	defer held.Release()
-	set, err := s.Load(name)
-	if err != nil {
-		return err
-	}
-	if err := set.Unwritten(); err != nil {
-		return err
-	}
-	if i := set.Intent; i == nil || i.Verb != verbRemove {
-		set.Intent = &Intent{Verb: verbRemove, DeleteImages: deleteImages}
-		if err := s.intend(set); err != nil {
-			return err
-		}
-	}
-	kept := map[string]string{}
-	for _, r := range set.Replicas {
-		if err := s.discard(ctx, set, r); err != nil {
-			kept[r.String()] = err.Error()
-		}
-	}
-	for _, r := range slices.Sorted(maps.Keys(kept)) {
-		s.Log.WarnContext(ctx, "a replica keeps its mark", "set", set.Name, "replica", r, "err", kept[r])
-	}
-	if err := s.forget(set); err != nil {
-		return err
-	}
-	return failpoint.Hit("quorum.forgotten")
-}
-
-// discard takes a replica's image away, if it is to go, and then its mark.
-func (s *Service) discard(ctx context.Context, set Set, r Replica) error {
-	if top := r.Top(); set.Intent.DeleteImages && top.Type == File {
-		m, err := s.readMark(ctx, set, r)
-		if err != nil {
-			return err
-		}
-		if m == nil || m.Set != set.UUID || m.Replica != r.ID {
-			return errors.New("its image has no mark of this set and stays")
-		}
-		if _, err := s.Config.Paths.Allowed(top.Path); err == nil {
-			if err := atomicfile.Remove(top.Path); err != nil {
-				return err
-			}
-		}
-	}
-	if err := failpoint.Hit("quorum.discarded." + r.ID); err != nil {
-		return err
-	}
-	return s.removeMark(ctx, set, r)
 }

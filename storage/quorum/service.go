@@ -61,6 +61,20 @@ func (s *Service) Lock(name string) (*lock.Lock, error) {
 	return l, err
 }
 
+// hold is Lock, and what the definition says then.
+func (s *Service) hold(name string) (*lock.Lock, Set, error) {
+	held, err := s.Lock(name)
+	if err != nil {
+		return nil, Set{}, err
+	}
+	set, err := s.Load(name)
+	if err != nil {
+		held.Release()
+		return nil, Set{}, err
+	}
+	return held, set, nil
+}
+
 func setInUse(name string) error {
 	err := failure.New(failure.Conflict, "replica set %s: it is served to a guest, or another verb works on it", name)
 	return failure.Hint(err, "see `diskhook quorum status %s`; try again when it is free", name)

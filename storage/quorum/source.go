@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -52,15 +51,11 @@ func sourceOf(disk []imagecheck.Layer, info imagecheck.Info) *Source {
 // on the disk; it may read all of both, and changes nothing. A set in use, and
 // one that holds something else, are a failure.Conflict with the way out.
 func (s *Service) Current(ctx context.Context, name string, disk []imagecheck.Layer, report progress.Func) error {
-	held, err := s.Lock(name)
+	held, set, err := s.hold(name)
 	if err != nil {
 		return err
 	}
 	defer held.Release()
-	set, err := s.Load(name)
-	if err != nil {
-		return err
-	}
 	if err := refuseWhile(set, ""); err != nil {
 		return err
 	}
@@ -85,16 +80,12 @@ func (s *Service) Current(ctx context.Context, name string, disk []imagecheck.La
 // disk may be replaced by the set, as Fits finds it unchanged. The error also
 // says that it does not (failure.Problems).
 func (s *Service) VerifyAgainst(ctx context.Context, name string, disk []imagecheck.Layer, record bool, report progress.Func) (Verification, error) {
-	held, err := s.Lock(name)
+	held, set, err := s.hold(name)
 	if err != nil {
 		return Verification{}, err
 	}
 	defer held.Release()
-	set, err := s.Load(name)
-	if err == nil {
-		err = refuseWhile(set, "")
-	}
-	if err != nil {
+	if err := refuseWhile(set, ""); err != nil {
 		return Verification{}, err
 	}
 	before, err := s.checker().Chain(ctx, disk)
@@ -122,15 +113,11 @@ func (s *Service) VerifyAgainst(ctx context.Context, name string, disk []imagech
 // Bound notes that a disk of a domain, which Current has passed and whose
 // fingerprint was before then, is bound to the set.
 func (s *Service) Bound(ctx context.Context, name string, use Use, disk []imagecheck.Layer, before string) error {
-	held, err := s.Lock(name)
+	held, set, err := s.hold(name)
 	if err != nil {
 		return err
 	}
 	defer held.Release()
-	set, err := s.Load(name)
-	if err != nil {
-		return err
-	}
 	return s.noteSource(ctx, set, disk, before, &use)
 }
 
@@ -172,8 +159,7 @@ func (s *Service) compare(ctx context.Context, set Set, disk []imagecheck.Layer,
 	if err != nil {
 		return Verification{}, err
 	}
-	voters, others, missing := roles(set, d, observed, "")
-	c, err := s.muster(ctx, set, voters, others, true, held)
+	c, err := s.muster(ctx, set, roles(set, d, observed, ""), true, held)
 	if err != nil {
 		return Verification{}, err
 	}
@@ -187,7 +173,6 @@ func (s *Service) compare(ctx context.Context, set Set, disk []imagecheck.Layer,
 		return Verification{}, err
 	}
 	c.others = append(c.others, source) // held against the voters, and dismissed with them
-	maps.Copy(c.missing, missing)
 	found, err := c.verify(ctx, report)
 	if err == nil && len(found.NoMajority) > 0 {
 		err = found.Err()

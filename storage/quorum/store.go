@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"diskhook/storage/atomicfile"
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 )
@@ -121,6 +122,14 @@ func (s *Service) save(set Set) error {
 		return fmt.Errorf("%s: %w", &set, err)
 	}
 	return nil
+}
+
+// intend makes an intent durable.
+func (s *Service) intend(set Set) error {
+	if err := s.save(set); err != nil {
+		return err
+	}
+	return failpoint.Hit("quorum.intent")
 }
 
 // forget takes the definition and the host's state away, the state first: a

@@ -73,27 +73,21 @@ func total(list []Range) (n int64) {
 // was found is in the Verification; the error is for what kept it from being
 // looked at. A set in use is a failure.Conflict.
 func (s *Service) Verify(ctx context.Context, name string, report progress.Func) (Verification, error) {
-	held, err := s.Lock(name)
+	held, set, err := s.hold(name)
 	if err != nil {
 		return Verification{}, err
 	}
 	defer held.Release()
-	set, err := s.Load(name)
-	if err != nil {
-		return Verification{}, err
-	}
 	s.Activate(ctx, set)
 	d, observed, err := s.Decide(ctx, set)
 	if err != nil {
 		return Verification{}, err
 	}
-	voters, others, missing := roles(set, d, observed, "")
-	c, err := s.muster(ctx, set, voters, others, true, held.File())
+	c, err := s.muster(ctx, set, roles(set, d, observed, ""), true, held.File())
 	if err != nil {
 		return Verification{}, err
 	}
 	defer c.dismiss()
-	maps.Copy(c.missing, missing)
 	return c.verify(ctx, report)
 }
 
@@ -122,29 +116,4 @@ func (c *crew) found(w *walk) Verification {
 		}
 	}
 	return v
-}
-
-// roles divides the replicas of a set: who votes, who is held against the
-// voters, and who is missing, with why. believe names the only voter; "" leaves
-// it to the decision. A replica whose mark is of something else is missing,
-// whatever lies in its image.
-func roles(set Set, d Decision, observed []Observed, believe string) (voters, others []string, missing map[string]string) {
-	missing = map[string]string{}
-	left := map[string]LeftOut{}
-	for _, l := range d.Left {
-		left[l.ID] = l
-	}
-	for _, o := range observed {
-		l, out := left[o.ID]
-		foreign := o.Mark != nil && (o.Mark.Set != set.UUID || o.Mark.Replica != o.ID)
-		switch {
-		case o.Image != nil, o.NoMark != nil, foreign:
-			missing[o.ID] = l.Why
-		case believe == "" && !out, believe == o.ID:
-			voters = append(voters, o.ID)
-		default:
-			others = append(others, o.ID)
-		}
-	}
-	return voters, others, missing
 }

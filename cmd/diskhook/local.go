@@ -34,6 +34,7 @@ func localCommand(p *program) *cli.Command {
 			verb("status", "show copies of a domain, how far they are, and whether their source has changed", "[NAME[/DISK]...]", localStatus, statusFlags()...),
 			verb("prestage", "make the copies of domains' disks now, so that their starts find them", "NAME[/DISK]...", localPrestage, prestageFlags()...),
 			verb("settle", "read into an overlay (fill=instant) what it takes from its source, so that it needs it no more", "[NAME] [TARGET]", localSettle, settleFlags()...),
+			verb("accept", "say that the source of an overlay that is not settled is the image that it was, in another file", "NAME TARGET", localAccept, acceptFlags()...),
 			verb("cancel", "stop the making or settling of a copy, or an export", "NAME TARGET", localCancel, connectFlag(), dryRunFlag()),
 			verb("recreate", "give a copy up and make it again from its source", "NAME TARGET", localRecreate,
 				export(), rate(), discard(), bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag()),

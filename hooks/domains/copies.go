@@ -134,6 +134,18 @@ func (s *Service) MayChange(ctx context.Context, domain, key string) error {
 	return s.untouchable(d)
 }
 
+// MayAccept refuses to look at a source anew while libvirt says that the domain
+// runs on it, or where that cannot be known; see State. Saved memory is no
+// reason: the disk stays what it is, and without the source it cannot be restored.
+func (s *Service) MayAccept(ctx context.Context, domain, key string) error {
+	d, known, err := s.ask(ctx, domain, key)
+	if err != nil || !known || !d.Facts.Active {
+		return err
+	}
+	err = failure.New(failure.Conflict, "%s: it is %s", d, d.Facts.State)
+	return failure.Hint(err, "shut it down with `virsh shutdown %s`, then run this again", d.NameArg())
+}
+
 // State is what libvirt says about the domain of a copy. known is false where
 // no libvirt has the domain: then the copy's own checks are all there is to ask.
 //

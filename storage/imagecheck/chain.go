@@ -163,7 +163,7 @@ func (c Checker) inspect(images []*image, declared []Layer, at func(string)) (In
 	if info.VirtualSize, err = c.virtualSize(images[0], info.Headers[0]); err != nil {
 		return Info{}, err
 	}
-	info.Fingerprint, err = fingerprint(images, info.Headers)
+	info.Fingerprint, info.Identities, err = fingerprint(images, info.Headers)
 	return info, err
 }
 

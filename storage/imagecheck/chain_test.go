@@ -5,6 +5,7 @@ package imagecheck
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -145,13 +146,33 @@ func TestChainThroughLinks(t *testing.T) {
 func TestFingerprint(t *testing.T) {
 	dir := room(t)
 	layers := chain(t, dir)
+	var identities []Identity
 	take := func() string {
 		t.Helper()
 		info, err := Chain(t.Context(), layers, within(dir))
 		if err != nil {
 			t.Fatal(err)
 		}
+		identities = info.Identities
 		return info.Fingerprint
+	}
+	// changed are the parts of the identities that are not what they were.
+	changed := func(was []Identity) string {
+		var parts []string
+		for i, id := range identities {
+			for _, part := range []struct {
+				name string
+				is   bool
+			}{
+				{"inode", id.Inode != was[i].Inode}, {"time", id.Written != was[i].Written},
+				{"size", id.Size != was[i].Size}, {"head", id.Head != was[i].Head},
+			} {
+				if part.is {
+					parts = append(parts, fmt.Sprint(i, " ", part.name))
+				}
+			}
+		}
+		return strings.Join(parts, ", ")
 	}
 	first := take()
 	if again := take(); again != first || len(first) != 64 {
@@ -160,18 +181,20 @@ func TestFingerprint(t *testing.T) {
 	seen := map[string]string{first: "nothing"}
 	base := layers[2].Path
 	for _, c := range []struct {
-		what string
-		do   func() error
+		what, parts string
+		do          func() error
 	}{
-		{"a write to the base", func() error { return exec.Command("qemu-io", "-f", "raw", "-c", "write -P 1 64k 512", base).Run() }},
-		{"a write to the top", func() error {
+		{"a write to the base", "2 time", func() error { return exec.Command("qemu-io", "-f", "raw", "-c", "write -P 1 64k 512", base).Run() }},
+		{"a write to the top", "0 time, 0 size", func() error {
 			return exec.Command("qemu-io", "-f", "qcow2", "-c", "write -P 1 64k 512", layers[0].Path).Run()
 		}},
-		{"a base of the same content and time", func() error {
+		{"a base of the same content and time", "2 inode", func() error {
 			return exec.Command("sh", "-c", `cp -p "$1" "$1.new" && mv "$1.new" "$1"`, "sh", base).Run()
 		}},
-		{"a longer base", func() error { return os.Truncate(base, 2<<20) }},
+		{"a longer base", "2 time, 2 size", func() error { return os.Truncate(base, 2<<20) }},
+		{"a new label", "2 time, 2 head", func() error { return exec.Command("qemu-io", "-f", "raw", "-c", "write -P 1 0 512", base).Run() }},
 	} {
+		was := identities
 		if err := c.do(); err != nil {
 			t.Fatalf("%s: %v", c.what, err)
 		}
@@ -180,6 +203,9 @@ func TestFingerprint(t *testing.T) {
 			t.Errorf("%s leaves the fingerprint as after %s", c.what, before)
 		}
 		seen[now] = c.what
+		if parts := changed(was); parts != c.parts {
+			t.Errorf("%s changes %s, want %s", c.what, parts, c.parts)
+		}
 	}
 }
 

@@ -76,6 +76,9 @@ type Info struct {
 	// far as that can be told without reading everything; see fingerprint.go.
 	Fingerprint string
 
+	// Identities are what it is made of, one for each layer.
+	Identities []Identity
+
 	// Block says that a layer is a block device, so that it may have been
 	// written to though the fingerprint is the same.
 	Block bool

@@ -265,7 +265,7 @@ func (s *Service) SourceChanged(ctx context.Context, r Receipt) (changed bool, w
 	case err != nil:
 		return false, "", err
 	case r.Unsettled() && info.Fingerprint != r.Fingerprint:
-		return false, "", sourceChanged(r.Disk(), r)
+		return false, "", sourceChanged(r.Disk(), r, info)
 	case info.VirtualSize > r.Size:
 		return true, fmt.Sprintf("the source has grown to %d bytes; `diskhook local resize %s %d` follows", info.VirtualSize, r.Disk().args(), info.VirtualSize), nil
 	case r.Fingerprint != "" && info.Fingerprint != r.Fingerprint:

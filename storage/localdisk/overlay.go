@@ -30,6 +30,11 @@ type Overlay struct {
 	// Template is what the copy lies on for good, if that is a template. Such a
 	// copy never takes anything from its source: it is settled from the beginning.
 	Template *TemplateRef `json:"template,omitempty"`
+	// Source is what can be told of the images of the source, top first, as they
+	// were when the copy was made or accepted last. Older receipts do not say.
+	Source []imagecheck.Identity `json:"source,omitempty"`
+	// Accepted is when an operator last said that they are what they were.
+	Accepted time.Time `json:"accepted,omitzero"`
 }
 
 // Unsettled says that a part of the disk is in its source.
@@ -171,7 +176,7 @@ func (s *Service) lookBelow(ctx context.Context, observed []Observed) {
 		case !r.Used:
 			o.Stale = true
 		default:
-			o.Below = sourceChanged(o.Disk, *r)
+			o.Below = sourceChanged(o.Disk, *r, info)
 		}
 	}
 }
@@ -184,9 +189,9 @@ func sourceGone(d Disk, r Receipt, err error) error {
 	return failure.Hint(err, "bring that storage back, then start again and run `diskhook local settle %[1]s`; or give up what the guest wrote with `diskhook local recreate --discard-guest-data %[1]s`", d.args())
 }
 
-func sourceChanged(d Disk, r Receipt) error {
-	err := failure.New(failure.Conflict, "%s: it is not settled: a part of it is in %s still, which changed since; the guest would see a mix of both", d, failure.OneLine(r.Source[0].Path))
-	return failure.Hint(err, "put that image back as it was, or give up what the guest wrote with `diskhook local recreate --discard-guest-data %s`", d.args())
+func sourceChanged(d Disk, r Receipt, now imagecheck.Info) error {
+	err := failure.New(failure.Conflict, "%s: it is not settled: a part of it is in %s still, which changed since: %s; the guest might see a mix of both", d, failure.OneLine(r.Source[0].Path), r.likeness(now))
+	return failure.Hint(err, "put that image back as it was; if it is, in another file, say so with `diskhook local accept %[1]s`; or give up what the guest wrote with `diskhook local recreate --discard-guest-data %[1]s`", d.args())
 }
 
 // header reads the header of an overlay, also of one that is in use.

@@ -44,6 +44,8 @@ func TestMain(m *testing.M) {
 			os.Exit(exitCode(fulfil()))
 		case "settle":
 			os.Exit(exitCode(settle()))
+		case "accept":
+			os.Exit(exitCode(service().AcceptSource(context.Background(), domain, "vda", false)))
 		case "raw":
 			os.Exit(exitCode(toRaw()))
 		case "gc":

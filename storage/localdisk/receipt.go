@@ -271,7 +271,7 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
 	}
 	if o.Copy.Format == imagecheck.QCOW2 {
-		r.Overlay = &Overlay{}
+		r.Overlay = &Overlay{Source: info.Identities}
 		if o.Template.Name != "" {
 			r.Overlay = &Overlay{Settled: r.Filled, Template: o.Template.ref()}
 		}

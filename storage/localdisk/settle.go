@@ -75,8 +75,17 @@ func (s *Service) takeUp(r Receipt) (*Settling, error) {
 	return &Settling{Disk: d, Receipt: r, service: s, lock: l, status: status}, nil
 }
 
-// toSettle is the receipt of an overlay that is not settled.
+// toSettle is the receipt of an overlay that can be settled.
 func (s *Service) toSettle(domain, key string) (*Receipt, error) {
+	r, err := s.unsettled(domain, key)
+	if err == nil && Saved(s.Layout, domain) {
+		err = s.MayGiveUp(*r, GiveUp{})
+	}
+	return r, err
+}
+
+// unsettled is the receipt of an overlay that is not settled.
+func (s *Service) unsettled(domain, key string) (*Receipt, error) {
 	r, err := ReadReceipt(s.Layout, domain, key)
 	switch {
 	case err != nil:
@@ -85,8 +94,6 @@ func (s *Service) toSettle(domain, key string) (*Receipt, error) {
 		return nil, failure.New(failure.NotFound, "%s: no local copy", s.known(domain, key))
 	case !r.Unsettled():
 		return nil, fmt.Errorf("%s: %w", r.Disk(), ErrSettled)
-	case Saved(s.Layout, domain):
-		return nil, s.MayGiveUp(*r, GiveUp{})
 	}
 	return r, nil
 }

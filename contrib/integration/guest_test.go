@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 )
@@ -19,47 +20,67 @@ const sector = 512
 // imageSize is that of every guest's disk, in bytes.
 const imageSize = 2 << 20
 
-// bootSector is the whole guest: at each boot it adds one to the first byte of
-// its disk's second sector, writes that sector back and says the new number,
-// as a digit, on the first serial line. So the number is how often a guest has
-// run on this disk, and a guest that is shown older data says a number again.
-//
-// 16-bit code, loaded by the BIOS at 0x7c00 with the drive in DL.
-func bootSector(powerOff bool) []byte {
-	const packet = 0x60 // where the disk address packet lies
-	code := []byte{
+// What guests are made of, in 16-bit code.
+var (
+	readSector  = []byte{0xb4, 0x42, 0xcd, 0x13}       // mov ah, 0x42 (extended read); int 0x13
+	writeSector = []byte{0xb8, 0x00, 0x43, 0xcd, 0x13} // mov ax, 0x4300 (extended write); int 0x13
+	countWord   = []byte{0xff, 0x06, 0x00, 0x7e}       // inc word [0x7e00]
+	say         = []byte{0xba, 0xf8, 0x03, 0xee}       // mov dx, 0x3f8; out dx, al
+	idle        = []byte{0xf4, 0xeb, 0xfd}             // idle: hlt; jmp idle
+)
+
+// guest is a boot sector, which the BIOS loads at 0x7c00 with the drive in DL. SI
+// is at a disk address packet: one sector at 0000:7e00, the disk's second one.
+func guest(code ...[]byte) []byte {
+	const packet = 0x60 // where it lies
+	begin := []byte{
 		0x31, 0xc0, // xor ax, ax
 		0x8e, 0xd8, // mov ds, ax
 		0x8e, 0xd0, // mov ss, ax
 		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
 		0xbe, packet, 0x7c, // mov si, packet
-		0xb4, 0x42, // mov ah, 0x42 (extended read)
-		0xcd, 0x13, // int 0x13
+	}
+	image := make([]byte, sector)
+	copy(image[:packet], slices.Concat(begin, slices.Concat(code...)))
+	copy(image[packet:], []byte{0x10, 0, 1, 0, 0x00, 0x7e, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0})
+	image[510], image[511] = 0x55, 0xaa
+	return image
+}
+
+// counter is the guest of most tests: at each boot it adds one to the first byte
+// of its disk's second sector, writes that sector back and says the new number,
+// as a digit, on the first serial line. So the number is how often a guest has
+// run on this disk, and a guest that is shown older data says a number again.
+func counter(powerOff bool) []byte {
+	off := []byte{
+		0xba, 0x04, 0x06, // mov dx, 0x604 (ACPI, PM1a control)
+		0xb8, 0x00, 0x20, // mov ax, 0x2000 (sleep: off)
+		0xef, // out dx, ax
+	}
+	if !powerOff {
+		off = nil
+	}
+	return guest(readSector, []byte{
 		0x72, 0x12, // jc failed
 		0xfe, 0x06, 0x00, 0x7e, // inc byte [0x7e00]
-		0xb8, 0x00, 0x43, // mov ax, 0x4300 (extended write)
-		0xcd, 0x13, // int 0x13
+	}, writeSector, []byte{
 		0x72, 0x07, // jc failed
 		0xa0, 0x00, 0x7e, // mov al, [0x7e00]
 		0x04, '0', // add al, '0'
 		0xeb, 0x02, // jmp say
 		0xb0, 'E', // failed: mov al, 'E'
-		0xba, 0xf8, 0x03, // say: mov dx, 0x3f8
-		0xee, // out dx, al
-	}
-	if powerOff {
-		code = append(code,
-			0xba, 0x04, 0x06, // mov dx, 0x604 (ACPI, PM1a control)
-			0xb8, 0x00, 0x20, // mov ax, 0x2000 (sleep: off)
-			0xef, // out dx, ax
-		)
-	}
-	code = append(code, 0xf4, 0xeb, 0xfd) // idle: hlt; jmp idle
-	image := make([]byte, sector)
-	copy(image, code)
-	// One sector at 0000:7e00, of the disk's sector 1.
-	copy(image[packet:], []byte{0x10, 0, 1, 0, 0x00, 0x7e, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0})
-	image[510], image[511] = 0x55, 0xaa
+	}, say, off, idle)
+}
+
+// tireless is a disk whose guest does its work again and again until a request
+// fails; then it says E.
+func tireless(work ...[]byte) []byte {
+	again := slices.Concat(work...)
+	image := diskImage(false)
+	copy(image, guest(again, []byte{
+		0x73, byte(-2 - len(again)), // jnc again
+		0xb0, 'E', // mov al, 'E'
+	}, say, idle))
 	return image
 }
 
@@ -70,7 +91,7 @@ func diskImage(powerOff bool) []byte {
 	for i := range image {
 		image[i] = byte(i>>9) ^ byte(i) | 1
 	}
-	copy(image, bootSector(powerOff))
+	copy(image, counter(powerOff))
 	clear(image[sector : 2*sector])
 	return image
 }

@@ -14,15 +14,9 @@ import (
 	"testing"
 )
 
-// replicated is a domain whose disk is a set of three replicas, filled with an
-// image, one of them qcow2.
-func replicated(t *testing.T, name string, image []byte) *domain {
-	t.Helper()
-	return replicatedAs(t, name, image, "")
-}
-
-// replicatedAs has the disk lowered as the options say.
-func replicatedAs(t *testing.T, name string, image []byte, options string) *domain {
+// replicated is a domain whose disk is a set of three replicas of its name, filled
+// with an image, one of them qcow2, and lowered as the options say.
+func replicated(t *testing.T, name string, image []byte, options string) *domain {
 	t.Helper()
 	removed(t, name)
 	d := newDomain(t, name)
@@ -35,6 +29,11 @@ func replicatedAs(t *testing.T, name string, image []byte, options string) *doma
 	diskhook(t, 0, "quorum", "build", "--replicas", strings.Join(d.replicas(), ","), "--threshold", "2", "--from", d.image(), name)
 	diskhook(t, 0, "domain", "apply", "--quorum", "vda="+name+options, name)
 	return d
+}
+
+// shared is a definition whose guest's memory other processes can map.
+func shared(text string) string {
+	return strings.Replace(text, "  <vcpu>1</vcpu>", "  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n  <vcpu>2</vcpu>", 1)
 }
 
 // removed takes a set away once its domain is gone, so that a test can run twice.
@@ -62,64 +61,92 @@ func (d *domain) replicas() []string {
 	return []string{filepath.Join(d.dir, "r1.raw"), filepath.Join(d.dir, "r2.qcow2"), filepath.Join(d.dir, "r3.raw")}
 }
 
-func (d *domain) socket() string { return "/run/diskhook/quorum/" + d.name + "/nbd.sock" }
-
 // TestQuorum: a guest boots from a set that is served to it, as QEMU's own
 // user, and goes on when one replica is wrong, and the next time when one is
 // gone; what it wrote is in all others.
 func TestQuorum(t *testing.T) {
-	image := diskImage(false)
-	d := replicated(t, "quorum", image)
-	says(t, d.dumped(), "protocol='nbd' name='quorum'", d.socket(), "error_policy='stop'", "urn:diskhook:1", d.image())
-	if exists(d.socket()) {
+	for _, c := range []struct {
+		transport, socket string
+		disk              []string
+	}{
+		{"nbd", "nbd.sock", []string{"protocol='nbd' name='quorum-nbd'", "error_policy='stop'"}},
+		{"vhost-user", "vhost.sock", []string{"<disk type='vhostuser'"}},
+	} {
+		t.Run(c.transport, func(t *testing.T) {
+			set := "quorum-" + c.transport
+			d := replicated(t, set, diskImage(false), ",transport="+c.transport)
+			socket := filepath.Join("/run/diskhook/quorum", set, c.socket)
+			says(t, d.dumped(), append(c.disk, socket, "urn:diskhook:1", d.image())...)
+			d.served(socket)
+			d.outvotes()
+			d.lacksReplicas()
+			d.givesBack()
+		})
+	}
+}
+
+// served runs the guest of a set for the first time.
+func (d *domain) served(socket string) {
+	t, image := d.t, diskImage(false)
+	t.Helper()
+	if exists(socket) {
 		t.Error("it is served before it is started")
 	}
 	d.start()
 	d.boots(1)
-	if st, err := os.Stat(d.socket()); err != nil || st.Mode().Perm() != 0o600 || st.Sys().(*syscall.Stat_t).Uid == 0 {
+	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 || st.Sys().(*syscall.Stat_t).Uid == 0 {
 		t.Errorf("the socket is not QEMU's alone: %v, %v", st, err)
 	}
-	says(t, diskhook(t, 4, "quorum", "verify", "quorum"), "served to a guest")
+	says(t, diskhook(t, 4, "quorum", "verify", d.name), "served to a guest")
 	d.destroy()
-	if exists(d.socket()) {
+	if exists(socket) {
 		t.Error("it is still served")
 	}
-	says(t, diskhook(t, 0, "quorum", "verify", "quorum"), "all replicas are equal")
+	says(t, diskhook(t, 0, "quorum", "verify", d.name), "all replicas are equal")
 	holds(t, d.replicas()[0], after(image, 1))
 	holds(t, d.image(), image)
+}
 
-	// Replica 3 lies about the number of boots.
-	patch(t, d.replicas()[2], sector, 7)
+// outvotes: replica 3 lies about the number of boots.
+func (d *domain) outvotes() {
+	d.t.Helper()
+	patch(d.t, d.replicas()[2], sector, 7)
 	d.start()
 	d.boots(2)
-	eventually(t, func() bool { return strings.Contains(diskhook(t, 0, "quorum", "status", "quorum"), "mismatch") }, "status does not tell")
+	eventually(d.t, func() bool { return strings.Contains(diskhook(d.t, 0, "quorum", "status", d.name), "mismatch") }, "status does not tell")
 	d.destroy()
-	diskhook(t, 0, "quorum", "resync", "quorum")
-	holds(t, d.replicas()[2], after(image, 2))
+	diskhook(d.t, 0, "quorum", "resync", d.name)
+	holds(d.t, d.replicas()[2], after(diskImage(false), 2))
+}
 
-	// And is gone.
+// lacksReplicas: replica 3 is gone, then replica 2 as well: one of three is no
+// majority.
+func (d *domain) lacksReplicas() {
+	t := d.t
+	t.Helper()
 	if err := os.Remove(d.replicas()[2]); err != nil {
 		t.Fatal(err)
 	}
 	d.start()
 	d.boots(3)
 	d.destroy()
-	says(t, diskhook(t, 0, "quorum", "status", "quorum"), "r3", "no such file")
+	says(t, diskhook(t, 0, "quorum", "status", d.name), "r3", "no such file")
 
-	// One of three is no majority.
-	if err := os.Rename(d.replicas()[1], d.replicas()[1]+".away"); err != nil {
-		t.Fatal(err)
-	}
-	d.startVetoed("disk vda: replica set quorum: 1 of its replicas", "2 are needed", "diskhook quorum resync --from r1 quorum")
-	if err := os.Rename(d.replicas()[1]+".away", d.replicas()[1]); err != nil {
-		t.Fatal(err)
-	}
-	diskhook(t, 0, "quorum", "replace", "quorum", "r3", filepath.Join(d.dir, "r4.raw"))
-	holds(t, filepath.Join(d.dir, "r4.raw"), after(image, 3))
+	back := moved(t, d.replicas()[1])
+	d.startVetoed("disk vda: replica set "+d.name+": 1 of its replicas", "2 are needed", "diskhook quorum resync --from r1 "+d.name)
+	back()
+	r4 := filepath.Join(d.dir, "r4.raw")
+	diskhook(t, 0, "quorum", "replace", d.name, "r3", r4)
+	holds(t, r4, after(diskImage(false), 3))
+}
 
-	says(t, diskhook(t, 4, "domain", "revert", "quorum"), "what the guest wrote is in the replica set quorum")
-	diskhook(t, 0, "domain", "revert", "--export", filepath.Join(d.dir, "back.raw"), "quorum")
-	holds(t, filepath.Join(d.dir, "back.raw"), after(image, 3))
+// givesBack: the domain gets its own disk back, with what the guest wrote.
+func (d *domain) givesBack() {
+	t, back := d.t, filepath.Join(d.dir, "back.raw")
+	t.Helper()
+	says(t, diskhook(t, 4, "domain", "revert", d.name), "what the guest wrote is in the replica set "+d.name)
+	diskhook(t, 0, "domain", "revert", "--export", back, d.name)
+	holds(t, back, after(diskImage(false), 3))
 	d.start()
 	d.boots(4)
 }
@@ -139,29 +166,6 @@ func patch(t *testing.T, path string, at int64, value byte) {
 	}
 }
 
-// busySector is a guest that counts in the first word of its disk's second
-// sector, and writes that sector, as long as nothing fails; then it says E.
-func busySector() []byte {
-	image := diskImage(false)
-	code := []byte{
-		0x31, 0xc0, // xor ax, ax
-		0x8e, 0xd8, // mov ds, ax
-		0x8e, 0xd0, // mov ss, ax
-		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
-		0xbe, 0x60, 0x7c, // mov si, packet
-		0xff, 0x06, 0x00, 0x7e, // again: inc word [0x7e00]
-		0xb8, 0x00, 0x43, // mov ax, 0x4300 (extended write)
-		0xcd, 0x13, // int 0x13
-		0x73, 0xf5, // jnc again
-		0xb0, 'E', // mov al, 'E'
-		0xba, 0xf8, 0x03, // mov dx, 0x3f8
-		0xee,             // out dx, al
-		0xf4, 0xeb, 0xfd, // idle: hlt; jmp idle
-	}
-	copy(image, code)
-	return image
-}
-
 // TestQuorumDaemonKilled: the guest waits for a daemon that was killed under
 // it, sees no error, and writes on; no replica is left behind.
 func TestQuorumDaemonKilled(t *testing.T) {
@@ -172,7 +176,7 @@ func TestQuorumDaemonKilled(t *testing.T) {
 
 func daemonKilled(t *testing.T, transport string) {
 	set := "killed-" + transport
-	d := replicatedAs(t, set, busySector(), ",transport="+transport)
+	d := replicated(t, set, tireless(countWord, writeSector), ",transport="+transport)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(try(t, "virsh", "domstate", "--reason", d.uuid), "\n", try(t, "tail", "-n", "20", "/run/diskhook/hook.log"))
@@ -220,14 +224,7 @@ func daemonKilled(t *testing.T, transport string) {
 // differs is made equal before the next start.
 func TestQuorumInline(t *testing.T) {
 	image := diskImage(false)
-	removed(t, "inline")
-	d := newDomain(t, "inline")
-	writeImage(t, d.image(), image)
-	d.disks = diskXML("file", d.image(), "raw", "vda")
-	d.define()
-	before := d.dumped()
-	diskhook(t, 0, "quorum", "build", "--replicas", strings.Join(d.replicas(), ","), "--threshold", "2", "--from", d.image(), "inline")
-	diskhook(t, 0, "domain", "apply", "--quorum", "vda=inline,lower=inline", "inline")
+	d := replicated(t, "inline", image, ",lower=inline")
 	says(t, d.dumped(), "<source file='"+d.replicas()[0]+"'", "<qemu:commandline>", "libvirt-1-format", "<qemu:override>")
 	d.start()
 	d.boots(1)
@@ -250,7 +247,9 @@ func TestQuorumInline(t *testing.T) {
 	}
 	d.startVetoed("disk vda: replica set inline", "r3")
 	diskhook(t, 0, "domain", "revert", "--discard-guest-data", "inline")
-	same(t, before, d.dumped())
+	reverted := d.dumped()
+	d.define()
+	same(t, d.dumped(), reverted)
 	d.start()
 	d.boots(1)
 }

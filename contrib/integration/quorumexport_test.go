@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"diskhook/xmlrewrite"
@@ -51,9 +50,8 @@ func TestQuorumExportRuns(t *testing.T) {
 			given(t, d.dir)
 
 			d.disks = raw("vda")
-			text := strings.Replace(d.xml(), "<vcpu>1</vcpu>", "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking><vcpu>2</vcpu>", 1)
 			c.lower.Target, c.lower.Socket = "vda", socket
-			d.defineAs(string(rewritten(t, text, c.lower).Bytes()))
+			d.defineAs(string(rewritten(t, shared(d.xml()), c.lower).Bytes()))
 			d.start()
 			d.boots(1)
 			live := rewritten(t, run(t, "virsh", "-q", "dumpxml", d.uuid))

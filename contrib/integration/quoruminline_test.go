@@ -12,28 +12,6 @@ import (
 	"testing"
 )
 
-// reader is a guest that reads its disk's second sector as long as nothing
-// fails; then it says E.
-func reader() []byte {
-	image := diskImage(false)
-	code := []byte{
-		0x31, 0xc0, // xor ax, ax
-		0x8e, 0xd8, // mov ds, ax
-		0x8e, 0xd0, // mov ss, ax
-		0xbc, 0x00, 0x7c, // mov sp, 0x7c00
-		0xbe, 0x60, 0x7c, // mov si, packet
-		0xb4, 0x42, // again: mov ah, 0x42 (extended read)
-		0xcd, 0x13, // int 0x13
-		0x73, 0xfa, // jnc again
-		0xb0, 'E', // mov al, 'E'
-		0xba, 0xf8, 0x03, // mov dx, 0x3f8
-		0xee,             // out dx, al
-		0xf4, 0xeb, 0xfd, // idle: hlt; jmp idle
-	}
-	copy(image, code)
-	return image
-}
-
 // quorumStatus is what of `quorum status` tests look at.
 type quorumStatus struct {
 	Veto     string `json:"veto"`
@@ -90,14 +68,8 @@ func (s quorumStatus) has(event, replica string) bool {
 // heard through libvirt, also by who comes after libvirt or the listener was
 // killed, remembered, and told; the guest goes on as long as a majority agrees.
 func TestQuorumInlineReports(t *testing.T) {
-	image := reader()
-	removed(t, "reports")
-	d := newDomain(t, "reports")
-	writeImage(t, d.image(), image)
-	d.disks = diskXML("file", d.image(), "raw", "vda")
-	d.define()
-	diskhook(t, 0, "quorum", "build", "--replicas", strings.Join(d.replicas(), ","), "--threshold", "2", "--from", d.image(), "reports")
-	diskhook(t, 0, "domain", "apply", "--quorum", "vda=reports,lower=inline", "reports")
+	image := tireless(readSector)
+	d := replicated(t, "reports", image, ",lower=inline")
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(try(t, "tail", "-n", "40", "/run/diskhook/hook.log").stdout)

@@ -54,7 +54,7 @@ func TestQuorumDefines(t *testing.T) {
 			d := newDomain(t, "defines")
 			d.disks = raw("vda")
 			q := votes("/srv")
-			text := strings.Replace(d.xml(), "  <vcpu>", "  <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>\n  <vcpu>", 1)
+			text := shared(d.xml())
 			was, err := xmlrewrite.Parse([]byte(text))
 			if err != nil {
 				t.Fatal(err)

@@ -58,7 +58,7 @@ func TestQuorumVeto(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			name := "veto-" + strings.NewReplacer(" ", "-", ",", "", "'", "").Replace(c.name)
 			image := diskImage(false)
-			d := replicatedAs(t, name, image, c.options)
+			d := replicated(t, name, image, c.options)
 			mend := c.spoil(t, d)
 			definition, state := d.dumped(), digest(t, d.dir, "/var/lib/diskhook", "/etc/diskhook")
 			said := d.startVetoed(append(c.says, "domain "+name+": disk vda: ")...)

@@ -3,11 +3,14 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -152,26 +155,38 @@ func quorumStatus(p *program, c *cli.Context) error {
 			names = append(names, set.Name)
 		}
 	}
-	items := []setStatus{}
-	for _, name := range names {
-		item := setStatus{}
-		if item.Status, err = s.quorum.Status(c.Context, name); err != nil {
-			return err
-		}
-		if use, err := s.quorum.Claim(name); err == nil {
-			item.Use = &use
-		}
-		if live, err := s.quorum.Live(name); err == nil && item.Served && live.PID != 0 {
-			item.Live = &live
-		}
-		events, err := s.quorum.Events(name)
-		if err != nil {
-			s.log.Warn("events", "set", name, "err", err)
-		}
-		item.Events = append([]quorum.Event{}, events[max(0, len(events)-lastEvents):]...)
-		items = append(items, item)
+	// At once: each may wait for a server that hangs.
+	items := make([]setStatus, len(names))
+	failed := make([]error, len(names))
+	var pending sync.WaitGroup
+	for i, name := range names {
+		pending.Go(func() { items[i], failed[i] = s.statusOf(c.Context, name) })
+	}
+	pending.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return err
 	}
 	return p.printStatus(f, items)
+}
+
+func (s *services) statusOf(ctx context.Context, set string) (setStatus, error) {
+	var item setStatus
+	var err error
+	if item.Status, err = s.quorum.Status(ctx, set); err != nil {
+		return item, err
+	}
+	if use, err := s.quorum.Claim(set); err == nil {
+		item.Use = &use
+	}
+	if live, err := s.quorum.Live(set); err == nil && item.Served && live.PID != 0 {
+		item.Live = &live
+	}
+	events, err := s.quorum.Events(set)
+	if err != nil {
+		s.log.Warn("events", "set", set, "err", err)
+	}
+	item.Events = append([]quorum.Event{}, events[max(0, len(events)-lastEvents):]...)
+	return item, nil
 }
 
 func (p *program) printStatus(f format, items []setStatus) error {

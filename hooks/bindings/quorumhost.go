@@ -74,7 +74,7 @@ func (d directQuorum) Plan(ctx context.Context, u QuorumUse) (QuorumPlan, error)
 	if err != nil {
 		return QuorumPlan{}, err
 	}
-	decision, _, err := d.Decide(ctx, set)
+	decision, _, err := d.Foresee(ctx, set)
 	if err == nil {
 		err = decision.Veto
 	}

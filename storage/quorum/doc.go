@@ -42,6 +42,7 @@
 // its replicas or a veto, the rest is left out and brought up to date later.
 // An unclean generation starts with three replicas or more, since a majority
 // can then repair it; fewer is a veto until somebody names the one to believe.
+// Foresee is for who asks what a start would do, which activates volumes first.
 //
 // # The disk that a set replaces
 //

@@ -16,33 +16,24 @@ import (
 	"diskhook/storage/nbd"
 )
 
-// Observe looks at all replicas side by side, each for at most the set's hang
-// timeout, and changes nothing. What is wrong with one is in its Observed.
-func (s *Service) Observe(ctx context.Context, set Set) []Observed {
-	seen := make([]Observed, len(set.Replicas))
-	var pending sync.WaitGroup
-	for i, r := range set.Replicas {
-		pending.Go(func() { seen[i] = s.observe(ctx, set, r) })
-	}
-	pending.Wait()
-	return seen
-}
-
-func (s *Service) observe(ctx context.Context, set Set, r Replica) Observed {
-	o := Observed{ID: r.ID}
-	o.Image = s.inspect(ctx, set, r)
-	o.Mark, o.NoMark = s.readMark(ctx, set, r)
-	return o
-}
-
 // Decide observes the set and decides; see the function Decide. The error is
-// for what this host does not know about itself.
+// for what this host does not know about itself. Volumes have to be active.
 func (s *Service) Decide(ctx context.Context, set Set) (Decision, []Observed, error) {
+	return s.decide(ctx, set, s.inspect)
+}
+
+// Foresee is what Decide would say once the set's volumes are active: a start
+// activates them first, and after a reboot none is. Nothing is changed.
+func (s *Service) Foresee(ctx context.Context, set Set) (Decision, []Observed, error) {
+	return s.decide(ctx, set, s.inspectDormant)
+}
+
+func (s *Service) decide(ctx context.Context, set Set, image func(context.Context, Set, Replica) error) (Decision, []Observed, error) {
 	known, err := s.Known(set)
 	if err != nil {
 		return Decision{}, nil, err
 	}
-	observed := s.Observe(ctx, set)
+	observed := s.observe(ctx, set, image)
 	s.doubted(set, observed)
 	if err := stopped(ctx); err != nil {
 		return Decision{}, nil, err
@@ -50,17 +41,61 @@ func (s *Service) Decide(ctx context.Context, set Set) (Decision, []Observed, er
 	return Decide(set, observed, known), observed, nil
 }
 
+// observe looks at all replicas at once, at the image and the mark of each, all
+// for at most the set's hang timeout, and changes nothing. What is wrong with
+// one is in its Observed.
+func (s *Service) observe(ctx context.Context, set Set, image func(context.Context, Set, Replica) error) []Observed {
+	ctx, cancel := context.WithTimeout(ctx, s.hangTimeout(set))
+	defer cancel()
+	seen := make([]Observed, len(set.Replicas))
+	var pending sync.WaitGroup
+	for i, r := range set.Replicas {
+		o := &seen[i]
+		o.ID = r.ID
+		pending.Go(func() { o.Image = image(ctx, set, r) })
+		pending.Go(func() { o.Mark, o.NoMark = s.readMark(ctx, set, r) })
+	}
+	pending.Wait()
+	return seen
+}
+
 // inspect says what is wrong with a replica's image: it is not there, its
 // headers do not say what is declared, or its size is not the set's.
 func (s *Service) inspect(ctx context.Context, set Set, r Replica) error {
-	ctx, cancel := context.WithTimeout(ctx, s.hangTimeout(set))
-	defer cancel()
 	size, exact, err := s.measure(ctx, r)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", r, err)
 	case size < set.Size, exact && size != set.Size:
-		return failure.New(failure.Precondition, "%s: it has %d bytes, the set has %d", r, size, set.Size)
+		return unequal(set, r, size)
+	}
+	return nil
+}
+
+func unequal(set Set, r Replica, size int64) error {
+	return failure.New(failure.Precondition, "%s: it has %d bytes, the set has %d", r, size, set.Size)
+}
+
+// inspectDormant is inspect that takes LVM's word for a volume which is not active
+// and has no node yet: what is in it nobody can see.
+func (s *Service) inspectDormant(ctx context.Context, set Set, r Replica) error {
+	err := s.inspect(ctx, set, r)
+	vg, name, ok := strings.Cut(r.Volume, "/")
+	if !ok || !errors.Is(err, failure.NotFound) {
+		return err
+	}
+	report, lvmErr := s.lvm().Report(ctx, vg)
+	if lvmErr != nil {
+		return fmt.Errorf("%s: %w", r, lvmErr)
+	}
+	lv, there := report.LV(name)
+	switch {
+	case !there || lv.Active == nil || *lv.Active:
+		return err
+	case lv.Health() != nil:
+		return fmt.Errorf("%s: %w", r, lv.Health())
+	case lv.Size < set.Size:
+		return unequal(set, r, lv.Size)
 	}
 	return nil
 }

@@ -205,7 +205,7 @@ func (s *Service) openReplica(ctx context.Context, set Set, r Replica, readOnly 
 	}
 	if o.Size != set.Size {
 		o.close()
-		return nil, failure.New(failure.Precondition, "%s: it has %d bytes, the set has %d", r, o.Size, set.Size)
+		return nil, unequal(set, r, o.Size)
 	}
 	return o, nil
 }

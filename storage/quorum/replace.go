@@ -87,7 +87,7 @@ func (s *Service) planReplace(ctx context.Context, set Set, o Replacing) (Set, e
 		return set, err
 	}
 	// Whether there is a majority is known before anything is made.
-	d, _, err := s.Decide(ctx, set)
+	d, _, err := s.Foresee(ctx, set)
 	if err != nil {
 		return set, err
 	}

@@ -36,7 +36,8 @@ type ReplicaStatus struct {
 	Out time.Time `json:"out,omitzero"`
 }
 
-// Status looks at a set and changes nothing.
+// Status looks at a set and changes nothing. A replica that does not answer costs
+// the set's hang timeout, however many there are.
 func (s *Service) Status(ctx context.Context, name string) (Status, error) {
 	set, err := s.Load(name)
 	if err != nil {
@@ -46,7 +47,7 @@ func (s *Service) Status(ctx context.Context, name string) (Status, error) {
 	if st.Served, err = s.Locked(name); err != nil {
 		return Status{}, err
 	}
-	d, observed, err := s.Decide(ctx, set)
+	d, observed, err := s.Foresee(ctx, set)
 	if err != nil {
 		return Status{}, err
 	}

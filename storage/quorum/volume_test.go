@@ -52,7 +52,12 @@ func TestReplicasOnVolumes(t *testing.T) {
 		t.Errorf("tags %v", tags)
 	}
 
+	// A start would activate them, and status does not.
 	must(t, lvmtest.Reboot(w.path("lvm")))
+	st, err := w.Status(t.Context(), "db")
+	if must(t, err); st.Veto != "" || len(st.Decision.Open) != 3 {
+		t.Errorf("after a reboot: %s %+v", st.Veto, st.Decision)
+	}
 	if d := w.decision(); d.Veto == nil || len(d.Open) != 1 {
 		t.Errorf("inactive volumes: %+v", d)
 	}
@@ -66,6 +71,17 @@ func TestReplicasOnVolumes(t *testing.T) {
 	}
 	w.holdsVolumes()
 	w.opens("r1", "r2", "r3")
+
+	must(t, lvmtest.Reboot(w.path("lvm")))
+	resize := func(size int64) {
+		must(t, lvmtest.Change(w.path("lvm"), func(g *lvmtest.Group) { g.Volumes["one"].Size = size }))
+	}
+	resize(diskSize / 2)
+	st, err = w.Status(t.Context(), "db")
+	if must(t, err); st.Veto != "" || st.Replicas[0].Votes || !strings.Contains(st.Replicas[0].Why, "it has 4194304 bytes") {
+		t.Errorf("one that is too short: %s %+v", st.Veto, st.Replicas)
+	}
+	resize(diskSize + 4<<20)
 
 	must(t, w.Remove(t.Context(), "db", true))
 	if tags := append(w.tags("one"), w.tags("two")...); strings.Join(tags, " ") != "KEEP KEEP" {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"diskhook/storage/failure"
@@ -92,6 +93,9 @@ func (ss *session) control(ctx context.Context, conn net.Conn) {
 func (ss *session) resyncAsked(ctx context.Context, id string) error {
 	var ids []string
 	err := ss.call(ctx, func() error {
+		if err := ss.settleSuspects(ctx, id); err != nil {
+			return err
+		}
 		ids = slices.DeleteFunc(ss.set.IDs(), func(other string) bool { return ss.voters[other] != nil || id != "" && id != other })
 		if _, ok := ss.set.Replica(id); id != "" && !ok {
 			return noReplica(ss.set, id)
@@ -114,6 +118,27 @@ func (ss *session) resyncAsked(ctx context.Context, id string) error {
 		}
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// settleSuspects tries once more to take the vote of suspects that kept it. It
+// refuses to pass one for brought up to date that has to keep it: what it holds
+// is part of what the guest reads.
+func (ss *session) settleSuspects(ctx context.Context, only string) error {
+	var kept []string
+	for _, id := range ss.counted() {
+		why := ss.suspects[id]
+		if ss.voters[id] != nil {
+			ss.suspect(ctx, id, why, "")
+		}
+		if ss.voters[id] != nil && (only == "" || only == id) {
+			kept = append(kept, fmt.Sprintf("%s is suspect (%s)", id, why))
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	err := failure.New(failure.Precondition, "%s: %s, and votes: the others are too few without it, or take no mark", &ss.set, strings.Join(kept, ", "))
+	return failure.Hint(err, "shut the guest down, then run `diskhook quorum resync %s`, or replace what is broken with `diskhook quorum replace`", ss.set.Name)
 }
 
 // ask sends one request to the process that serves a set and waits for the

@@ -93,9 +93,8 @@ func (ss *session) equalised(ctx context.Context, err error, through bool) {
 	}
 }
 
-// equal says that the set may be called clean: there was no need of a gate, or
-// it found all replicas equal or made them so.
-func (g *gate) equal() bool { return g == nil || g.over.Load() && g.torn.Load() == 0 }
+// equal says that all replicas were found equal or made so.
+func (g *gate) equal() bool { return g != nil && g.over.Load() && g.torn.Load() == 0 }
 
 // do runs a guest's request in turn with the repair.
 func (g *gate) do(ctx context.Context, r nbd.Request) ([]byte, error) {

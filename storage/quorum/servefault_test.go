@@ -228,20 +228,12 @@ func TestIOErrors(t *testing.T) {
 	} {
 		t.Run(string(reason), func(t *testing.T) {
 			w := newWorld(t)
-			remote, socket := w.path("remote.raw"), w.path("remote.sock")
-			must(t, os.WriteFile(remote, nil, 0o600))
-			must(t, os.Truncate(remote, diskSize))
-			good := "driver=raw,file.driver=file,file.filename=" + remote
-			server := w.nbdServer(socket, good)
 			b := w.building()
-			l, err := quorum.ParseReplica("nbd+unix:///disk?socket="+socket, "")
-			must(t, err)
+			l, injects := w.remote("remote")
 			b.Replicas[2], b.Overwrite = l, true
-			_, err = w.Build(t.Context(), b)
+			_, err := w.Build(t.Context(), b)
 			must(t, err)
-			must(t, server.Kill())
-			w.nbdServer(socket, "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename="+remote+
-				",file.inject-error.0.event=none,file.inject-error.0.errno=5,file.inject-error.0."+test.inject)
+			injects(test.inject)
 			w.start()
 			w.works("read -P 0x33 3M 192k", "write -P 4 2M 64k", test.guest, "flush")
 			w.untilState("r3", quorum.Suspected, string(reason))

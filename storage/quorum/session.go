@@ -35,7 +35,8 @@ type session struct {
 	work     chan func()
 	released chan struct{}  // somebody says that the claim is gone
 	jobs     chan resyncJob // for online
-	gate     *gate          // after an unclean end; nil: it was clean
+	unclean  bool           // its replicas may differ since an earlier session
+	gate     *gate          // makes them equal; nil until then
 	door     *door          // where guests connect; nil until it is open
 }
 
@@ -62,7 +63,7 @@ func (ss *session) serve(ctx context.Context) error {
 	// What goes on beside the loop ends with it.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ss.observed = observed
+	ss.observed, ss.unclean = observed, d.Unclean
 	if err := ss.open(ctx, d); err != nil {
 		ss.abandon()
 		return err

@@ -15,8 +15,9 @@ import (
 const endGrace = 20 * time.Second
 
 // close takes the socket away, flushes, ends the daemons and says of the marks
-// that they are clean. Without a flush that enough replicas confirmed, and a
-// daemon that went as it should, they stay unclean.
+// that they are clean. They stay unclean without a flush that enough replicas
+// confirmed and a daemon that went as it should, and where a suspect cannot be
+// counted out of them.
 func (ss *session) close() error {
 	// SIGTERM has ended the context; this has to be done all the same.
 	ctx, cancel := context.WithTimeout(context.Background(), ss.hangTimeout(ss.set)+endGrace)
@@ -26,9 +27,12 @@ func (ss *session) close() error {
 		_ = ss.daemon.do(ctx, "block-export-del", args{"id": "vhost", "mode": "hard"}, nil)
 	}
 	ss.door.shut()
-	flushed := ss.inner.Flush(ctx)
-	ss.settle(ctx)
-	_ = ss.inner.Close()
+	var flushed error
+	if ss.inner != nil { // else no guest could write either
+		flushed = ss.inner.Flush(ctx)
+		ss.settle(ctx)
+		_ = ss.inner.Close()
+	}
 	for _, m := range ss.voters {
 		ss.endMember(ctx, m)
 	}
@@ -41,13 +45,15 @@ func (ss *session) close() error {
 			gone = err
 		}
 	}
-	if flushed != nil || gone != nil || !ss.gate.equal() {
+	if flushed != nil || gone != nil || ss.unclean && !ss.gate.equal() {
 		return ended(ss.set, flushed, gone)
 	}
 	if err := failpoint.Hit("quorum.flushed"); err != nil {
 		return err
 	}
-	if err := ss.MarkClean(ctx, ss.set, ss.gen); err != nil {
+	if err := ss.countOut(ctx); err != nil {
+		ss.log.Error("suspects have the newest generation, so that it is not clean", "suspects", ss.counted(), "err", err)
+	} else if err := ss.MarkClean(ctx, ss.set, ss.gen); err != nil {
 		ss.log.Warn("not all marks are clean", "err", err)
 	}
 	ss.note(ss.set.Name, Event{Event: EventStopped, Generation: ss.gen.Number})

@@ -124,17 +124,55 @@ func (ss *session) suspect(ctx context.Context, id string, why Reason, text stri
 	}
 	ss.gen = g
 	ss.live.change(func(l *Live) { l.Generation = g.Number })
-	go func() { // it may hang, and is a service only
-		if err := ss.MarkSuspect(ctx, ss.set, id, why); err != nil {
-			ss.log.WarnContext(ctx, "the suspect has no mark of it", "replica", id, "err", err)
-		}
-	}()
+	go ss.accuse(ctx, id, why) // it may hang, and is a service only
 	ss.evict(ctx, id)
 	for _, other := range rest {
 		if !slices.Contains(g.With, other) {
 			ss.suspect(ctx, other, WriteError, "it takes no mark")
 		}
 	}
+}
+
+// accuse notes on a suspect itself that it is one.
+func (ss *session) accuse(ctx context.Context, id string, why Reason) {
+	if err := ss.MarkSuspect(ctx, ss.set, id, why); err != nil {
+		ss.log.WarnContext(ctx, "the suspect has no mark of it", "replica", id, "err", err)
+	}
+}
+
+// counted are the suspects that the newest generation has, in the order of the
+// definition: it did not rise without them.
+func (ss *session) counted() []string {
+	return slices.DeleteFunc(ss.set.IDs(), func(id string) bool {
+		return ss.suspects[id] == "" || !slices.Contains(ss.gen.With, id)
+	})
+}
+
+// countOut raises the generation without those suspects, at the end of a session:
+// what it has when it is clean votes the next time.
+func (ss *session) countOut(ctx context.Context) error {
+	suspects := ss.counted()
+	if len(suspects) == 0 {
+		return nil
+	}
+	rest := slices.DeleteFunc(slices.Clone(ss.gen.With), func(id string) bool { return slices.Contains(suspects, id) })
+	g, err := ss.Raise(ctx, ss.set, Origin{Number: ss.gen.Number, Raise: ss.gen.Raise}, ss.gen.Number+1, rest)
+	if err != nil {
+		return err
+	}
+	ss.gen = g
+	accused := make(chan struct{})
+	go func() {
+		defer close(accused)
+		for _, id := range suspects {
+			ss.accuse(ctx, id, ss.suspects[id])
+		}
+	}()
+	select {
+	case <-accused:
+	case <-time.After(ss.hangTimeout(ss.set)): // the generation leaves them out all the same
+	}
+	return nil
 }
 
 // evict takes a replica out of the voting node.

@@ -228,7 +228,10 @@ func unused(ctx context.Context, r Replica, readOnly bool) error {
 				take = imagelock.Write
 			}
 			err = take(f)
-			_ = f.Close() // gives the locks back
+			// Closing is not enough: a program that is being started at this
+			// moment has the descriptor, too, until it runs.
+			imagelock.Release(f)
+			_ = f.Close()
 			if err != nil && !errors.Is(err, imagelock.ErrNoLocks) {
 				return struct{}{}, err
 			}

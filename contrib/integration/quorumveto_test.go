@@ -7,8 +7,10 @@ package integration
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -54,6 +56,17 @@ func TestQuorumVeto(t *testing.T) {
 			diskhook(t, 0, "quorum", "replace", d.name, "r3", filepath.Join(d.dir, "r4.raw"))
 			return func() { diskhook(t, 0, "domain", "apply", d.name) }
 		}, []string{"its QEMU would open vda-r2, vda-r3 beside the first replica", "has vda-r2, vda-r4", "diskhook domain apply "}},
+		{"a verb works on it", "", func(t *testing.T, d *domain) func() {
+			lock := "/run/diskhook/lock/quorum-" + d.name
+			verb := exec.Command("flock", "--no-fork", lock, "sleep", "600")
+			if err := verb.Start(); err != nil {
+				t.Fatal(err)
+			}
+			end := sync.OnceFunc(func() { _ = verb.Process.Kill(); _ = verb.Wait() })
+			t.Cleanup(end)
+			eventually(t, func() bool { return try(t, "flock", "--nonblock", lock, "true").code != 0 }, "nobody has the lock")
+			return end
+		}, []string{"`sleep 600` works on it (process ", "wait for its end, or end it with `kill "}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			name := "veto-" + strings.NewReplacer(" ", "-", ",", "", "'", "").Replace(c.name)

@@ -118,5 +118,5 @@ func (s *Service) free(name string) error {
 	if err != nil || !locked {
 		return err
 	}
-	return setInUse(name)
+	return s.inUse(name)
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"diskhook/storage/atomicfile"
@@ -56,7 +58,7 @@ func (s *Service) Lock(name string) (*lock.Lock, error) {
 	}
 	l, err := lock.Try(s.Layout.Locks(), lockName(name))
 	if errors.Is(err, lock.ErrHeld) {
-		return nil, setInUse(name)
+		return nil, s.inUse(name)
 	}
 	return l, err
 }
@@ -75,9 +77,20 @@ func (s *Service) hold(name string) (*lock.Lock, Set, error) {
 	return held, set, nil
 }
 
-func setInUse(name string) error {
-	err := failure.New(failure.Conflict, "replica set %s: it is served to a guest, or another verb works on it", name)
-	return failure.Hint(err, "see `diskhook quorum status %s`; try again when it is free", name)
+// inUse is the error of who meets the lock of somebody else, whom it names unless
+// that is the process which serves the set.
+func (s *Service) inUse(name string) error {
+	who, seen := lock.HolderOf(s.Layout.Locks(), lockName(name))
+	if live, err := s.Live(name); !seen || err == nil && live.PID == who.PID || len(s.orphans(name)) > 0 {
+		err := failure.New(failure.Conflict, "replica set %s: it is served to a guest, or another verb works on it", name)
+		return failure.Hint(err, "see `diskhook quorum status %s`; try again when it is free", name)
+	}
+	argv := slices.Clone(who.Argv)
+	if len(argv) > 0 {
+		argv[0] = filepath.Base(argv[0])
+	}
+	err := failure.New(failure.Conflict, "replica set %s: `%s` works on it (process %d)", name, failure.OneLine(clip(command.Quote(argv))), who.PID)
+	return failure.Hint(err, "wait for its end, or end it with `kill %d`, then try again", who.PID)
 }
 
 // Locked says whether somebody holds the set's lock.

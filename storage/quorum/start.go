@@ -108,22 +108,21 @@ func (s *Service) served(ctx context.Context, name string, use Use) error {
 	return s.await(ctx, name, use)
 }
 
-// refuseVerb says at once that a verb works on the set. A daemon that is on its
-// way out has the lock, too, and is waited for by the unit; one that was killed
-// goes in a moment.
+// refuseVerb says that a verb works on the set, which takes as long as it takes:
+// nobody waits for it. A daemon that is on its way out has the lock, too, and is
+// waited for by the unit; one that was killed goes in a moment.
 func (s *Service) refuseVerb(name string) error {
 	for began := time.Now(); ; time.Sleep(pollEvery) {
-		l, err := s.Lock(name)
-		if err == nil {
-			l.Release()
-			return nil
-		}
-		live, unknown := s.Live(name)
-		if unknown == nil && startOf(live.PID) != "" || len(s.orphans(name)) > 0 {
-			return nil
-		}
-		if !errors.Is(err, failure.Conflict) || time.Since(began) > time.Second {
+		locked, err := s.Locked(name)
+		if err != nil || !locked {
 			return err
+		}
+		live, err := s.Live(name)
+		if err == nil && startOf(live.PID) != "" || len(s.orphans(name)) > 0 {
+			return nil
+		}
+		if time.Since(began) > time.Second {
+			return s.inUse(name)
 		}
 	}
 }
@@ -196,6 +195,9 @@ func (s *Service) await(ctx context.Context, name string, use Use) error {
 		case err == nil && live.State == Failed:
 			return answer{live.Error, live.Code, live.Hint}.err()
 		case err != nil && time.Since(began) > startTimeout:
+			if err := s.refuseVerb(name); err != nil {
+				return err // it came in between
+			}
 			err := failure.New(failure.Temporary, "replica set %s: its unit says nothing", name)
 			return failure.Hint(err, "see `%s`", s.process(name).LogCommand())
 		}
@@ -231,7 +233,7 @@ func (s *Service) Stop(ctx context.Context, name string, use Use) error {
 	defer cancel()
 	for ; ; time.Sleep(pollEvery) {
 		locked, err := s.Locked(name)
-		if err != nil || !locked {
+		if err != nil || !locked || s.refuseVerb(name) != nil { // a verb has it now
 			return err
 		}
 		if ctx.Err() != nil {

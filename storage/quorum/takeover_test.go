@@ -191,7 +191,7 @@ func TestWhoseASetIs(t *testing.T) {
 
 	held, err := s.Lock("db")
 	must(err)
-	refuse(t, s.Forget("db", "", mine), failure.Conflict, "it is served to a guest")
+	refuse(t, s.Forget("db", "", mine), failure.Conflict, "works on it (process ")
 	must(s.Forget("db", "", theirs)) // nothing to do
 	must(s.Forget("db", "11111111-0000-4000-8000-000000000001", mine))
 	held.Release()

@@ -5,6 +5,7 @@
 package quorum_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -101,11 +102,12 @@ func TestReplaceOfAMissingReplica(t *testing.T) {
 	}
 }
 
-// Whoever serves the set holds its lock, and every verb but status refuses.
+// A verb holds the set's lock, and every other but status refuses, as does a start.
 func TestVerbsRefuseASetInUse(t *testing.T) {
 	w := built(t)
 	held, err := w.Lock("db")
 	must(t, err)
+	names := []string{"replica set db: `quorum.test ", fmt.Sprintf(" works on it (process %d)", os.Getpid()), fmt.Sprintf("`kill %d`", os.Getpid())}
 	for name, j := range map[string]job{
 		"build":   {Build: &quorum.Building{Name: "db"}},
 		"resync":  {Resync: &quorum.Resyncing{}},
@@ -113,11 +115,18 @@ func TestVerbsRefuseASetInUse(t *testing.T) {
 		"remove":  {Remove: new(bool)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w.refused(j.run(t.Context(), w.Service), failure.Conflict, "replica set db: it is served to a guest")
+			w.refused(j.run(t.Context(), w.Service), failure.Conflict, names...)
 		})
 	}
 	_, err = w.Verify(t.Context(), "db", nil)
-	w.refused(err, failure.Conflict, "replica set db: it is served to a guest")
+	w.refused(err, failure.Conflict, names...)
+	began := time.Now()
+	_, err = w.Start(t.Context(), "db", vda, time.Hour)
+	w.refused(err, failure.Conflict, names...)
+	w.refused(w.Open(t.Context(), "db", vda, time.Hour), failure.Conflict, names...)
+	if _, err := w.Claim("db"); failure.KindOf(err) != failure.NotFound || time.Since(began) > 40*time.Second {
+		t.Errorf("refused after %v; claim: %v", time.Since(began), err)
+	}
 	st, err := w.Status(t.Context(), "db")
 	if must(t, err); !st.Served || len(st.Replicas) != 3 || !st.Replicas[0].Votes {
 		t.Errorf("%+v", st)

@@ -23,6 +23,7 @@ func prestageFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "all", Usage: "every bound domain that is shut off and lacks a copy"},
 		&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: prestageJobs, Usage: "make at most `N` copies at the same time"},
+		&cli.BoolFlag{Name: "verify", Usage: "read each copy back, and compare it with its source, before it is complete"},
 		&cli.BoolFlag{Name: "then-start", Usage: "start each domain when all its copies are ready"},
 		bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag(),
 	}
@@ -34,8 +35,10 @@ type prestaged struct {
 	Changed  bool     `json:"changed"`
 	Commands []string `json:"commands"`
 	Started  bool     `json:"started"`
-	Error    string   `json:"error,omitempty"`
-	Hint     string   `json:"hint,omitempty"`
+	// Copies says with --verify what is known of each of them.
+	Copies []verified `json:"copies,omitempty"`
+	Error  string     `json:"error,omitempty"`
+	Hint   string     `json:"hint,omitempty"`
 
 	disks []localdisk.Disk
 	err   error
@@ -79,6 +82,9 @@ func localPrestage(p *program, c *cli.Context) error {
 	}
 	for _, d := range all {
 		if d.err == nil {
+			for i := range d.disks {
+				d.disks[i].Verify = c.Bool("verify")
+			}
 			s.planPrestage(c, d)
 			p.inVain(c, s, d)
 		}
@@ -199,6 +205,7 @@ func (p *program) prestage(c *cli.Context, f format, s *services, all []*prestag
 			todo = append(todo, domains.Prestaging{Name: d.Domain, Disks: d.disks, Start: c.Bool("then-start")})
 			of = append(of, d)
 		} else {
+			p.verified(s, d)
 			p.summary(f, len(all), d)
 		}
 	}
@@ -209,6 +216,7 @@ func (p *program) prestage(c *cli.Context, f format, s *services, all []*prestag
 		if d.Started = err == nil && todo[i].Start; err != nil {
 			d.fail(err)
 		}
+		p.verified(s, d)
 		p.summary(f, len(all), d)
 	})
 }
@@ -226,6 +234,8 @@ func (p *program) summary(f format, of int, d *prestaged) {
 		said = "started"
 	case !d.Changed:
 		said = "nothing to do"
+	case d.allVerified():
+		said = "done, verified"
 	}
 	fmt.Fprintf(p.stderr, "diskhook: domain %s: %s\n", harmless(d.Domain), harmless(said))
 }

@@ -31,7 +31,9 @@ type Observed struct {
 	Template Copy
 	// Below is why an overlay cannot be used: what it lies on is gone, or
 	// something else.
-	Below   error  `json:"-"`
+	Below error `json:"-"`
+	// Digest is of what was read back just now, with Disk.Verify; see transfer.
+	Digest  string
 	Machine string // this machine's id
 	Status  *progress.Status
 

@@ -44,6 +44,9 @@ type Disk struct {
 	// Template says that the copy to make is an overlay on the template of its
 	// base (template=overlay), which has the disk's own images and nothing else.
 	Template bool `json:"template,omitempty"`
+	// Verify says that the copy to make is read back, and compared with its
+	// source, before it is complete. An overlay on the source has nothing of it.
+	Verify bool `json:"verify,omitempty"`
 	// Opened is the format in which the domain's definition opens the copy, raw
 	// or qcow2; "" is not known.
 	Opened string `json:"opened,omitempty"`

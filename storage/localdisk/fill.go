@@ -191,11 +191,11 @@ func (s *Service) fillUp(ctx context.Context, o Observed, source *imagecheck.Ope
 			s.clean(o.Disk)
 		}
 	}()
-	if err := s.transfer(ctx, o, source, held, status); err != nil {
+	if o.Digest, err = s.transfer(ctx, o, source, held, status); err != nil {
 		if noRoom = errors.Is(err, failure.NoSpace); noRoom {
 			err = failure.Hint(err, "%s", s.backend(o.Disk).moreRoom())
 		}
-		return fmt.Errorf("%s: %w", o.Disk, err)
+		return fmt.Errorf("%s: %w", o.Disk, differsFrom(o, err))
 	}
 	return s.complete(ctx, o, source.Info)
 }
@@ -221,15 +221,17 @@ func Unreadable(d Disk, copied string, err error) error {
 	return failure.Hint(fmt.Errorf("%s: %s, and %s cannot be read: %w", d, copied, source, err), "%s", hint)
 }
 
-func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, held *lock.Lock, status *progress.Writer) error {
+// transfer copies what the copy does not have. digest is what was read back, if
+// that was asked for.
+func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, held *lock.Lock, status *progress.Writer) (digest string, err error) {
 	if err := o.Copy.awaitNode(ctx); err != nil {
-		return err
+		return "", err
 	}
 	if err := s.own(o); err != nil {
-		return err
+		return "", err
 	}
 	if err := atomicfile.MkdirAll(s.Layout.Cursors(), 0o700); err != nil {
-		return fmt.Errorf("cursors: %w", err)
+		return "", fmt.Errorf("cursors: %w", err)
 	}
 	status.Set(progress.Copying)
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
@@ -238,13 +240,22 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 		Progress: status.Advance, Cursor: s.cursorFor(source, o.Copy), IOClass: transfer.IOBestEffort,
 		// What has its base already is done in a moment, mostly. One without a
 		// cursor is made anew; see goOn.
-		LateCursor: present(o.Copy) > 0,
+		LateCursor: present(o.Copy) > 0, Verify: o.Disk.Verify,
 	})
 	if err == nil {
 		s.Log.Info("copied", "disk", o.Disk.String(), "method", result.Method,
-			"copied", result.Copied, "zeroed", result.Zeroed, "skipped", result.Skipped, "resumed", result.Resumed)
+			"copied", result.Copied, "zeroed", result.Zeroed, "skipped", result.Skipped, "resumed", result.Resumed, "digest", result.Digest)
 	}
-	return err
+	return result.Digest, err
+}
+
+// differsFrom is the way out of a copy that is not its source where there is
+// another one: a clone has most of its data from a template.
+func differsFrom(o Observed, err error) error {
+	if !errors.Is(err, failure.Problems) || present(o.Copy) == 0 {
+		return err
+	}
+	return failure.Hint(err, "check the disks below it (`journalctl -k`), then copy again; should its template %s be at fault, do that with [local] cache = \"off\"", o.Copy.Origin)
 }
 
 // complete ends a copy whose data has reached the disk: the source is still

@@ -45,6 +45,7 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 			if d.Template {
 				clone = s.planClone(ctx, d)
 				fill = append(fill, "# read into it what of "+d.Source[0].Path+" is not of its base, put it on the template")
+				fill = append(fill, verifies(d)...)
 			}
 			fill = append(fill, "write "+receipt)
 			break
@@ -56,6 +57,7 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 			source.Present = 1
 		}
 		fill = engine.Explain(source, transfer.Target{Path: b.target(d), Block: !filepath.IsAbs(b.home()), Zeroed: zeroed, Size: size})
+		fill = append(fill, verifies(d)...)
 		fill = append(fill, "write "+receipt)
 	case Adopt:
 		fill = []string{"write " + receipt}
@@ -63,4 +65,11 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 		return nil
 	}
 	return append(b.explain(ctx, dec.Action, d, o.Copy, size, clone), fill...)
+}
+
+func verifies(d Disk) []string {
+	if !d.Verify {
+		return nil
+	}
+	return []string{"# read it back and compare it with " + d.Source[0].Path}
 }

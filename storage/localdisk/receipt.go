@@ -45,6 +45,10 @@ type Receipt struct {
 	Device  bool      `json:"device,omitempty"`
 	Machine string    `json:"machine"`
 	Filled  time.Time `json:"filled"`
+	// Verified: the copy was read back when it was filled, and was its source;
+	// Digest sums up what was read, where the copy engine made it: see transfer.
+	Verified bool   `json:"verified,omitempty"`
+	Digest   string `json:"digest,omitempty"`
 
 	// Fill and Origin are those of the disk when it was bound; see Note. Older
 	// receipts have neither.
@@ -268,7 +272,8 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 		Image: o.Disk.Image, Volume: o.Disk.Volume, Backend: o.Disk.Backend, OnStop: o.Disk.OnStop,
 		Name: o.Copy.Name, Copy: o.Copy.UUID, Home: o.Copy.Home, HomeID: o.Copy.HomeID,
 		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint, Device: info.Block,
-		Machine: o.Machine, Filled: time.Now().UTC(), Fill: o.Disk.Fill, Origin: o.Disk.Origin,
+		Machine: o.Machine, Filled: time.Now().UTC(), Verified: o.Disk.Verify && !o.Disk.Instant, Digest: o.Digest,
+		Fill: o.Disk.Fill, Origin: o.Disk.Origin,
 	}
 	if o.Copy.Format == imagecheck.QCOW2 {
 		r.Overlay = &Overlay{Source: info.Identities}

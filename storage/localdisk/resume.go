@@ -108,9 +108,10 @@ func (s *Service) goOn(ctx context.Context, o Observed, held *lock.Lock, status 
 }
 
 // worthKeeping says that the next start should go on with a copy that failed
-// with err. It is not where the source is not any more what was copied.
+// with err. It is not where the source is not any more what was copied, nor
+// where the copy is not what was read.
 func (s *Service) worthKeeping(o Observed, source *imagecheck.Opened, err error) bool {
-	if errors.Is(err, failure.Conflict) {
+	if errors.Is(err, failure.Conflict) || errors.Is(err, failure.Problems) {
 		return false
 	}
 	done, ok := transfer.Resumable(s.cursorFor(source, o.Copy), from(source, o.Copy), o.Copy.target())

@@ -114,7 +114,7 @@ func (s *Service) build(ctx context.Context, d Disk, base *base, c Copy, locks [
 		shown.Advance(done, total)
 		status.Advance(done, total)
 	})
-	if errors.Is(err, failure.NoSpace) || errors.Is(err, failure.Conflict) {
+	if errors.Is(err, failure.NoSpace) || errors.Is(err, failure.Conflict) || errors.Is(err, failure.Problems) {
 		s.dropTemplate(b, c) // there is nothing to go on with
 	}
 	if errors.Is(err, failure.NoSpace) {
@@ -153,7 +153,7 @@ func (s *Service) fillTemplate(ctx context.Context, d Disk, base *base, c Copy, 
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	result, err := engine.Copy(ctx, from(base.Opened, c), c.target(), transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: locks, User: s.reader(d),
-		Progress: tell, Cursor: s.cursorFor(base.Opened, c), IOClass: transfer.IOBestEffort,
+		Progress: tell, Cursor: s.cursorFor(base.Opened, c), IOClass: transfer.IOBestEffort, Verify: d.Verify,
 	})
 	if err != nil {
 		return err

@@ -161,7 +161,15 @@ func (s *Service) fillOverlay(ctx context.Context, o Observed, source *imagechec
 	if err := failpoint.Hit("overlay.filled"); err != nil {
 		return err
 	}
-	return s.putBelow(ctx, o.Copy, imagecheck.Layer{Path: o.Template.Path, Format: imagecheck.Raw})
+	below := imagecheck.Layer{Path: o.Template.Path, Format: imagecheck.Raw}
+	if err := s.putBelow(ctx, o.Copy, below); err != nil || !o.Disk.Verify {
+		return err
+	}
+	equal, err := img.Compare(ctx, []imagecheck.Layer{{Path: o.Copy.Path, Format: imagecheck.QCOW2}, below}, source.Layers)
+	if err == nil && !equal {
+		err = failure.New(failure.Problems, "%s: differs from %s", o.Copy.Path, source.Layers[0].Path)
+	}
+	return differsFrom(o, err)
 }
 
 // ownRanges is what of the disk is not decided by its base. Where an image ends

@@ -24,7 +24,7 @@ type FlattenOptions struct {
 	Size  int64 // virtual size of the image, in bytes
 	// Only is what of the image is wanted, in order; nil is all of it.
 	Only     []Range
-	Rate     int64 // bytes per second; 0 is no limit
+	Rate     int64 // bytes per second that are read from below; 0 is no limit
 	Progress progress.Func
 	Locks    []*os.File // inherited
 }
@@ -58,8 +58,10 @@ func (q *QemuImg) Flatten(ctx context.Context, o FlattenOptions) error {
 	if err != nil {
 		return err
 	}
-	f := flatten{q, o, image, cacheOf(chain), time.Now(), 0}
-	err = f.run(ctx)
+	f := flatten{q: q, o: o, image: image, cache: cacheOf(chain)}
+	if err = f.look(ctx); err == nil {
+		err = f.run(ctx)
+	}
 	return classify(o.Chain[0].Path, "read in "+o.Chain[1].Path, err)
 }
 
@@ -68,8 +70,44 @@ type flatten struct {
 	o     FlattenOptions
 	image string
 	cache string
+
+	below []Range // where layers below have data; only with a rate
 	began time.Time
-	moved int64 // bytes that were read in since
+	moved int64 // bytes of theirs that were read since
+}
+
+// look finds out what is to be read from below: zeros and holes are not, and
+// count for no rate.
+func (f *flatten) look(ctx context.Context) error {
+	if f.o.Rate > 0 {
+		extents, err := f.q.Map(ctx, f.o.Chain, nil)
+		if err != nil {
+			return err
+		}
+		for _, x := range extents {
+			if x.Depth > 0 && x.Data && !x.Zero {
+				f.below = append(f.below, Range{x.Start, x.Length})
+			}
+		}
+	}
+	f.began = time.Now()
+	return nil
+}
+
+// moves is how many bytes reading the chunks in takes from below. Those below
+// them are not asked for any more: chunks come in order.
+func (f *flatten) moves(chunks []chunk) (n int64) {
+	for _, c := range chunks {
+		for len(f.below) > 0 {
+			b := f.below[0]
+			n += max(0, min(b.Offset+b.Length, c.at+c.bytes)-max(b.Offset, c.at))
+			if b.Offset+b.Length > c.at+c.bytes {
+				break
+			}
+			f.below = f.below[1:]
+		}
+	}
+	return n
 }
 
 func (f *flatten) run(ctx context.Context) error {
@@ -83,13 +121,12 @@ func (f *flatten) run(ctx context.Context) error {
 	for len(chunks) > 0 {
 		n := f.batch(chunks)
 		batch := chunks[:n]
-		missing := sum(batch) - added(has[:n])
-		if missing > 0 {
+		if sum(batch) > added(has[:n]) {
 			if err := f.read(ctx, batch); err != nil {
 				return err
 			}
-			f.moved += missing
 		}
+		f.moved += f.moves(batch)
 		chunks, has = chunks[n:], has[n:]
 		done += sum(batch)
 		if f.o.Progress != nil {

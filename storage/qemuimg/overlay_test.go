@@ -79,6 +79,14 @@ func TestFlatten(t *testing.T) {
 	runs(t, "qemu-io", "-f", "qcow2", "-c", "write -q -P 3 66M 1M", top.Path)
 	runs(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", top.Path, at("want.raw"))
 
+	limited := flatten{q: &q, o: FlattenOptions{Chain: []imagecheck.Layer{top, base}, Size: size, Rate: 8 << 20}}
+	if err := limited.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := limited.moves(limited.chunks(limited.wanted())); n < 9<<20+512 || n > 10<<20 {
+		t.Errorf("%d bytes count for the rate", n) // no zeros, nor what the image has itself
+	}
+
 	runner := &counting{most: 2}
 	q.Run = runner
 	var last int64

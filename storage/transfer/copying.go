@@ -39,7 +39,7 @@ type copying struct {
 	late    bool  // cursor is to be written for the first time when it is due
 	shared  int64 // fileMark.Shared
 
-	outer  hash.Hash // the digest up to cursor.Done; nil if none is computed
+	outer  hash.Hash // the digest of what was read up to cursor.Done; nil if none is computed
 	result Result
 }
 
@@ -200,13 +200,13 @@ func (c *copying) begin(method Method) error {
 
 // beginDigest says whether what is read can be summed up on the way.
 func (c *copying) beginDigest(method Method) (err error) {
-	if method != Native || c.source.Present > 0 || !c.o.Digest && !c.o.Verify {
+	if method != Native || c.source.Present > 0 || !c.o.Verify {
 		return nil
 	}
 	if c.cursor.Done == 0 {
 		c.outer = sha256.New()
 	} else if c.outer, err = loadDigest(c.cursor.Digest); err != nil {
-		c.say("the target will be read for its digest", "why", err)
+		c.say("the source will be read again to verify the copy", "why", err)
 		c.outer = nil
 	}
 	return nil
@@ -272,6 +272,9 @@ func (c *copying) end(ctx context.Context) error {
 	}
 	if err := c.unchanged(ctx); err != nil {
 		return err
+	}
+	if !c.o.Verify {
+		return nil
 	}
 	return c.proof(ctx)
 }

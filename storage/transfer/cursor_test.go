@@ -126,7 +126,7 @@ func TestFinishedCopyIsNotRepeated(t *testing.T) {
 	chain, content := build(t, dir, []layer{{"qcow2", 9 << 20, []step{{0, 8 << 20, 1}}}})
 	source := identified(t, chain)
 	target := transfer.Target{Path: filepath.Join(dir, "target"), Size: 9 << 20, Zeroed: true, ID: "this"}
-	o := transfer.Options{Cursor: filepath.Join(dir, "cursor"), Digest: true}
+	o := transfer.Options{Cursor: filepath.Join(dir, "cursor"), Verify: true}
 	engine := transfer.Engine{Run: command.System{}}
 	first, err := engine.Copy(t.Context(), source, target, o)
 	if err != nil {

@@ -2,10 +2,18 @@
 
 package transfer
 
-import "io"
+import (
+	"context"
+	"io"
+)
 
 // ReadThrough lets the native copy read its layers through wrap.
 func (e *Engine) ReadThrough(wrap func(io.ReaderAt) io.ReaderAt) { e.wrap = wrap }
 
 // BeforeWrite calls f before each write of the native copy.
 func (e *Engine) BeforeWrite(f func()) { e.before = f }
+
+// DigestOf is the digest of the first size bytes of a target.
+func DigestOf(ctx context.Context, target Target, size int64) (string, error) {
+	return digest(ctx, target, size)
+}

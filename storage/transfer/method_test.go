@@ -42,7 +42,7 @@ func TestMethods(t *testing.T) {
 						path := filepath.Join(t.TempDir(), "target")
 						target, after := prepare(t, path, source.Size+rest)
 						target.ID = "it"
-						o := transfer.Options{Only: method, Digest: true}
+						o := transfer.Options{Only: method, Verify: true}
 						if method != transfer.Whole {
 							o.Cursor = path + ".cursor"
 							stopSomewhere(t, source, target, o)
@@ -57,7 +57,7 @@ func TestMethods(t *testing.T) {
 						if all := result.Copied + result.Zeroed + result.Skipped + result.Resumed; result.Method != method || all != source.Size {
 							t.Errorf("result %+v, %d bytes of %d", result, all, source.Size)
 						}
-						if again, err := (&transfer.Engine{}).Digest(t.Context(), target, source.Size); err != nil || again != result.Digest {
+						if again, err := transfer.DigestOf(t.Context(), target, source.Size); err != nil || again != result.Digest {
 							t.Errorf("digest %s, of the target %s, %v", result.Digest, again, err)
 						}
 					})

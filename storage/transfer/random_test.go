@@ -68,7 +68,7 @@ func TestRandomChains(t *testing.T) {
 					path := filepath.Join(t.TempDir(), "target")
 					target, after := prepare(t, path, source.Size+rest)
 					target.ID = "it"
-					o := transfer.Options{Only: method, Cursor: path + ".cursor", Digest: true}
+					o := transfer.Options{Only: method, Cursor: path + ".cursor", Verify: true}
 					if r.IntN(3) == 0 {
 						o.Rate = 200 << 20
 					}
@@ -91,7 +91,7 @@ func TestRandomChains(t *testing.T) {
 					if err != nil || !bytes.Equal(got, want) {
 						t.Fatalf("%s: other bytes than the source, %v; layers %+v", what, err, layers)
 					}
-					if digest, err := (&transfer.Engine{}).Digest(t.Context(), target, source.Size); err != nil || digest != result.Digest || !strings.HasPrefix(digest, "sha256-4m:") {
+					if digest, err := transfer.DigestOf(t.Context(), target, source.Size); err != nil || digest != result.Digest || !strings.HasPrefix(digest, "sha256-4m:") {
 						t.Errorf("%s: digest %s, of the target %s, %v", what, result.Digest, digest, err)
 					}
 				}
@@ -135,7 +135,7 @@ func TestLargeBlocks(t *testing.T) {
 			size := (source.Size+4095)&^4095 + 8192
 			fillFile(t, path, size)
 			target := transfer.Target{Path: loop(t, path, "--sector-size=4096"), Block: true, Size: size, ID: "it"}
-			result, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{Only: transfer.Native, Digest: true, Verify: true})
+			result, err := (&transfer.Engine{Run: command.System{}}).Copy(t.Context(), source, target, transfer.Options{Only: transfer.Native, Verify: true})
 			if err != nil {
 				t.Fatalf("%+v, %v", result, err)
 			}

@@ -141,23 +141,21 @@ type Options struct {
 	Cursor     string
 	LateCursor bool
 
-	// Digest is for Result.Digest. Method Native computes it while it copies,
-	// others read the target.
-	Digest bool
-
-	// Verify reads the target once more. It is compared with the digest of
-	// what was read if there is one, else with the source.
+	// Verify reads the target back from its storage, and compares: with the sum
+	// of what Method Native read while it copied, else with the source, which is
+	// read once more. Where they differ it is a failure.Problems, and no later
+	// copy goes on with that target.
 	Verify bool
 }
 
 // Result is what was done with the bytes of Source.Size.
 type Result struct {
 	Method  Method
-	Copied  int64 // written
-	Zeroed  int64 // zeroed without writing them one by one
-	Skipped int64 // were right already, or are shared
-	Resumed int64 // an earlier copy did them
-	Digest  string
+	Copied  int64  // written
+	Zeroed  int64  // zeroed without writing them one by one
+	Skipped int64  // were right already, or are shared
+	Resumed int64  // an earlier copy did them
+	Digest  string // of what was read back, with Options.Verify
 }
 
 // Copy copies source to target as the package comment says.

@@ -66,6 +66,7 @@ func settings(c host.Config) []setting {
 		{Key: "local.reserve", Value: int64(c.Local.Reserve), Meaning: "bytes to leave free in file system or volume group"},
 		{Key: "local.pool_reserve", Value: c.Local.PoolReserve, Meaning: "percent of the thin pool to leave free"},
 		{Key: "local.rate", Value: int64(c.Local.Rate), Meaning: "bytes per second of one copy; 0 is no limit"},
+		{Key: "local.io_class", Value: c.Local.IOClass, Meaning: "how copies ask for a disk: best-effort, after others, or idle, when nobody else wants it"},
 		{Key: "local.cache", Value: c.Local.Cache, Meaning: "auto: copy a template once and clone it, where clones are cheap; or off"},
 		{Key: "local.cache_min_age", Value: duration(c.Local.CacheMinAge), Meaning: "how long an unused template is kept after its last use"},
 		{Key: "lvm.devices", Value: orEmpty(c.LVM.Devices), Meaning: "the only devices LVM may look at; empty leaves it to LVM"},

@@ -109,23 +109,29 @@ func run(ctx context.Context, cmd Cmd) (Result, error) {
 	return result, fail(-1, result.Stderr, err)
 }
 
-// launch starts proc, and waits for it beside the caller.
+// launch starts proc, and waits for it beside the caller. Without a signal of
+// its own the child has what the caller's thread has, such as an I/O class.
 func launch(proc *exec.Cmd) (<-chan error, error) {
-	started, ended := make(chan error), make(chan error, 1)
-	go func() {
-		if proc.SysProcAttr.Pdeathsig != 0 {
-			// The signal comes when the thread ends that made the child: it is
-			// kept until the child has gone, and never given back.
-			runtime.LockOSThread()
+	ended := make(chan error, 1)
+	if proc.SysProcAttr.Pdeathsig == 0 {
+		err := proc.Start()
+		if err == nil {
+			go func() { ended <- proc.Wait() }()
 		}
+		return ended, err
+	}
+	started := make(chan error)
+	go func() {
+		// The signal comes when the thread ends that made the child: it is
+		// kept until the child has gone, and never given back.
+		runtime.LockOSThread()
 		err := proc.Start()
 		started <- err
 		if err == nil {
 			ended <- proc.Wait()
 		}
 	}()
-	err := <-started
-	return ended, err
+	return ended, <-started
 }
 
 // await returns when the program has ended, or after the context has and the

@@ -50,6 +50,9 @@ type Local struct {
 	// PoolReserve is the share of a thin pool, in percent, to leave free.
 	PoolReserve int  `toml:"pool_reserve"`
 	Rate        Size `toml:"rate"` // bytes per second of one copy; 0 is no limit
+	// IOClass is that of copies, ioprio_set(2): "best-effort", the lowest of the
+	// normal priorities, or "idle", only when nobody else wants the disk.
+	IOClass string `toml:"io_class"`
 	// Cache is "auto", which keeps templates where clones are cheap, or "off".
 	Cache string `toml:"cache"`
 	// CacheMinAge is how long a template stays after its last use, though no
@@ -108,7 +111,7 @@ func Defaults(l Layout) Config {
 		Local: Local{
 			Backend: "dir", VG: "ovirt-local", Pool: "pool0", Dir: l.LocalDir(),
 			Deadline: Duration(20 * time.Second), Reserve: 1 << 30, PoolReserve: 5,
-			Cache: "auto", CacheMinAge: Duration(24 * time.Hour),
+			IOClass: "best-effort", Cache: "auto", CacheMinAge: Duration(24 * time.Hour),
 		},
 		LVM:        LVM{Timeout: Duration(60 * time.Second)},
 		Managed:    Managed{Database: filepath.Join(l.State(), "managedvolume.db")},
@@ -169,6 +172,7 @@ func (c *Config) correct(defaults Config) error {
 		{&c.Local.VG, LVMName(c.Local.VG), defaults.Local.VG, "local.vg: %q is not a volume group name"},
 		{&c.Local.Pool, LVMName(c.Local.Pool), defaults.Local.Pool, "local.pool: %q is not a logical volume name"},
 		{&c.Local.Dir, filepath.IsAbs(c.Local.Dir), defaults.Local.Dir, "local.dir: %q is not absolute"},
+		{&c.Local.IOClass, oneOf(c.Local.IOClass, "best-effort", "idle"), defaults.Local.IOClass, "local.io_class: %q is not best-effort or idle"},
 		{&c.Local.Cache, oneOf(c.Local.Cache, "auto", "off"), defaults.Local.Cache, "local.cache: %q is not auto or off"},
 	} {
 		if !key.ok {

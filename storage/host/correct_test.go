@@ -24,6 +24,7 @@ backend = "foo"
 vg = "-rf"
 pool = "a/b"
 dir = "rel"
+io_class = "realtime"
 cache = "yes"
 pool_reserve = 200
 rate = "1MiB"

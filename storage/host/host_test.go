@@ -71,6 +71,7 @@ func TestWrongConfigurationIsNamedAndStillUsable(t *testing.T) {
 		"[local]\nreserve = \"much\"":               "not a size",
 		"[local]\npool_reserve = 100":               "not a percentage",
 		"[local]\ncache = \"always\"":               `local.cache: "always" is not auto or off`,
+		"[local]\nio_class = \"realtime\"":          `local.io_class: "realtime" is not best-effort or idle`,
 		"[lvm]\ndevices = [\"/dev/sda\\\" ] } x\"]": "lvm.devices",
 		"[paths]\nroots = [\"srv\"]":                "not absolute",
 		"[[rule]]\nname = \"[\"\nbinding = \"l\"":   "not a glob",

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
@@ -85,7 +87,7 @@ func (s *Service) ExportCommands(ctx context.Context, domain, key string, o Expo
 	if err != nil { // the node of a volume that is not active
 		convert = fmt.Sprintf("# qemu-img convert of %s to %s as %s", c.Path, partial, o.Format)
 	}
-	return append(lines, convert, "# compare it with "+c.Path+", flush it", command.Quote([]string{"mv", "-n", "--", partial, o.To})), nil
+	return append(lines, convert, "# flush it, read it back and compare it with "+c.Path, command.Quote([]string{"mv", "-n", "--", partial, o.To})), nil
 }
 
 func isNew(file string) error {
@@ -150,15 +152,17 @@ func (s *Service) writeExport(ctx context.Context, locks []*os.File, r Receipt, 
 	if err := failpoint.Hit("export.written"); err != nil {
 		return err
 	}
+	// First: what is compared is what the disk has.
+	if err := flushFile(partial); err != nil {
+		return err
+	}
 	equal, err := img.Compare(ctx, layers, []imagecheck.Layer{{Path: partial, Format: format}})
 	if err != nil {
 		return err
 	}
 	if !equal {
-		return failure.New(failure.Problems, "%s differs from %s after it was written", partial, c)
-	}
-	if err := flushFile(partial); err != nil {
-		return err
+		err := failure.New(failure.Problems, "%s differs from %s after it was written", partial, c)
+		return failure.Hint(err, "check the disks below both (`journalctl -k`), then export it again")
 	}
 	if err := atomicfile.Name(partial, to); err != nil {
 		return err
@@ -215,10 +219,14 @@ func (s *Service) readable(ctx context.Context, r Receipt) (Observed, error) {
 	return o, nil
 }
 
+// flushFile brings a file to its disk, from where it is read next: on storage
+// without direct I/O the page cache has nothing of it any more.
 func flushFile(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+	err = errors.Join(f.Chmod(0o600), f.Sync())
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	return errors.Join(err, f.Close())
 }

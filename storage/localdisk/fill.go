@@ -221,6 +221,8 @@ func Unreadable(d Disk, copied string, err error) error {
 	return failure.Hint(fmt.Errorf("%s: %s, and %s cannot be read: %w", d, copied, source, err), "%s", hint)
 }
 
+func (s *Service) ioClass() transfer.IOClass { return transfer.IOClass(s.Config.Local.IOClass) }
+
 // transfer copies what the copy does not have. digest is what was read back, if
 // that was asked for.
 func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.Opened, held *lock.Lock, status *progress.Writer) (digest string, err error) {
@@ -237,7 +239,7 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	result, err := engine.Copy(ctx, from(source, o.Copy), o.Copy.target(), transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: []*os.File{held.File()}, User: s.reader(o.Disk),
-		Progress: status.Advance, Cursor: s.cursorFor(source, o.Copy), IOClass: transfer.IOBestEffort,
+		Progress: status.Advance, Cursor: s.cursorFor(source, o.Copy), IOClass: s.ioClass(),
 		// What has its base already is done in a moment, mostly. One without a
 		// cursor is made anew; see goOn.
 		LateCursor: present(o.Copy) > 0, Verify: o.Disk.Verify,

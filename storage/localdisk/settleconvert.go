@@ -94,7 +94,7 @@ func (p *Pivoting) fill(ctx context.Context, r *Receipt, c, raw Copy, held *lock
 	defer source.Close()
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	_, err = engine.Copy(ctx, from(source, raw), raw.target(), transfer.Options{
-		Rate: rate, Locks: []*os.File{held.File(), p.lock.File()}, IOClass: transfer.IOBestEffort,
+		Rate: rate, Locks: []*os.File{held.File(), p.lock.File()}, IOClass: s.ioClass(),
 		Progress: func(done, total int64) {
 			p.Advance(done, total)
 			if notify != nil {

@@ -153,7 +153,7 @@ func (s *Service) fillTemplate(ctx context.Context, d Disk, base *base, c Copy, 
 	engine := &transfer.Engine{Run: s.Run, Log: s.Log}
 	result, err := engine.Copy(ctx, from(base.Opened, c), c.target(), transfer.Options{
 		Rate: int64(s.Config.Local.Rate), Locks: locks, User: s.reader(d),
-		Progress: tell, Cursor: s.cursorFor(base.Opened, c), IOClass: transfer.IOBestEffort, Verify: d.Verify,
+		Progress: tell, Cursor: s.cursorFor(base.Opened, c), IOClass: s.ioClass(), Verify: d.Verify,
 	})
 	if err != nil {
 		return err

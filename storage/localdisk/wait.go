@@ -3,6 +3,7 @@
 package localdisk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
 	"diskhook/storage/progress"
+	"diskhook/storage/transfer"
 )
 
 // Waiting says how long a caller waits for copies and who hears of it.
@@ -115,7 +117,7 @@ func (s *Service) process(d Disk, job string) command.Detached {
 		Description: failure.OneLine("diskhook: local copy of " + d.String()),
 		Argv:        []string{s.Program, "local", "fill", s.jobPath(d, job)},
 		Env:         env,
-		Properties:  []string{"Nice=10", "IOSchedulingClass=best-effort", "IOSchedulingPriority=7"},
+		Properties:  []string{"Nice=10", "IOSchedulingClass=" + string(cmp.Or(s.ioClass(), transfer.IOBestEffort)), "IOSchedulingPriority=7"},
 		Log:         s.logPath(d.Domain, d.Key()),
 	}
 }

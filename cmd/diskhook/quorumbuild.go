@@ -157,10 +157,13 @@ func quorumResync(p *program, c *cli.Context) error {
 	} else {
 		steps = []string{"make all replicas equal"} // where they differ, who resyncs finds out
 	}
-	return p.change(f, c.Bool("dry-run"), replicaSet(set.Name), steps, func() (string, error) {
+	var v quorum.Verification
+	of := replicaSet(set.Name)
+	of.result = func() any { return v }
+	return p.change(f, c.Bool("dry-run"), of, steps, func() (string, error) {
 		r := p.reporter(f)
 		defer r.close()
-		v, err := s.quorum.Resync(c.Context, set.Name, quorum.Resyncing{From: from, Progress: r.work("replica set " + set.Name)})
+		v, err = s.quorum.Resync(c.Context, set.Name, quorum.Resyncing{From: from, Progress: r.work("replica set " + set.Name)})
 		return repaired(v), err
 	})
 }

@@ -87,13 +87,13 @@ func (s *Service) build(ctx context.Context, set *Set, report progress.Func, hel
 	if err := s.sourceUnchanged(ctx, *set); err != nil {
 		return err
 	}
-	g, err := s.raise(ctx, *set, Origin{}, 1, set.IDs(), true)
+	_, left, err := s.raise(ctx, *set, Origin{}, 1, set.IDs(), true)
 	if err != nil {
 		return err
 	}
-	if len(g.With) < len(set.Replicas) {
-		err := failure.New(failure.Problems, "%s: not all of its replicas take a mark", set)
-		return failure.Hint(err, "see the log, then run the same command again")
+	if len(left) > 0 {
+		err := failure.New(failure.Problems, "%s: not all of its replicas take a mark: %w", set, joined(left))
+		return failure.Hint(err, "mend that, then run the same command again")
 	}
 	for _, r := range set.Replicas {
 		if err := s.removeCursor(*set, r); err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"diskhook/storage/failure"
 )
@@ -79,7 +80,7 @@ func (s *Service) ExplainResync(ctx context.Context, name string, o Resyncing) (
 	if err != nil {
 		return nil, err
 	}
-	if err := refuseWhile(set, verbResync); err != nil {
+	if err := errors.Join(refuseWhile(set, verbResync), afterOther(set, o)); err != nil {
 		return nil, err
 	}
 	if o.From != "" {
@@ -91,6 +92,13 @@ func (s *Service) ExplainResync(ctx context.Context, name string, o Resyncing) (
 			return nil, err
 		}
 		return []string{fmt.Sprintf("write what %s has to all others where they differ", r), "mark a new generation"}, nil
+	}
+	d, observed, err := s.Decide(ctx, set)
+	if err == nil {
+		err = mayResync(set, d, o, roles(set, d, observed, ""))
+	}
+	if err != nil {
+		return nil, err
 	}
 	v, err := s.Verify(ctx, name, o.Progress)
 	if err != nil {
@@ -105,11 +113,14 @@ func (s *Service) ExplainResync(ctx context.Context, name string, o Resyncing) (
 			steps = append(steps, fmt.Sprintf("write %d bytes to %s", total(differs), r))
 		}
 	}
-	d, _, err := s.Decide(ctx, set)
-	if err == nil && (len(steps) > 0 || d.Unclean || len(d.Left) > 0) {
+	absent := func(l LeftOut) bool { _, is := v.Missing[l.ID]; return is }
+	if len(steps) > 0 || d.Unclean || set.Intent != nil || slices.ContainsFunc(d.Left, func(l LeftOut) bool { return !absent(l) }) {
 		steps = append(steps, "mark a new generation")
 	}
-	return steps, err
+	if len(steps) == 0 {
+		return nil, left(set, v)
+	}
+	return steps, nil
 }
 
 // free refuses a set that somebody uses.

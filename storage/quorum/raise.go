@@ -30,28 +30,30 @@ import (
 //
 // The caller holds the set's lock.
 func (s *Service) Raise(ctx context.Context, set Set, from Origin, next uint64, with []string) (Generation, error) {
-	return s.raise(ctx, set, from, next, with, false)
+	g, _, err := s.raise(ctx, set, from, next, with, false)
+	return g, err
 }
 
-func (s *Service) raise(ctx context.Context, set Set, from Origin, next uint64, with []string, clean bool) (Generation, error) {
-	var why error
+// raise also says why replicas were left out, by id.
+func (s *Service) raise(ctx context.Context, set Set, from Origin, next uint64, with []string, clean bool) (Generation, map[string]error, error) {
+	left := map[string]error{}
 	for number := next; ; number++ {
 		if len(with) < set.Threshold {
 			err := failure.New(failure.Precondition, "%s: %d replicas take a new generation, %d are needed", &set, len(with), set.Threshold)
-			return Generation{}, errors.Join(err, why)
+			return Generation{}, left, errors.Join(err, joined(left))
 		}
 		g := Generation{Number: number, Raise: newRaise(), From: from, With: slices.Clone(with)}
 		failed := s.markAll(ctx, set, with, func(Replica) Mark { return Mark{Generation: g, Clean: clean} })
 		if err := stopped(ctx); err != nil {
-			return Generation{}, err
+			return Generation{}, left, err
 		}
 		if len(failed) == 0 {
-			return g, s.know(set, g)
+			return g, left, s.know(set, g)
 		}
 		with = slices.DeleteFunc(slices.Clone(with), func(id string) bool { return failed[id] != nil })
 		for id, err := range failed {
 			s.Log.WarnContext(ctx, "replica takes no mark and is left out", "set", set.Name, "replica", id, "err", err)
-			why = errors.Join(why, err)
+			left[id] = err
 		}
 	}
 }

@@ -158,12 +158,12 @@ func (s *Service) replace(ctx context.Context, set Set, report progress.Func, he
 		return err
 	}
 	with := slices.DeleteFunc(c.present(), func(id string) bool { return id == set.Intent.Replica })
-	g, err := s.raise(ctx, both, d.Base, d.Next, with, true)
+	_, left, err := s.raise(ctx, both, d.Base, d.Next, with, true)
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(g.With, r.ID) {
-		return failure.New(failure.Problems, "%s: it does not take its mark", r)
+	if why := left[r.ID]; why != nil {
+		return failure.New(failure.Problems, "%s: it does not take its mark: %w", r, why)
 	}
 	return s.exchange(ctx, set)
 }

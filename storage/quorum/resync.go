@@ -4,8 +4,11 @@ package quorum
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/progress"
@@ -21,7 +24,11 @@ type Resyncing struct {
 
 // Resync makes all replicas equal that are there, of a set that nobody uses,
 // and returns what it has found before. Blocks that differ are written, and
-// nothing else. Then all that were made equal get a new, clean generation.
+// nothing else. Then all that were made equal get a new, clean generation, where
+// anything was done at all.
+//
+// Replicas that are not there, or that take no mark, are left out: that is a
+// failure.Problems once the others are equal.
 //
 // Where the majority does not decide every block nothing is written at all:
 // that is a failure.Problems, whose hint is to name the replica to believe.
@@ -79,6 +86,9 @@ func (s *Service) resync(ctx context.Context, set Set, o Resyncing, held *os.Fil
 	if err != nil {
 		return found, err
 	}
+	if idle := o.From == "" && set.Intent == nil && d.Base.Clean; idle && len(c.others)+len(found.Differs) == 0 {
+		return found, left(set, found)
+	}
 	set.Intent = &Intent{Verb: verbResync, Replica: o.From}
 	if err := s.intend(set); err != nil {
 		return found, err
@@ -91,14 +101,45 @@ func (s *Service) resync(ctx context.Context, set Set, o Resyncing, held *os.Fil
 	if err := c.equalize(ctx, found, o.Progress); err != nil {
 		return found, err
 	}
-	if _, err := s.raise(ctx, set, d.Base, d.Next, c.present(), true); err != nil {
+	g, unmarked, err := s.raise(ctx, set, d.Base, d.Next, c.present(), true)
+	if err != nil {
 		return found, err
+	}
+	for id, why := range unmarked {
+		found.Missing[id] = failure.OneLine(why.Error())
+	}
+	for _, id := range g.With {
+		if len(found.Differs[id]) > 0 || !slices.Contains(d.Open, id) {
+			s.note(set.Name, Event{Event: EventResynced, Replica: id, Generation: g.Number})
+		}
 	}
 	set.Intent = nil
 	if o.From != "" {
 		set.Source = nil // whatever that replica held
 	}
-	return found, s.save(set)
+	if err := s.save(set); err != nil {
+		return found, err
+	}
+	return found, left(set, found)
+}
+
+// left says who is not among those that were made equal.
+func left(set Set, found Verification) error {
+	out := slices.Sorted(maps.Keys(found.Missing))
+	if len(out) == 0 {
+		return nil
+	}
+	var words []string
+	for _, id := range slices.Sorted(maps.Keys(found.Differs)) {
+		if found.Missing[id] == "" {
+			words = append(words, id+" was made equal")
+		}
+	}
+	for _, id := range out {
+		words = append(words, fmt.Sprintf("%s is left out: %s", id, found.Missing[id]))
+	}
+	err := failure.New(failure.Problems, "%s: %s", &set, strings.Join(words, "; "))
+	return failure.Hint(err, "mend that, then run `diskhook quorum resync %s`; or replace it with `diskhook quorum replace %s %s NEW`", set.Name, set.Name, out[0])
 }
 
 // mayResync refuses what would believe a replica that nobody has named.

@@ -69,7 +69,7 @@ func TestTruncatedAndMissing(t *testing.T) {
 	}
 	v, err := w.Verify(t.Context(), "db", nil)
 	must(t, err)
-	w.refused(v.Err(), failure.Problems, "r3 is missing", "diskhook quorum replace db ID NEW")
+	w.refused(v.Err(), failure.Problems, "r3 is missing", "diskhook quorum replace db r3 NEW")
 	must(t, os.Remove(w.path("b.qcow2")))
 	_, err = w.Resync(t.Context(), "db", quorum.Resyncing{})
 	w.refused(err, failure.Precondition, "1 of its replicas are there, 2 are needed")
@@ -81,6 +81,36 @@ func TestTruncatedAndMissing(t *testing.T) {
 	if set, err := w.Load("db"); err != nil || set.Intent != nil {
 		t.Errorf("%+v %v", set, err)
 	}
+}
+
+// Whoever resync leaves out is told, and keeps its vote where the others were
+// equal without it.
+func TestResyncTellsWhoIsLeftOut(t *testing.T) {
+	w := built(t)
+	must(t, os.Rename(w.path("c.raw"), w.path("c.away")))
+	for range 2 {
+		_, err := w.Resync(t.Context(), "db", quorum.Resyncing{})
+		w.refused(err, failure.Problems, "replica set db: r3 is left out: ", "no such file", "diskhook quorum replace db r3 NEW")
+	}
+	_, err := w.ExplainResync(t.Context(), "db", quorum.Resyncing{})
+	w.refused(err, failure.Problems, "r3 is left out: ")
+	must(t, os.Rename(w.path("c.away"), w.path("c.raw")))
+	w.opens("r1", "r2", "r3")
+	if d := w.decision(); d.Base.Number != 1 {
+		t.Errorf("the generation has risen to %d", d.Base.Number)
+	}
+	w.spoil("r2", "0x22", "1M", "64k")
+	t.Setenv("DISKHOOK_FAILPOINT", "quorum.mark.r3=error")
+	_, err = w.Resync(t.Context(), "db", quorum.Resyncing{})
+	t.Setenv("DISKHOOK_FAILPOINT", "")
+	w.refused(err, failure.Problems, "replica set db: r2 was made equal; r3 is left out: ", "injected failure", "diskhook quorum resync db")
+	w.opens("r1", "r2")
+	w.noted(quorum.EventResynced, "r2", "")
+	_, err = w.Resync(t.Context(), "db", quorum.Resyncing{})
+	must(t, err)
+	w.noted(quorum.EventResynced, "r3", "")
+	w.opens("r1", "r2", "r3")
+	w.holds(w.flat)
 }
 
 func TestReplaceOfAMissingReplica(t *testing.T) {

@@ -58,7 +58,7 @@ func (v Verification) Err() error {
 	case len(v.Differs) > 0:
 		return failure.Hint(err, "repair with `diskhook quorum resync %s`", v.Set)
 	}
-	return failure.Hint(err, "bring it back, or `diskhook quorum replace %s ID NEW`", v.Set)
+	return failure.Hint(err, "bring it back, or `diskhook quorum replace %s %s NEW`", v.Set, slices.Sorted(maps.Keys(v.Missing))[0])
 }
 
 func total(list []Range) (n int64) {

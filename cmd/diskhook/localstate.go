@@ -29,11 +29,26 @@ func localList(p *program, c *cli.Context) error {
 	}
 	s.noteGone(c.Context, entries)
 	cut := f == table && shorten(entries)
-	if err := p.printCopies(f, entries); err != nil || !cut {
+	if err := p.printCopies(f, entries); err != nil {
 		return err
 	}
-	fmt.Fprintln(p.stderr, "diskhook: what to do about a problem: `diskhook local status NAME`")
+	s.tellAway(c.Context, p)
+	if cut {
+		fmt.Fprintln(p.stderr, "diskhook: what to do about a problem: `diskhook local status NAME`")
+	}
 	return nil
+}
+
+// tellAway tells of places whose copies are not listed, as nobody can look into
+// them.
+func (s *services) tellAway(ctx context.Context, p *program) {
+	away, err := s.local.Away(ctx)
+	if err != nil {
+		p.notice(err)
+	}
+	for _, why := range away {
+		fmt.Fprintf(p.stderr, "diskhook: %s: what is unfinished in it is not listed; `diskhook local gc` shows how to forget it\n", harmless(why))
+	}
 }
 
 func (p *program) printCopies(f format, entries []localdisk.Entry) error {

@@ -69,7 +69,11 @@ func localStatus(p *program, c *cli.Context) error {
 		return err // what there is was told line by line
 	}
 	s.noteChanges(c.Context, w.entries)
-	return p.printCopies(f, w.entries)
+	if err := p.printCopies(f, w.entries); err != nil || len(names) > 0 {
+		return err
+	}
+	s.tellAway(c.Context, p)
+	return nil
 }
 
 // watcher follows the copies of some domains, or of all.

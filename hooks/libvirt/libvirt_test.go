@@ -442,7 +442,7 @@ func TestRestore(t *testing.T) {
 		"made anew": {[][3]string{{"prepare", "begin", "-"}, {"release", "end", "shutdown"}}, prestage, []string{"disk vda", "made since", "virsh start vm"}},
 		"copy lost": {nil, func(w *hooktest.World) error {
 			return os.Remove(w.Path("var/lib/diskhook/local/dh_" + id + "_vda.raw"))
-		}, []string{"disk vda", "is gone", "bring the volume back"}},
+		}, []string{"disk vda", "is gone", "bring the file or its file system back"}},
 		"kept": {[][3]string{{"prepare", "begin", "-"}, {"release", "end", "crashed"}}, nil, nil},
 	} {
 		t.Run(name, func(t *testing.T) {

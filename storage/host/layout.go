@@ -41,6 +41,9 @@ func (l Layout) LocalDir() string { return l.at("/var/lib/diskhook/local") }
 // Cursors holds one file for each copy that is being filled: how far it is.
 func (l Layout) Cursors() string { return l.at("/var/lib/diskhook/cursors") }
 
+// Homes notes the volume groups and directories in which copies were made.
+func (l Layout) Homes() string { return l.at("/var/lib/diskhook/homes") }
+
 // Run is the directory of what a reboot clears.
 func (l Layout) Run() string { return l.at("/run/diskhook") }
 

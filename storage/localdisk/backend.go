@@ -5,7 +5,6 @@ package localdisk
 import (
 	"context"
 	"maps"
-	"path/filepath"
 	"slices"
 )
 
@@ -112,14 +111,8 @@ func backends() map[string]func(*Service) backend {
 func Backends() []string { return slices.Sorted(maps.Keys(backends())) }
 
 func (s *Service) backend(d Disk) backend {
-	if d.Home == "" {
-		return backends()[d.Backend](s)
+	if d.Home != "" {
+		s = s.at(d.Home)
 	}
-	there := *s
-	if filepath.IsAbs(d.Home) {
-		there.Config.Local.Dir = d.Home
-	} else {
-		there.Config.Local.VG = d.Home
-	}
-	return backends()[d.Backend](&there)
+	return backends()[d.Backend](s)
 }

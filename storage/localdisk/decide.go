@@ -4,6 +4,7 @@ package localdisk
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"diskhook/storage/command"
@@ -26,6 +27,8 @@ type Observed struct {
 	// Stuck: the process of a copy that ended waits for storage that hangs. Who
 	// waits for a busy one finds out.
 	Stuck bool
+	// Former: the copy has no receipt, and is where copies do not go any more.
+	Former bool
 	// Template is what an overlay on a template lies on; without a name there is
 	// none.
 	Template Copy
@@ -207,8 +210,12 @@ func veto(why func(Observed) error) func(Observed) Decision {
 }
 
 func lost(o Observed) error {
+	what := "the volume"
+	if filepath.IsAbs(o.Receipt.Home) {
+		what = "the file or its file system"
+	}
 	err := failure.New(failure.NotFound, "%s: its local copy %s is gone, and the guest has written to it", o.Disk, o.Receipt.Place())
-	return failure.Hint(err, "bring the volume back, or give its data up with `diskhook local recreate --discard-guest-data %s`", o.Disk.args())
+	return failure.Hint(err, "bring %s back, or give its data up with `diskhook local recreate --discard-guest-data %s`", what, o.Disk.args())
 }
 
 // forgotten: the metadata say that a copy was made, so the guest may have
@@ -310,6 +317,8 @@ func (o Observed) Describe(dec Decision) string {
 		Wait:    "wait for the process that works on the copy",
 	}[dec.Action]
 	switch {
+	case dec.Action == Resume && o.Former:
+		what += fmt.Sprintf(" where it is, in %s, where copies do not go any more", o.Copy.Home)
 	case dec.Action == Replace && o.Copy.State == Ready && !o.Receipt.Discarding:
 		what = "remove a copy that no guest used, for its source may have been written to since, then make and fill one"
 	case dec.Action == Create && o.Disk.Instant:

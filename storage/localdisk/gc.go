@@ -38,6 +38,7 @@ const (
 	kindStatus   = "status"
 	kindJob      = "job"
 	kindCursor   = "cursor"
+	kindHome     = "home" // the note of a place where copies were made
 )
 
 // AboutCopy says that the object is a file that tells of a copy, and holds no data.
@@ -80,6 +81,7 @@ func (s *Service) Judge(ctx context.Context, gone func(domain string) bool) ([]J
 	for _, f := range files {
 		all = append(all, s.judgeFile(f, seen, false))
 	}
+	all = append(all, s.judgeHomes(seen)...)
 	for _, more := range []func() ([]Judged, error){
 		func() ([]Judged, error) { return s.judgeTemplates(ctx) }, s.judgeExports,
 	} {

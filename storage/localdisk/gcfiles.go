@@ -23,7 +23,7 @@ import (
 type aboutFile struct {
 	kind, path  string
 	domain, key string // of the disk; a cursor knows none
-	name        string // of a sidecar's copy
+	home, name  string // of a sidecar's copy
 	uuid        string // of a cursor's copy
 	bytes       int64
 	age         time.Duration
@@ -48,12 +48,26 @@ func (s *Service) aboutCopies() ([]aboutFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	sidecars, err := filesIn(s.Config.Local.Dir, func(name string) (aboutFile, bool) {
-		name, is := strings.CutSuffix(name, sidecarSuffix)
-		f, known := asCopy("dir", Copy{Name: name})
-		return aboutFile{kind: kindSidecar, name: name, domain: f.Domain, key: f.Key}, is && known && f.Key != ""
-	})
-	return slices.Concat(all, cursors, sidecars), err
+	all = append(all, cursors...)
+	places, err := s.places()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range places {
+		if !filepath.IsAbs(p.home) {
+			continue
+		}
+		sidecars, err := filesIn(p.home, func(name string) (aboutFile, bool) {
+			name, is := strings.CutSuffix(name, sidecarSuffix)
+			f, known := asCopy("dir", Copy{Name: name})
+			return aboutFile{kind: kindSidecar, home: p.home, name: name, domain: f.Domain, key: f.Key}, is && known && f.Key != ""
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, sidecars...)
+	}
+	return all, nil
 }
 
 // statusFiles are those below status.
@@ -133,7 +147,7 @@ func (s *Service) judgeFile(f aboutFile, seen sight, ours bool) Judged {
 		case kindCursor:
 			return c.Copy.UUID == f.uuid
 		case kindSidecar:
-			return c.Copy.file() && c.Copy.Name == f.name
+			return c.Copy.Home == f.home && c.Copy.Name == f.name
 		}
 		return c.Domain == f.domain && c.Key == f.key
 	})
@@ -160,8 +174,8 @@ func (s *Service) judgeFile(f aboutFile, seen sight, ours bool) Judged {
 		j.keep("its copy is there")
 	case claimed, seen.damaged[f.domain] != nil:
 		j.keep("the disk has a receipt")
-	case seen.unseen != nil && f.kind == kindCursor && !host.IsUUID(f.uuid): // of a volume
-		j.keep("whether its copy is there is not known: %s", failure.OneLine(seen.unseen.Error()))
+	case seen.hides(f) != nil:
+		j.keep("whether its copy is there is not known: %s", failure.OneLine(seen.hides(f).Error()))
 	default:
 		j.Take, j.Reason = true, "there is no copy that it is about"
 	}

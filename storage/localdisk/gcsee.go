@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -22,8 +22,11 @@ type sight struct {
 	copies   []foundCopy
 	receipts []Receipt
 	damaged  map[string]error // by domain: receipts that cannot be read
-	// unseen is why not every home could be looked at; nil is that all were.
-	unseen error
+	places   []place
+	// unseen is why a place could not be looked at, by its home.
+	unseen map[string]error
+	// left counts the copies and templates in each home.
+	left map[string]int
 }
 
 // foundCopy is a copy of a disk, by its name and tags.
@@ -33,24 +36,10 @@ type foundCopy struct {
 	Copy        Copy
 }
 
-// places hands out one backend for each home; kinds of volumes share a group.
-func (s *Service) places() iter.Seq2[string, backend] {
-	return func(yield func(string, backend) bool) {
-		seen := map[string]bool{}
-		for _, kind := range Backends() {
-			b := backends()[kind](s)
-			if !seen[b.home()] && !yield(kind, b) {
-				return
-			}
-			seen[b.home()] = true
-		}
-	}
-}
-
-// see looks at every home once, and at all receipts. A volume group that is not
-// there is no error.
+// see looks at every place once, and at all receipts. One that is away is no
+// error.
 func (s *Service) see(ctx context.Context) (sight, error) {
-	seen := sight{damaged: map[string]error{}}
+	seen := sight{damaged: map[string]error{}, unseen: map[string]error{}, left: map[string]int{}}
 	files, err := receiptsNamed(s.Layout, "")
 	if err != nil {
 		return seen, err
@@ -63,22 +52,44 @@ func (s *Service) see(ctx context.Context) (sight, error) {
 			seen.receipts = append(seen.receipts, *r)
 		}
 	}
-	for kind, b := range s.places() {
-		copies, err := b.find(ctx)
+	if seen.places, err = s.places(); err != nil {
+		return seen, err
+	}
+	for _, p := range seen.places {
+		copies, err := s.in(ctx, p)
 		if errors.Is(err, failure.Precondition) {
-			seen.unseen = err
+			seen.unseen[p.home] = err
 			continue
 		}
 		if err != nil {
 			return seen, err
 		}
 		for _, name := range slices.Sorted(maps.Keys(copies)) {
-			if f, is := asCopy(kind, copies[name]); is {
+			f, is := asCopy(p.kind, copies[name])
+			if is {
 				seen.copies = append(seen.copies, f)
+			}
+			if is || isTemplate(f.Copy) {
+				seen.left[p.home]++
 			}
 		}
 	}
 	return seen, nil
+}
+
+// hides is why a copy that was not seen may be there all the same; nil is that
+// it is not. Of a cursor it is known whether its copy is a file.
+func (seen sight) hides(f aboutFile) error {
+	for _, p := range seen.places {
+		err := seen.unseen[p.home]
+		switch {
+		case f.kind == kindCursor && host.IsUUID(f.uuid) != filepath.IsAbs(p.home), f.kind == kindSidecar:
+		case f.kind != kindCursor && p.note == "":
+		case err != nil:
+			return err
+		}
+	}
+	return nil
 }
 
 // asCopy says whose copy a volume or file is, by its name and tags, which have
@@ -108,7 +119,7 @@ func (s *Service) evidenceOf(f foundCopy, seen sight) evidence {
 	for _, r := range seen.receipts {
 		e.other = e.other || r.Pivot != nil && r.Home == f.Copy.Home && r.Pivot.Name == f.Copy.Name
 		names := r.Copy == f.Copy.UUID && r.Copy != "" || r.Home == f.Copy.Home && r.Name == f.Copy.Name
-		if names || r.Domain == f.Domain && r.Key() == f.Key {
+		if names || r.Domain == f.Domain && r.Key() == f.Key && !seen.ready(r) {
 			e.claims = append(e.claims, r)
 		}
 	}
@@ -124,9 +135,17 @@ func (s *Service) evidenceOf(f foundCopy, seen sight) evidence {
 	return e
 }
 
+// ready says that a receipt's own copy is there and complete, so that another
+// one of its disk is none that a guest wrote to.
+func (seen sight) ready(r Receipt) bool {
+	return slices.ContainsFunc(seen.copies, func(f foundCopy) bool {
+		return f.Copy.State == Ready && f.Copy.UUID == r.Copy && f.Copy.Home == r.Home && f.Copy.Name == r.Name
+	})
+}
+
 // disk is as much of the disk as its copy tells.
 func (f foundCopy) disk() Disk {
-	d := Disk{Domain: f.Domain, Target: f.Key, Backend: f.Backend, OnStop: Keep}
+	d := Disk{Domain: f.Domain, Target: f.Key, Backend: f.Backend, OnStop: Keep, Home: f.Copy.Home}
 	if host.IsUUID(f.Key) {
 		d.Image, d.Volume = f.Key, f.Copy.Name
 	}

@@ -188,12 +188,15 @@ func (s *Service) removeUnclaimed(ctx context.Context, domain, key string) error
 	theirs := func(c Copy) bool {
 		return c.Name == d.CopyName() || c.has(tagVM+domain) && c.has(tagImage+key)
 	}
-	for _, name := range Backends() {
-		d.Backend = name
-		b := s.backend(d)
-		copies, err := b.find(ctx)
+	places, err := s.places()
+	if err != nil {
+		return err
+	}
+	for _, p := range places {
+		d.Backend, d.Home = p.kind, p.home
+		copies, err := s.in(ctx, p)
 		if errors.Is(err, failure.Precondition) {
-			continue // no such volume group on this host
+			continue // no such volume group on this host, or one that is away
 		}
 		if err != nil {
 			return err
@@ -247,11 +250,17 @@ func (s *Service) RemoveUnfinished(ctx context.Context, d Disk) error {
 	if err != nil || r != nil {
 		return err
 	}
-	found, err := s.find(ctx, []Disk{d})
+	o := Observed{Disk: d}
+	all, err := s.look(ctx, []Disk{d})
 	if err != nil {
 		return err
 	}
-	c := found[0]
+	if s.seen(&o, all); o.Copy.State == Absent {
+		if err := s.leftBehind(ctx, &o); err != nil {
+			return err
+		}
+	}
+	c := o.Copy
 	if c.State == Absent {
 		s.forgetFailure(d.Domain, d.Key())
 		return nil
@@ -259,7 +268,7 @@ func (s *Service) RemoveUnfinished(ctx context.Context, d Disk) error {
 	if owner := tagged(c, tagVM); c.State != Updating || owner != "" && owner != d.Domain {
 		return nil
 	}
-	if err := s.remove(ctx, d, c); err != nil {
+	if err := s.remove(ctx, o.Disk, c); err != nil {
 		return fmt.Errorf("%s: remove its unfinished copy: %w", d, err)
 	}
 	s.removeStatus(d.Domain, d.Key())

@@ -46,8 +46,8 @@ func (e Entry) Matter() string {
 }
 
 // List returns everything this host knows of local copies, sorted by domain
-// and target: receipts, and copies without one. A volume group that is not
-// there matters only where a receipt needs it.
+// and target: receipts, and copies without one. A home that is away, see Away,
+// matters only where a receipt needs it.
 func (s *Service) List(ctx context.Context) ([]Entry, error) {
 	var entries []Entry
 	var receipts []Receipt
@@ -70,15 +70,19 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 		}
 	}
 	entries = append(entries, s.claimedEntries(ctx, receipts)...)
-	for kind, b := range s.places() {
-		copies, err := b.find(ctx)
+	places, err := s.places()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range places {
+		copies, err := s.in(ctx, p)
 		if err != nil && !errors.Is(err, failure.Precondition) {
 			return nil, err
 		}
 		for _, name := range slices.Sorted(maps.Keys(copies)) {
 			c := copies[name]
 			if domain := ownerOf(c); domain != "" && !named[c.Home+"/"+c.Name] {
-				entries = append(entries, s.orphan(kind, domain, c))
+				entries = append(entries, s.orphan(p, domain, c, receipts))
 			}
 		}
 	}
@@ -183,8 +187,8 @@ func (s *Service) entry(r Receipt, o Observed) Entry {
 
 // orphan is a copy without a receipt: one that is being filled, one that a
 // crash left, or one of oVirt's hook.
-func (s *Service) orphan(kind, domain string, c Copy) Entry {
-	e := Entry{Domain: domain, Backend: kind, Copy: c}
+func (s *Service) orphan(p place, domain string, c Copy, receipts []Receipt) Entry {
+	e := Entry{Domain: domain, Backend: p.kind, Copy: c}
 	if _, target, ok := strings.Cut(c.Name, copyPrefix+domain+"_"); ok {
 		e.Target = target
 	} else {
@@ -200,6 +204,9 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 		e.Status, e.DomainName = &st, st.Owner
 	}
 	unfinished := "unfinished, nobody works on it"
+	if p.former {
+		unfinished += fmt.Sprintf(", and copies go to %s now", backends()[p.kind](s).home())
+	}
 	if why := failureOf(e.Status); why != "" {
 		unfinished += ": " + why
 	}
@@ -207,6 +214,8 @@ func (s *Service) orphan(kind, domain string, c Copy) Entry {
 	case stuck(c, e.Busy, e.Status):
 		e.Problem = stuckWords(*e.Status) + "; " + stuckHint
 	case e.Busy:
+	case c.State == Updating && slices.ContainsFunc(receipts, func(r Receipt) bool { return r.Domain == domain && r.Key() == e.Key }):
+		e.Problem = unfinished + "; the disk has another copy, `diskhook local gc` shows why this one may go"
 	case s.begun(c):
 		e.Problem = unfinished + "; " + goesOn(e)
 	case c.State == Updating:

@@ -29,7 +29,11 @@ func (s *Service) Commands(ctx context.Context, o Observed, dec Decision) []stri
 
 // FillCommands is Commands for Prestage, which uses nothing.
 func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []string {
-	d, b := o.Disk, s.backend(o.Disk)
+	d := o.Disk
+	if dec.Action != Resume && dec.Action != Adopt {
+		d.Home = "" // a new copy goes where it is configured to go
+	}
+	b := s.backend(d)
 	receipt := receiptPath(s.Layout, d.Domain, d.Key())
 	var size int64
 	var fill []string

@@ -88,6 +88,9 @@ func service() *localdisk.Service {
 	if dir := os.Getenv("DISKHOOK_TEST_DIR"); dir != "" {
 		config.Local.Dir = dir
 	}
+	if vg := os.Getenv("DISKHOOK_TEST_VG"); vg != "" {
+		config.Local.VG = vg
+	}
 	if reserve, err := strconv.Atoi(os.Getenv("DISKHOOK_TEST_RESERVE")); err == nil {
 		config.Local.Reserve = host.Size(reserve)
 	}

@@ -76,6 +76,9 @@ func roomOf(ctx context.Context, b backend) room {
 // else who is here takes that room in between. What takes time is done before:
 // twenty starts at once wait for each other here.
 func (s *Service) reserve(ctx context.Context, b backend, d Disk, free func() error, create func() (Copy, error)) (c Copy, err error) {
+	if err := s.noteHome(b.home()); err != nil {
+		return c, err
+	}
 	err = b.announce(d)
 	if errors.Is(err, failure.NoSpace) {
 		// Not even for that: free may make some, or has the better words.
@@ -104,7 +107,10 @@ func (s *Service) reserve(ctx context.Context, b backend, d Disk, free func() er
 	return create()
 }
 
-func roomLock(home string) string {
+func roomLock(home string) string { return "room-" + homeID(home) }
+
+// homeID stands for a home in the names of files.
+func homeID(home string) string {
 	sum := sha256.Sum256([]byte(home))
-	return "room-" + hex.EncodeToString(sum[:8])
+	return hex.EncodeToString(sum[:8])
 }

@@ -80,6 +80,11 @@ func (s *Service) observe(ctx context.Context, disks []Disk, busy func(Disk) (bo
 	for i, d := range disks {
 		o := observed[i]
 		s.seen(&o, all)
+		if o.Receipt == nil && o.Copy.State == Absent {
+			if err := s.leftBehind(ctx, &o); err != nil {
+				return nil, fmt.Errorf("%s: %w", d, err)
+			}
+		}
 		if o.Busy, err = busy(d); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}

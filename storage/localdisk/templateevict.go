@@ -34,7 +34,7 @@ func (s *Service) EvictTemplate(ctx context.Context, name string, w Wipe) error 
 		return failure.Hint(failure.New(failure.NotFound, "template %s: there is none", name), "see `diskhook local gc`")
 	}
 	t := all[i]
-	b := backends()[t.Backend](s)
+	b := s.backend(Disk{Backend: t.Backend, Home: t.Home})
 	evicted, err := s.evict(ctx, b, name, func(c Copy, clones int) error { return s.wipeTemplate(ctx, t.Backend, c, clones, w) })
 	if err == nil && !evicted {
 		why := t.inUse(b)
@@ -55,8 +55,8 @@ func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones 
 		s.Log.Info("not wiped: copies share its blocks", "template", c.String(), "clones", clones)
 		return nil
 	}
-	b := backends()[kind](s)
 	f := foundCopy{Backend: kind, Copy: c}
+	b := s.backend(f.disk())
 	if v, is := b.(*volumes); is && w == WipeZero {
 		if err := v.mayZero(ctx, c); err != nil {
 			return err

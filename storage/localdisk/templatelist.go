@@ -39,17 +39,26 @@ type Template struct {
 // Kept says what EvictTemplate would refuse, and what is younger than [local]
 // cache_min_age.
 func (s *Service) Templates(ctx context.Context) ([]Template, error) {
+	places, err := s.places()
+	if err != nil {
+		return nil, err
+	}
 	var all []Template
-	for _, kind := range Backends() {
-		b := backends()[kind](s)
-		found, err := s.templatesOf(ctx, kind, b)
-		if errors.Is(err, failure.Precondition) {
-			continue // no such volume group on this host
+	for _, p := range places {
+		for _, kind := range Backends() {
+			b := s.backend(Disk{Backend: kind, Home: p.home})
+			if b.home() != p.home {
+				continue // its copies are in places of the other sort
+			}
+			found, err := s.templatesOf(ctx, kind, b)
+			if errors.Is(err, failure.Precondition) {
+				continue // no such volume group on this host
+			}
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, found...)
 		}
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, found...)
 	}
 	sortTemplates(all)
 	return all, nil

@@ -188,7 +188,7 @@ func (s *Service) resume(ctx context.Context, set Set, b Building) (Set, error) 
 		err := failure.New(failure.Conflict, "%s: it is defined already, and otherwise", &set)
 		return set, failure.Hint(err, "see `diskhook quorum status %s`; take it away with `diskhook quorum remove %s`", set.Name, set.Name)
 	case i == nil:
-		return set, nil
+		return set, s.holdsSource(ctx, set, b)
 	}
 	if len(b.From) > 0 {
 		info, err := s.checker().Chain(ctx, b.From)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 	"diskhook/storage/quorum"
 )
 
@@ -31,6 +32,30 @@ func TestBuild(t *testing.T) {
 	must(t, err)
 	if set.Intent != nil || set.NextID != 4 {
 		t.Errorf("the same call again: %+v", set)
+	}
+}
+
+// A set that is complete is not passed for one of another source, nor of the same
+// one as it is now.
+func TestBuildOfAnotherSource(t *testing.T) {
+	w := built(t)
+	for name, change := range map[string]func(b *quorum.Building){
+		"another image": func(b *quorum.Building) { b.From = []imagecheck.Layer{{Path: w.flat, Format: "raw"}} },
+		"another size": func(b *quorum.Building) {
+			short := w.path("short.raw")
+			w.tool("qemu-img", "create", "-q", "-f", "raw", short, "1M")
+			b.From = []imagecheck.Layer{{Path: short, Format: "raw"}}
+		},
+		"written to": func(*quorum.Building) {
+			w.tool("qemu-io", "-f", "qcow2", "-c", "write -q -P 0x44 1M 64k", w.source[0].Path)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := w.building()
+			change(&b)
+			_, err := w.Build(t.Context(), b)
+			w.refused(err, failure.Conflict, "replica set db: it is built already, and not known to hold what "+b.From[0].Path+" holds now", "diskhook quorum verify --against", "diskhook quorum remove db")
+		})
 	}
 }
 

@@ -112,6 +112,9 @@ func newHistory(set Set, observed []Observed, known Known) *history {
 // errOlder says that what this host has acknowledged is not there.
 var errOlder = errors.New("the newest generation that this host has written is not there")
 
+// errUnclean says that replicas may differ, and are too few to tell which is right.
+var errUnclean = errors.New("it was not closed cleanly")
+
 var errNotLooked = failure.New(failure.NotFound, "it was not looked at")
 
 // finished says whether a raise may have been acknowledged. It was not when
@@ -242,7 +245,7 @@ func (h *history) veto(d Decision) error {
 	case len(d.Open) < h.set.Threshold:
 		return h.out(d, refuse("%d of its replicas have the newest generation %d, %d are needed%s", len(d.Open), d.Base.Number, h.set.Threshold, h.missing(d)))
 	case d.Unclean && len(d.Open) < votersOfUnclean:
-		return h.out(d, refuse("it was not closed cleanly, and %d replicas cannot outvote each other%s", len(d.Open), h.missing(d)))
+		return h.out(d, refuse("%w, and %d replicas cannot outvote each other%s", errUnclean, len(d.Open), h.missing(d)))
 	}
 	return nil
 }
@@ -285,10 +288,16 @@ func (h *history) out(d Decision, err error) error {
 		believe = i.Replica
 	}
 	command := fmt.Sprintf("`diskhook quorum resync --from %s %s`", believe, h.set.Name)
+	there, alone := "believe one that is there with "+command, "name the replica to believe: "+command
+	if i := h.set.Intent; errors.Is(err, errUnclean) && (i == nil || i.Replica == "") {
+		// They may well be equal. Whom to believe where they are not, a look decides.
+		alone = fmt.Sprintf("compare them with `diskhook quorum resync %s`, which asks for one to believe only where they differ", h.set.Name)
+		there = alone
+	}
 	for _, l := range d.Left {
 		if h.seen[l.ID].Image != nil {
-			return failure.Hint(err, "bring %s back, or believe one that is there with %s", l.ID, command)
+			return failure.Hint(err, "bring %s back, or %s", l.ID, there)
 		}
 	}
-	return failure.Hint(err, "name the replica to believe: %s", command)
+	return failure.Hint(err, "%s", alone)
 }

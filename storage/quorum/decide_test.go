@@ -39,7 +39,7 @@ func TestDecide(t *testing.T) {
 			seen: [3]Observed{{Mark: one("r1")}, {Mark: one("r2")}, {Mark: one("r4")}}, open: "r1 r2 r4", unclean: true},
 		"unclean, two": {
 			seen: [3]Observed{{Mark: one("r1")}, {Mark: one("r2")}, away}, open: "r1 r2", unclean: true, left: "no such file",
-			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync --from r1 db`"},
+			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: no such file); bring r4 back, or compare them with `diskhook quorum resync db`, which asks for one to believe only where they differ"},
 		"one is older": {
 			seen: [3]Observed{{Mark: clean(pair("r1"))}, {Mark: clean(pair("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2",
 			left: "it is of generation 1, the newest is 2", stale: true},
@@ -59,8 +59,8 @@ func TestDecide(t *testing.T) {
 		"no mark": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "it has no mark, so nobody knows what it holds"},
 		"a suspect is not named": {
-			seen: [3]Observed{{Mark: one("r1"), Doubt: &Doubt{Reason: Mismatch}}, {Mark: one("r2")}, away}, open: "r1 r2", unclean: true, left: "no such file",
-			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync --from r2 db`"},
+			seen: [3]Observed{{Mark: one("r1"), Doubt: &Doubt{Reason: Mismatch}}, {Mark: one("r2")}, away}, known: Known{2, raise2}, open: "r1 r2", unclean: true, left: "no such file",
+			veto: "replica set db: the newest generation that this host has written is not there: it has written 2, there is 1 (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync --from r2 db`"},
 		"another set's": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: with(one("r2"), func(m *Mark) { m.Set = strings.Replace(setUUID, "6", "7", 1) })}, {Mark: clean(one("r4"))}},
 			open: "r1 r4", left: "its mark is of another replica set, 79b6b942-b5bf-4740-bb95-6752ffbd3bcf"},

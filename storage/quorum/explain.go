@@ -61,7 +61,8 @@ func (s *Service) ExplainReplace(ctx context.Context, name string, o Replacing) 
 	if err := errors.Join(refuseWhile(set, verbReplace), s.free(name)); err != nil {
 		return nil, err
 	}
-	if set.Intent == nil {
+	if !set.Intent.replaces(o) {
+		set.Intent = nil
 		if set, err = s.planReplace(ctx, set, o); err != nil {
 			return nil, err
 		}
@@ -80,7 +81,7 @@ func (s *Service) ExplainResync(ctx context.Context, name string, o Resyncing) (
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(refuseWhile(set, verbResync), afterOther(set, o)); err != nil {
+	if err := errors.Join(refuseWhile(set, verbResync, verbReplace), afterOther(set, o)); err != nil {
 		return nil, err
 	}
 	if o.From != "" {

@@ -21,8 +21,8 @@ import (
 // Inline is the kind of a use whose QEMU opens the replicas itself. What it
 // reports of a replica is heard (watch.go), but nobody sees that it flushed
 // everything at its end. So the set is never closed cleanly: it counts as
-// unclean, and before the next use all replicas are made equal by majority,
-// which takes three of them. A replica that went wrong meanwhile is out-voted,
+// unclean, and before the next use all replicas are made equal by majority;
+// two that differ have none. A replica that went wrong meanwhile is out-voted,
 // as long as it is one of a minority, and repaired then. QEMU's arguments name
 // every replica, so that none can be left out.
 const Inline = "inline"
@@ -153,6 +153,9 @@ func (s *Service) attended(set Set, use Use) (Generation, bool) {
 // somebody is left out that cannot be brought up to date.
 func (s *Service) equal(ctx context.Context, set Set, held *os.File, live *liveFile) (Decision, error) {
 	d, _, err := s.Decide(ctx, set)
+	if errors.Is(d.Veto, errUnclean) { // two that turn out to be equal need no third
+		d.Veto = nil
+	}
 	if err != nil || d.Veto != nil {
 		return d, errors.Join(err, d.Veto)
 	}

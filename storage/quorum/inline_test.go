@@ -148,6 +148,21 @@ func TestInlineReports(t *testing.T) {
 	w.equalReplicas()
 }
 
+// Two replicas need no third as long as they are equal.
+func TestInlineOfTwo(t *testing.T) {
+	w := newWorld(t)
+	b := w.building()
+	b.Replicas = b.Replicas[:2]
+	_, err := w.Build(t.Context(), b)
+	must(t, err)
+	for range 2 {
+		must(t, w.Open(t.Context(), "db", vda, time.Minute))
+		w.stop()
+	}
+	w.spoil("r2", "5", "1M", "64k")
+	w.refused(w.Open(t.Context(), "db", vda, time.Minute), failure.Problems, "no majority in 65536 bytes from byte 1048576 on", "diskhook quorum resync --from ID db")
+}
+
 // A replica that is away keeps the others from being counted anew.
 func TestInlineNeedsAll(t *testing.T) {
 	w := built(t)

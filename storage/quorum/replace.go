@@ -24,7 +24,8 @@ type Replacing struct {
 // Replace takes a replica out of a set that nobody uses and brings in another,
 // with a new id, which it returns. Its content is what the majority has; where
 // there is none nothing is changed. The old image stays, without its mark.
-// After a crash the same call goes on.
+// After a crash the same call goes on, and one with another image gives up the one
+// that was begun, whose disk may be what broke.
 func (s *Service) Replace(ctx context.Context, name string, o Replacing) (string, error) {
 	held, set, err := s.hold(name)
 	if err != nil {
@@ -37,20 +38,37 @@ func (s *Service) Replace(ctx context.Context, name string, o Replacing) (string
 	if id, done := replaced(set, o); done {
 		return id, nil
 	}
-	if set.Intent == nil {
+	begun := set.Intent
+	if !begun.replaces(o) {
+		set.Intent = nil
 		if set, err = s.planReplace(ctx, set, o); err != nil {
 			return "", err
 		}
 		if err := s.intend(set); err != nil {
 			return "", err
 		}
-	} else if i := set.Intent; i.Replica != o.Old || i.With.Top().String() != o.New.String() {
-		return "", refuseWhile(set, "")
+		s.abandon(ctx, set, begun)
 	}
 	if err := s.replace(ctx, set, o.Progress, held.File()); err != nil {
 		return "", err
 	}
 	return set.Intent.With.ID, nil
+}
+
+// replaces says that it is the intent to do what o says.
+func (i *Intent) replaces(o Replacing) bool {
+	return i != nil && i.Verb == verbReplace && i.Replica == o.Old && i.With.Top().String() == o.New.String()
+}
+
+// abandon takes the mark off the image that a replace was to bring in, which is
+// not done any more. Nobody asks for that mark; so that it stays is no failure.
+func (s *Service) abandon(ctx context.Context, set Set, i *Intent) {
+	if i == nil || i.Verb != verbReplace {
+		return
+	}
+	if err := s.removeMark(ctx, set, *i.With); err != nil {
+		s.Log.WarnContext(ctx, "the mark of a replica that was given up stays", "set", set.Name, "replica", i.With.ID, "err", err)
+	}
 }
 
 // replaced says that this is done already.

@@ -27,6 +27,9 @@ type Resyncing struct {
 // nothing else. Then all that were made equal get a new, clean generation, where
 // anything was done at all.
 //
+// A replace that did not end is given up: the replica that was to go is in the
+// set still.
+//
 // Replicas that are not there, or that take no mark, are left out: that is a
 // failure.Problems once the others are equal.
 //
@@ -42,7 +45,7 @@ func (s *Service) Resync(ctx context.Context, name string, o Resyncing) (Verific
 		return Verification{}, err
 	}
 	defer held.Release()
-	if err := refuseWhile(set, verbResync); err != nil {
+	if err := refuseWhile(set, verbResync, verbReplace); err != nil {
 		return Verification{}, err
 	}
 	if _, ok := set.Replica(o.From); o.From != "" && !ok {
@@ -52,13 +55,17 @@ func (s *Service) Resync(ctx context.Context, name string, o Resyncing) (Verific
 		return Verification{}, err
 	}
 	s.Activate(ctx, set)
-	return s.resync(ctx, set, o, held.File())
+	found, err := s.resync(ctx, set, o, held.File())
+	if now, unknown := s.Load(name); unknown == nil && now.Intent == nil {
+		s.abandon(ctx, set, set.Intent)
+	}
+	return found, err
 }
 
 // afterOther refuses to go on otherwise than a resync began that did not end:
 // what it believed is no longer believed by the others.
 func afterOther(set Set, o Resyncing) error {
-	if i := set.Intent; i == nil || i.Replica == "" || o.From != "" {
+	if i := set.Intent; i == nil || i.Verb != verbResync || i.Replica == "" || o.From != "" {
 		return nil
 	}
 	err := failure.New(failure.Conflict, "%s: a resync from %s did not end", &set, set.Intent.Replica)

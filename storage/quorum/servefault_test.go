@@ -127,7 +127,7 @@ func TestPowerCut(t *testing.T) {
 	must(t, os.Rename(w.path("c.away"), w.path("c.raw")))
 	// Two of the newest generation, unclean: nobody can tell which is right.
 	_, err := w.Start(t.Context(), "db", vda, 20*time.Second)
-	w.refused(err, failure.Precondition, "not closed cleanly", "resync --from")
+	w.refused(err, failure.Precondition, "not closed cleanly", "diskhook quorum resync db`")
 	_, err = w.Resync(t.Context(), "db", quorum.Resyncing{From: "r1"})
 	must(t, err)
 	w.equalReplicas()

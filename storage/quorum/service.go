@@ -126,13 +126,17 @@ func (s *Service) daemon() string {
 	return "qemu-storage-daemon"
 }
 
-// refuseWhile is for verbs of which another one is under way.
-func refuseWhile(set Set, verb string) error {
+// refuseWhile is for verbs that go on with none but those that are named, if they
+// did not end.
+func refuseWhile(set Set, verbs ...string) error {
 	i := set.Intent
-	if i == nil || i.Verb == verb {
+	if i == nil || slices.Contains(verbs, i.Verb) {
 		return nil
 	}
 	err := failure.New(failure.Conflict, "%s: its %s did not end", &set, i.Verb)
+	if i.Verb == verbReplace {
+		return failure.Hint(err, "run `%s` again first, or with another image; or give it up with `diskhook quorum resync %s`", again(set), set.Name)
+	}
 	return failure.Hint(err, "run `%s` again first", again(set))
 }
 

@@ -50,7 +50,7 @@ func (ss *session) open(ctx context.Context, d Decision) error {
 	}
 	if d.Unclean && len(ss.voters) < votersOfUnclean {
 		err := failure.New(failure.Precondition, "%s: it was not closed cleanly, and %d replicas cannot outvote each other (%s)", &ss.set, len(ss.voters), strings.Join(why, "; "))
-		return failure.Hint(err, "bring a replica back, or name the one to believe: `diskhook quorum resync --from ID %s`", ss.set.Name)
+		return failure.Hint(err, "bring a replica back, or compare the others with `diskhook quorum resync %s`, which asks for one to believe only where they differ", ss.set.Name)
 	}
 	if err := ss.noteOpen(); err != nil {
 		return err

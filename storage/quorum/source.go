@@ -211,6 +211,24 @@ func (s *Set) renewal(disk imagecheck.Layer) string {
 	return fmt.Sprintf("build it from the disk as it is now: `diskhook quorum remove %s`, then `%s`", s.Name, command.Quote(argv))
 }
 
+// holdsSource refuses to pass a complete set for one that was just filled from
+// another source, or from the same one as it is now.
+func (s *Service) holdsSource(ctx context.Context, set Set, b Building) error {
+	if len(b.From) == 0 || set.User != nil { // what a guest wrote since is the set's
+		return nil
+	}
+	info, err := s.checker().Chain(ctx, b.From)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	now := sourceOf(b.From, info)
+	if info.VirtualSize == set.Size && s.sameDevice(ctx, set.Source, *now) {
+		return nil
+	}
+	err = failure.New(failure.Conflict, "%s: it is built already, and not known to hold what %s holds now", &set, b.From[0].Path)
+	return failure.Hint(err, "see whether it does with `diskhook quorum verify --against %s %s`; or %s", b.From[0].Path, set.Name, set.renewal(b.From[0]))
+}
+
 // sourceUnchanged refuses a build whose source was written to meanwhile: the
 // replicas may have something of before and something of after.
 func (s *Service) sourceUnchanged(ctx context.Context, set Set) error {

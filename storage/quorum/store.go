@@ -135,8 +135,10 @@ func (s *Service) intend(set Set) error {
 // forget takes the definition and the host's state away, the state first: a
 // definition without it is still refused or removed again.
 func (s *Service) forget(set Set) error {
-	if err := os.RemoveAll(s.stateDir(set)); err != nil {
-		return fmt.Errorf("%s: %w", &set, err)
+	for _, path := range []string{s.stateDir(set), s.eventsPath(set.Name), s.eventsPath(set.Name) + ".1"} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("%s: %w", &set, err)
+		}
 	}
 	if err := atomicfile.Remove(definitionPath(s.Layout, set.Name)); err != nil {
 		return fmt.Errorf("%s: %w", &set, err)

@@ -113,6 +113,71 @@ func TestResyncTellsWhoIsLeftOut(t *testing.T) {
 	w.holds(w.flat)
 }
 
+// A replace that cannot end, as its image's disk broke, is given up for one with
+// another image, and by resync.
+func TestReplaceIsGivenUp(t *testing.T) {
+	begun := func(t *testing.T, replicas int, point string) *world {
+		w := newWorld(t)
+		b := w.building()
+		b.Replicas = b.Replicas[:replicas]
+		_, err := w.Build(t.Context(), b)
+		must(t, err)
+		replace := job{Replace: &quorum.Replacing{Old: "r2", New: w.file("d.raw", "raw")}}
+		if w.verb(replace, "DISKHOOK_FAILPOINT="+point+"=kill") == nil {
+			t.Fatal("it was not killed")
+		}
+		return w
+	}
+	gone := func(w *world) {
+		w.Helper()
+		if _, err := os.Stat(w.path("d.raw.quorum")); err == nil {
+			w.Error("the mark of the image that was given up stays")
+		}
+		w.tidy()
+	}
+	for _, point := range []string{"quorum.made.r4", "quorum.written", "quorum.known"} {
+		t.Run(point, func(t *testing.T) {
+			w := begun(t, 3, point)
+			id, err := w.Replace(t.Context(), "db", quorum.Replacing{Old: "r2", New: w.file("e.raw", "raw")})
+			if must(t, err); id != "r5" {
+				t.Errorf("id %s", id)
+			}
+			gone(w)
+			w.holds(w.flat)
+			w.opens("r1", "r5", "r3")
+		})
+	}
+	t.Run("resync", func(t *testing.T) {
+		w := begun(t, 3, "quorum.known")
+		_, err := w.Resync(t.Context(), "db", quorum.Resyncing{})
+		must(t, err)
+		gone(w)
+		w.holds(w.flat)
+		w.opens("r1", "r2", "r3")
+	})
+	t.Run("resync of two", func(t *testing.T) {
+		w := begun(t, 2, "quorum.known")
+		_, err := w.Resync(t.Context(), "db", quorum.Resyncing{From: "r1"})
+		must(t, err)
+		gone(w)
+		w.holds(w.flat)
+		w.opens("r1", "r2")
+	})
+}
+
+// What happened to a set is not told of the next one of that name.
+func TestEventsGoWithTheSet(t *testing.T) {
+	w := built(t)
+	w.spoil("r2", "0x22", "1M", "64k")
+	_, err := w.Resync(t.Context(), "db", quorum.Resyncing{})
+	must(t, err)
+	w.noted(quorum.EventResynced, "r2", "")
+	must(t, w.Remove(t.Context(), "db", true))
+	if events, err := w.Events("db"); err != nil || len(events) > 0 {
+		t.Errorf("%+v, %v", events, err)
+	}
+}
+
 func TestReplaceOfAMissingReplica(t *testing.T) {
 	w := built(t)
 	must(t, os.Remove(w.path("c.raw")))

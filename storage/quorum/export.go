@@ -13,6 +13,7 @@ import (
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/command"
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/progress"
 )
@@ -48,7 +49,10 @@ func (s *Service) Export(ctx context.Context, name, to, format string, notify pr
 	}
 	partial := filepath.Join(filepath.Dir(to), "."+filepath.Base(to)+".partial")
 	_ = os.Remove(partial) // of an export that was killed; nobody else takes such a name
-	err = s.convert(ctx, source, partial, format)
+	err = s.convert(ctx, source, partial, format, held.File())
+	if err == nil {
+		err = failpoint.Hit("quorum.converted")
+	}
 	if err == nil {
 		err = atomicfile.Name(partial, to)
 	}
@@ -76,8 +80,13 @@ func (s *Set) readOnly(ids []string) (string, error) {
 	return s.Tree(nodes).Pseudo()
 }
 
-func (s *Service) convert(ctx context.Context, source, to, format string) error {
-	if _, err := s.Run.Run(ctx, command.Cmd{Name: "qemu-img", Args: []string{"convert", "-O", format, source, to}, Death: syscall.SIGKILL}); err != nil {
+// convert ends when we are killed, and until then keeps the set's lock.
+func (s *Service) convert(ctx context.Context, source, to, format string, held *os.File) error {
+	_, err := s.Run.Run(ctx, command.Cmd{
+		Name: "qemu-img", Args: []string{"convert", "-O", format, source, to},
+		Files: []*os.File{held}, Death: syscall.SIGKILL,
+	})
+	if err != nil {
 		return err
 	}
 	f, err := os.OpenFile(to, os.O_RDWR, 0)

@@ -71,6 +71,7 @@ type job struct {
 	Resync  *quorum.Resyncing
 	Replace *quorum.Replacing
 	Remove  *bool
+	Export  string // to a raw file
 	Start   bool
 	Stop    bool
 }
@@ -87,6 +88,8 @@ func (j job) run(ctx context.Context, s *quorum.Service) error {
 		_, err = s.Resync(ctx, "db", *j.Resync)
 	case j.Replace != nil:
 		_, err = s.Replace(ctx, "db", *j.Replace)
+	case j.Export != "":
+		err = s.Export(ctx, "db", j.Export, "raw", nil)
 	case j.Start:
 		_, err = s.Start(ctx, "db", vda, 30*time.Second)
 	case j.Stop:

@@ -236,6 +236,9 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 				continue
 			}
 			state, why = live.State, live.Why
+			if state == quorum.Voting && !r.Votes && !r.Stale {
+				why = r.Why // its image hangs, or is not there any more
+			}
 			if state == quorum.Suspected && out.IsZero() {
 				out = live.Since
 			}

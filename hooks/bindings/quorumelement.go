@@ -164,8 +164,10 @@ func Inlined(doc *xmlrewrite.Document) bool {
 // Overridden refuses to start a domain whose inline quorums are not what its
 // guest would use. Without its override, which an edit or another program may
 // have dropped, it would run on the first replica alone, and that one would
-// be the only one to have what it writes. And where a replica was replaced since
-// the definition was written, QEMU would still vote with the old one.
+// be the only one to have what it writes. Where a replica was replaced since the
+// definition was written, QEMU would still vote with the old one; and where
+// libvirt took a snapshot, which is of the first replica alone, with an image that
+// the set does not have.
 func (h *Host) Overridden(doc *xmlrewrite.Document, d Domain, bound []Bound) error {
 	for _, b := range bound {
 		if b.Binding.Kind != (replicated{}).Name() || b.lower() != lowerInline {
@@ -183,12 +185,15 @@ func (h *Host) Overridden(doc *xmlrewrite.Document, d Domain, bound []Bound) err
 	return nil
 }
 
-// sameReplicas holds the nodes of a definition against the set's replicas, whose
-// ids are in their names. The first is libvirt's disk, which Source knows.
+// sameReplicas holds libvirt's disk, which is the first replica, and the nodes of
+// the others, whose ids are in their names, against the set.
 func (h *Host) sameReplicas(doc *xmlrewrite.Document, b Bound) error {
 	set, err := h.Quorum.Definition(b.Binding.Value)
 	if err != nil {
 		return nil //nolint:nilerr // the fulfil comes to it
+	}
+	if first := set.Replicas[0].Top().Path; b.Disk.At() != first {
+		return fmt.Errorf("disk %s: its QEMU would open %s as the first replica, and replica set %s has %s", b.Disk.Target, describe(b.Disk), set.Name, first)
 	}
 	nodes, _ := doc.InlineNodes(b.Disk.Target)
 	var has []string

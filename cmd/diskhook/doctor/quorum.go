@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +19,8 @@ import (
 // replicaSets looks whether the sets that are defined can be served. On a host
 // without any, what is missing is no fault.
 func replicaSets(ctx context.Context, h *Host) []Finding {
-	sets, faults := (&quorum.Service{Layout: h.Layout, Config: h.Config, Run: h.Run, Log: h.Log}).List(ctx)
+	s := &quorum.Service{Layout: h.Layout, Config: h.Config, Run: h.Run, Log: h.Log}
+	sets, faults := s.List(ctx)
 	if faults != nil {
 		return []Finding{failed(faults)}
 	}
@@ -26,7 +28,7 @@ func replicaSets(ctx context.Context, h *Host) []Finding {
 	if len(sets) == 0 {
 		return found
 	}
-	found = append(found, h.quorumEmulator(ctx))
+	found = append(found, h.vhostUser(ctx, s), h.quorumEmulator(ctx))
 	found = append(found, h.socketFolder()...)
 	return append(found, h.socketRules()...)
 }
@@ -54,22 +56,51 @@ func (h *Host) quorumDaemon(ctx context.Context, needed bool) Finding {
 	return fail(fix, "%s cannot serve replica sets: %s", program, why)
 }
 
+// vhostUser: only domains with transport=vhost-user need it.
+func (h *Host) vhostUser(ctx context.Context, s *quorum.Service) Finding {
+	if err := s.ServesVhostUser(ctx); err != nil {
+		return warn(failure.HintOf(err), "transport=vhost-user is not possible: %s", failure.OneLine(err.Error()))
+	}
+	if program := emulator(); program != "" {
+		// Its exit code is 0 in any case.
+		has, err := h.Run.Run(ctx, command.Cmd{
+			Name: program, Timeout: 10 * time.Second,
+			Args: []string{"-machine", "none", "-nodefaults", "-display", "none", "-device", "vhost-user-blk-pci,help"},
+		})
+		if err != nil || !strings.Contains(string(has.Stdout), "vhost-user-blk-pci options") {
+			return warn("use transport=nbd", "%s has no device vhost-user-blk, so transport=vhost-user is not possible", program)
+		}
+	}
+	return ok("replica sets can be served as vhost-user-blk: transport=vhost-user is possible")
+}
+
 // quorumEmulator: only domains with lower=inline need it.
 func (h *Host) quorumEmulator(ctx context.Context) Finding {
 	fix := "use lower=export, which needs nothing of the emulator"
-	for _, program := range []string{"qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-system-aarch64"} {
-		if _, err := command.Find(program); err != nil {
-			continue
-		}
-		knows, why := h.knowsQuorum(ctx, program, "-machine", "none", "-nodefaults", "-display", "none",
-			"-blockdev", "driver=null-co,node-name=a,size=512", "-blockdev", "driver=null-co,node-name=b,size=512",
-			"-blockdev", voters, "-device", "nosuch")
-		if knows {
-			return ok("%s knows quorum: lower=inline is possible", program)
-		}
-		return warn(fix, "%s does not open quorum itself, so lower=inline is not possible: %s", program, why)
+	program := emulator()
+	if program == "" {
+		return warn(fix, "no emulator was found, so whether lower=inline is possible is not known")
 	}
-	return warn(fix, "no emulator was found, so whether lower=inline is possible is not known")
+	knows, why := h.knowsQuorum(ctx, program, "-machine", "none", "-nodefaults", "-display", "none",
+		"-blockdev", "driver=null-co,node-name=a,size=512", "-blockdev", "driver=null-co,node-name=b,size=512",
+		"-blockdev", voters, "-device", "nosuch")
+	if knows {
+		return ok("%s knows quorum: lower=inline is possible", program)
+	}
+	return warn(fix, "%s does not open quorum itself, so lower=inline is not possible: %s", program, why)
+}
+
+// emulator is the one that this host has, or "".
+func emulator() string {
+	programs := []string{"qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-system-aarch64"}
+	i := slices.IndexFunc(programs, func(program string) bool {
+		_, err := command.Find(program)
+		return err == nil
+	})
+	if i < 0 {
+		return ""
+	}
+	return programs[i]
 }
 
 func (h *Host) knowsQuorum(ctx context.Context, program string, args ...string) (knows bool, why string) {

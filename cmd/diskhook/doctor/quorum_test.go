@@ -15,9 +15,13 @@ const definition = `{"schema":"diskhook.quorum/v1","name":"db","uuid":"aaaaaaaa-
 func TestReplicaSets(t *testing.T) {
 	h := newHost(t)
 	h.Config.Quorum.Daemon = "/opt/qsd"
+	vhost := "qemu-storage-daemon: --export type=vhost-user-blk,id=e: Cannot find device='' nor node-name='nosuch'"
+	device := "vhost-user-blk-pci options:\n  addr=<int32>"
 	says := func(daemon string) {
 		h.Run = &commandtest.Runner{T: t, Answers: []commandtest.Answer{
 			{Prefix: "/opt/qsd --blockdev driver=null-co,node-name=a", Stderr: daemon, Code: 1},
+			{Prefix: "/opt/qsd --export type=vhost-user-blk", Stderr: vhost, Code: 1},
+			{Prefix: emulator() + " -machine none -nodefaults -display none -device vhost", Stdout: device},
 			{Prefix: "qemu-system-", Stderr: "qemu-system-x86_64: -device nosuch: 'nosuch' is not a valid device model name", Code: 1},
 		}}
 	}
@@ -29,7 +33,15 @@ func TestReplicaSets(t *testing.T) {
 
 	path := h.write(t, "/etc/diskhook/quorum.d/db.json", definition, 0o600)
 	one(t, replicaSets(t.Context(), h)[:1], Fail, "not whitelisted", "quorum.daemon in diskhook.toml")
+	one(t, replicaSets(t.Context(), h)[1:2], OK, "transport=vhost-user is possible", "")
+	if emulator() != "" {
+		device = ""
+		says("")
+		one(t, replicaSets(t.Context(), h)[1:2], Warn, "has no device vhost-user-blk", "use transport=nbd")
+	}
+	vhost = "qemu-storage-daemon: --export type=vhost-user-blk,id=e: Parameter 'type' does not accept value 'vhost-user-blk'"
 	says("")
+	one(t, replicaSets(t.Context(), h)[1:2], Warn, "transport=vhost-user is not possible: /opt/qsd cannot serve vhost-user-blk", "use transport=nbd")
 	one(t, replicaSets(t.Context(), h)[:1], Fail, "/opt/qsd cannot serve replica sets", "quorum.daemon")
 
 	dir := h.at("/run/diskhook/quorum")

@@ -35,6 +35,12 @@
 // generation; but none is clean then, so the rule for unclean sets holds and a
 // majority decides.
 //
+// With the replicas in a guest's own QEMU (inline.go) nobody stands between a
+// report and the next acknowledgement. There a suspect keeps its vote and the
+// generation stays, since the others alone may lack what was acknowledged with
+// the suspect's help (Doubt); the set is unclean from its start on, and the next
+// one needs all replicas, and the majority of all.
+//
 // # Deciding
 //
 // Decide (decide.go) is the protocol, a pure function of what was observed:

@@ -78,7 +78,7 @@ func localGC(p *program, c *cli.Context) error {
 	}
 	if !yes && taken > 0 {
 		if f != inJSON {
-			fmt.Fprintf(p.stderr, "diskhook: nothing was done; `diskhook local gc --yes` removes %d of %d\n", taken, len(all))
+			fmt.Fprintf(p.stderr, "diskhook: nothing was done; `diskhook local gc --yes` removes %d of them\n", taken)
 		}
 		return wouldChange()
 	}

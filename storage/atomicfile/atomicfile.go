@@ -6,7 +6,8 @@
 // A reader sees the old content or the new, never a part. When Write returns
 // nil the new content and its name have reached the disk: the file is flushed
 // before the rename and its directory after it. On failure the old file is as
-// it was; a full file system is a failure.NoSpace.
+// it was; a full file system is a failure.NoSpace, one that is read-only, or only
+// root may write to, a failure.Precondition.
 package atomicfile
 
 import (
@@ -32,13 +33,25 @@ func Write(path string, data []byte, mode os.FileMode) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// notWritten names the file, and the way out where its file system is full.
-func notWritten(path string, err error) error {
-	err = failure.Full(fmt.Errorf("%s: write: %w", path, err))
-	if errors.Is(err, failure.NoSpace) {
-		err = failure.Hint(err, "free space there (`df %s`), then try again", filepath.Dir(path))
+// notWritten names the file, and the way out where its file system is full or
+// read-only, or where only root may write.
+func notWritten(path string, err error) error { return refused(path, "write", err) }
+
+func refused(path, what string, err error) error {
+	var of *fs.PathError
+	if errors.As(err, &of) {
+		err = of.Err // it names a file that nobody knows, as the new content is written beside the old one
 	}
-	return err
+	err = failure.Full(fmt.Errorf("%s: %s: %w", path, what, err))
+	dir := filepath.Dir(path)
+	switch {
+	case errors.Is(err, failure.NoSpace):
+		return failure.Hint(err, "free space there (`df %s`), then try again", dir)
+	case errors.Is(err, unix.EROFS):
+		err = failure.Wrap(failure.Precondition, err)
+		return failure.Hint(err, "find out why it is read-only (`findmnt -T %s`, `journalctl -k`), make it writable, then try again", dir)
+	}
+	return failure.Denied(err)
 }
 
 // WriteJSON writes v as one indented JSON document with a final newline.
@@ -96,7 +109,7 @@ func Remove(path string) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		return fmt.Errorf("%s: remove: %w", path, err)
+		return refused(path, "remove", err)
 	}
 	return syncDir(filepath.Dir(path))
 }

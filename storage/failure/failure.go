@@ -16,6 +16,8 @@ package failure
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 	"unicode"
@@ -58,6 +60,15 @@ func KindOf(err error) *Kind {
 func Full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return Wrap(NoSpace, err)
+	}
+	return err
+}
+
+// Denied marks err as Precondition, with the way out, where the system refused
+// what root may do and we are not root. Any other error stays as it is.
+func Denied(err error) error {
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		return Hint(Wrap(Precondition, err), "run this as root")
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"syscall"
 	"testing"
 
@@ -66,5 +67,15 @@ func TestFull(t *testing.T) {
 	}
 	if err := failure.Full(nil); err != nil {
 		t.Errorf("nothing is %v", err)
+	}
+}
+
+func TestDenied(t *testing.T) {
+	err := failure.Denied(fmt.Errorf("dir: %w", &fs.PathError{Op: "open", Path: "d", Err: syscall.EACCES}))
+	if notRoot := os.Geteuid() != 0; errors.Is(err, failure.Precondition) != notRoot || (failure.HintOf(err) == "run this as root") != notRoot {
+		t.Errorf("%v is of kind %v, hint %q", err, failure.KindOf(err), failure.HintOf(err))
+	}
+	if other := failure.Denied(fs.ErrExist); failure.KindOf(other) != nil || failure.Denied(nil) != nil {
+		t.Errorf("%v is of kind %v", other, failure.KindOf(other))
 	}
 }

@@ -95,7 +95,7 @@ func (f folder) probe() error {
 func (s *Service) judgeExports() ([]Judged, error) {
 	entries, err := os.ReadDir(s.exports())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.Wrap(failure.Precondition, err)
+		return nil, failure.Denied(failure.Wrap(failure.Precondition, err))
 	}
 	var all []Judged
 	for _, e := range entries {

@@ -74,7 +74,7 @@ func (s *Service) aboutCopies() ([]aboutFile, error) {
 func (s *Service) statusFiles() ([]aboutFile, error) {
 	domains, err := os.ReadDir(s.Layout.Status())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.Wrap(failure.Precondition, err)
+		return nil, failure.Denied(failure.Wrap(failure.Precondition, err))
 	}
 	var all []aboutFile
 	for _, d := range domains {
@@ -95,7 +95,7 @@ func (s *Service) statusFiles() ([]aboutFile, error) {
 func filesIn(dir string, known func(name string) (aboutFile, bool)) ([]aboutFile, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.Wrap(failure.Precondition, err)
+		return nil, failure.Denied(failure.Wrap(failure.Precondition, err))
 	}
 	var all []aboutFile
 	for _, e := range entries {

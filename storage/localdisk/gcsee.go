@@ -62,7 +62,7 @@ func (s *Service) see(ctx context.Context) (sight, error) {
 			continue
 		}
 		if err != nil {
-			return seen, err
+			return seen, failure.Denied(err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(copies)) {
 			f, is := asCopy(p.kind, copies[name])

@@ -77,7 +77,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 	for _, p := range places {
 		copies, err := s.in(ctx, p)
 		if err != nil && !errors.Is(err, failure.Precondition) {
-			return nil, err
+			return nil, failure.Denied(err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(copies)) {
 			c := copies[name]

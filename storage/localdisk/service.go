@@ -116,7 +116,7 @@ func (s *Service) look(ctx context.Context, disks []Disk) (homes, error) {
 		}
 		copies, free, err := b.survey(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", d, err)
+			return nil, failure.Denied(fmt.Errorf("%s: %w", d, err))
 		}
 		all[b.home()] = surveyed{copies, free}
 	}

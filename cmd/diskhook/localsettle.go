@@ -18,6 +18,7 @@ func settleFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "all", Usage: "settle every disk of this host that is not"},
 		&cli.StringFlag{Name: "rate", Usage: "read at most `SIZE` per second (default: [local] rate)"},
 		&cli.BoolFlag{Name: "raw", Usage: "make a raw copy of the disk, also while its domain runs, and go on with that"},
+		&cli.BoolFlag{Name: "no-raw", Usage: "remove the raw copy that an interrupted --raw has left, and settle the overlay"},
 		connectFlag(), dryRunFlag(),
 	}
 }
@@ -38,7 +39,12 @@ func localSettle(p *program, c *cli.Context) error {
 	}
 	var steps []string
 	for _, r := range disks {
-		if c.Bool("raw") || r.Pivot != nil {
+		if c.Bool("no-raw") && r.LeftRaw() != "" {
+			steps = append(steps, fmt.Sprintf("remove %s, which is not the disk", r.LeftRaw()))
+			if !r.Unsettled() {
+				continue
+			}
+		} else if c.Bool("raw") || r.Pivot != nil {
 			steps = append(steps, fmt.Sprintf("make a raw copy of %s, go over to it, and remove %[1]s", r.Place()))
 			continue
 		}
@@ -70,9 +76,15 @@ func localSettle(p *program, c *cli.Context) error {
 }
 
 // settle makes one disk whole, or raw. One that was on its way to raw goes on,
-// or, where that is not possible any more, is taken back and made whole.
+// or, where that is not possible any more or not wanted, is taken back and made
+// whole.
 func (s *services) settle(c *cli.Context, r localdisk.Receipt, rate int64, notify progress.Func) error {
-	if c.Bool("raw") || r.Pivot != nil {
+	switch {
+	case c.Bool("no-raw") && r.Pivot != nil:
+		if err := s.domains.KeepOverlay(c.Context, r.Domain, r.Key()); err != nil {
+			return err
+		}
+	case c.Bool("raw") || r.Pivot != nil:
 		err := s.domains.SettleRaw(c.Context, r.Domain, r.Key(), rate, notify)
 		if c.Bool("raw") || !errors.Is(err, failure.Precondition) {
 			return err
@@ -112,8 +124,10 @@ func (s *services) toSettle(c *cli.Context, name, disk string) (unsettled []loca
 		return nil, nil, failure.Hint(err, "name a domain, or write `diskhook local settle --all`")
 	case name != "" && c.Bool("all"):
 		return nil, nil, see(c, failure.New(failure.Usage, "--all takes no NAME"))
-	case name == "" && c.Bool("raw"):
-		return nil, nil, see(c, failure.New(failure.Usage, "--raw takes a NAME"))
+	case name == "" && (c.Bool("raw") || c.Bool("no-raw")):
+		return nil, nil, see(c, failure.New(failure.Usage, "--raw and --no-raw take a NAME"))
+	case c.Bool("raw") && c.Bool("no-raw"):
+		return nil, nil, see(c, failure.New(failure.Usage, "--raw and --no-raw exclude each other"))
 	}
 	domain := ""
 	if name != "" {

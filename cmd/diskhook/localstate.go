@@ -161,6 +161,10 @@ func (s *services) noteChange(ctx context.Context, e *localdisk.Entry) {
 	if e.Receipt == nil || e.Problem != "" || e.Busy || e.Settling {
 		return
 	}
+	if left := e.Receipt.Left(); left != "" {
+		e.Problem = "remark: " + left
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, sourcePatience)
 	defer cancel()
 	changed, why, err := s.local.SourceChanged(ctx, *e.Receipt)

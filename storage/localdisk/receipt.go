@@ -181,6 +181,26 @@ func (r Receipt) Place() string {
 	return r.Home + "/" + r.Name
 }
 
+// LeftRaw is where the raw copy is that was begun, and is not the disk; "" is
+// that there is none. It goes by what the receipt says alone: a domain that runs
+// may have gone over to it.
+func (r Receipt) LeftRaw() string {
+	if r.Pivot == nil || r.Overlay == nil {
+		return ""
+	}
+	return Receipt{Home: r.Home, Name: r.Pivot.Name}.Place()
+}
+
+// Left is what is to be known of LeftRaw, and done about it.
+func (r Receipt) Left() string {
+	raw := r.LeftRaw()
+	if raw == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s is left of a change to a raw copy that was interrupted; any settling goes on with it, after which the disk is raw; "+
+		"`diskhook local settle --no-raw %s` removes it instead", raw, r.Disk().args())
+}
+
 // Disk is the disk that the receipt is for, as far as the receipt knows it.
 func (r Receipt) Disk() Disk {
 	d := Disk{

@@ -70,12 +70,29 @@ func (replicated) matches(d Disk, set quorum.Set) error {
 	case len(d.Element.Replicas) != len(want.Replicas):
 		return differ("a number of replicas of", len(d.Element.Replicas), len(want.Replicas))
 	}
+	if d.Element.Blkverify {
+		err := failure.New(failure.Precondition, "its element has blkverify, which a replica set has not: one that differs is told and loses its vote, and QEMU goes on")
+		return failure.Hint(err, "take blkverify out of the element")
+	}
 	for i, r := range d.Element.Replicas {
-		if is, has := r.Chain[0].Source.String(), want.Replicas[i].Chain[0].Source.String(); is != has {
+		chain := want.Replicas[i].Chain
+		if r.Open { // it leaves the rest to the header of its last image
+			chain = chain[:min(len(r.Chain), len(chain))]
+		}
+		if is, has := layersOf(r.Chain), layersOf(chain); is != has {
 			return differ("the replica "+strconv.Itoa(i+1), is, has)
 		}
 	}
 	return nil
+}
+
+// layersOf tells a chain, top first, with the formats.
+func layersOf(chain []xmlrewrite.Layer) string {
+	var words []string
+	for _, l := range chain {
+		words = append(words, l.Source.String()+" ("+l.Format+")")
+	}
+	return strings.Join(words, " over ")
 }
 
 // FromElements binds disks whose element names replicas to the sets that have

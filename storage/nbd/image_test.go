@@ -168,7 +168,7 @@ func TestErrorsOfTheImage(t *testing.T) {
 	defer c.Close()
 	_, err = c.ReadAt(make([]byte, 512), 0)
 	var said *Error
-	if !errors.As(err, &said) || !errors.Is(err, syscall.EIO) || said.Error() != "bad disk" {
+	if !errors.As(err, &said) || !errors.Is(err, syscall.EIO) || said.Error() != "bad disk: input/output error" {
 		t.Errorf("%v", err)
 	}
 	if _, err := c.ReadAt(make([]byte, 512), 512); err != nil {

@@ -36,10 +36,10 @@ type Error struct {
 	Text  string // "" where it gave a number only
 }
 
-// Error is one line.
+// Error is one line. QEMU's text does not say why: "writing to file failed".
 func (e *Error) Error() string {
 	if e.Text != "" {
-		return failure.OneLine(e.Text)
+		return failure.OneLine(e.Text) + ": " + e.Errno.Error()
 	}
 	return e.Errno.Error()
 }

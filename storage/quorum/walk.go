@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"diskhook/storage/directio"
+	"diskhook/storage/failure"
 	"diskhook/storage/nbd"
 	"diskhook/storage/progress"
 )
@@ -234,6 +235,9 @@ func (s *side) mend(off int64) error {
 			err = s.WriteZeroes(r.Offset, r.Length)
 		} else {
 			_, err = s.WriteAt(right, r.Offset)
+		}
+		if err = failure.Full(err); errors.Is(err, failure.NoSpace) {
+			err = failure.Hint(err, "free space there, then run the same command again")
 		}
 		if err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"diskhook/storage/failure"
 	"diskhook/storage/nbd"
 )
 
@@ -19,6 +20,7 @@ import (
 type memory struct {
 	data   []byte
 	broken map[int64]bool // by offset of the block
+	full   bool           // it takes no writes
 	reads  int64
 }
 
@@ -33,6 +35,9 @@ func (m *memory) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	if m.full {
+		return 0, &nbd.Error{Errno: syscall.ENOSPC, Text: "writing to file failed"}
+	}
 	for at := off; at < off+int64(len(p)); at += blockBytes {
 		delete(m.broken, at) // as a disk puts another sector in its place
 	}
@@ -59,6 +64,22 @@ func images(n int, size int64) []*memory {
 		all = append(all, m)
 	}
 	return all
+}
+
+// A replica whose file system is full says so, and the way out.
+func TestWalkOntoAFullFileSystem(t *testing.T) {
+	all := images(3, 1<<20)
+	all[2].full, all[2].data = true, make([]byte, 1<<20)
+	w := newWalk(1<<20, 2)
+	w.repair = true
+	for i, m := range all {
+		w.add(fmt.Sprintf("r%d", i+1), m, i < 2)
+	}
+	err := w.over(t.Context(), nil)
+	const want = "replica r3: writing to file failed: no space left on device; free space there, then run the same command again"
+	if failure.KindOf(err) != failure.NoSpace || failure.Line(err) != want {
+		t.Errorf("%v, want %s", err, want)
+	}
 }
 
 func walkOver(t *testing.T, need int, repair bool, voters, others []*memory) *walk {

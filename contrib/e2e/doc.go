@@ -17,6 +17,8 @@
 //	fault_*_test.go   server, disks, space, sources and the clock fail in the middle
 //	leftovers_test.go adopt --all and gc, of what oVirt's hook and crashes left
 //	powercut_test.go  the power goes in each state of a copy
+//	instant_*_test.go overlays in volumes: settled, made raw, the emulator killed
+//	settlecut_test.go the power goes in each state of that
 //	libvirtd_test.go  apply, start, restart of libvirtd, autostart after a reboot
 //	ovirt_test.go     VDSM's hook points as the user vdsm
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults

@@ -53,7 +53,7 @@ func hangs(m machine) {
 	d := m.bind(named("waiting", disk{"vda", "lvm", "slow"}))
 	m.configure(map[string]string{"local.rate": rate, "local.deadline": `"1s"`})
 	m.vetoed(d, "the copy goes on")
-	m.within(time.Minute, "the copy begins", func() bool { return copied(d.id, "vda") > 0 })
+	m.within("the copy begins", func() bool { return copied(d.id, "vda") > 0 })
 	m.away(func() {
 		m.configure(map[string]string{"local.deadline": `"5s"`})
 		if r := m.vetoed(d, "disk vda", "the copy goes on"); r.took > 25*time.Second {

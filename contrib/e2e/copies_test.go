@@ -125,10 +125,10 @@ func hookKilled(m machine) {
 	d := m.bind(named("patient", disk{"vda", "lvmthin", "slow"}))
 	m.configured(map[string]string{"local.rate": rate, "local.deadline": `"1s"`})
 	first := m.vetoed(d, "disk vda", " %", "the copy goes on", "diskhook local status patient")
-	if first.took > 10*time.Second {
+	if first.took > 30*time.Second {
 		m.Errorf("a deadline of 1 s took %v", first.took)
 	}
-	m.within(time.Minute, "the copy begins", func() bool { return copied(d.id, "vda") >= 0 })
+	m.within("the copy begins", func() bool { return copied(d.id, "vda") >= 0 })
 
 	hook := m.hookCommand(d, "prepare", "begin")
 	m.must(hook.Start())
@@ -136,7 +136,7 @@ func hookKilled(m machine) {
 	_ = hook.Process.Kill()
 	_ = hook.Wait()
 	from := copied(d.id, "vda")
-	m.within(time.Minute, fmt.Sprintf("the copy goes on from %d bytes", from), func() bool { return copied(d.id, "vda") > from })
+	m.within(fmt.Sprintf("the copy goes on from %d bytes", from), func() bool { return copied(d.id, "vda") > from })
 	units := m.run("systemctl", "list-units", "--plain", "--no-legend", "--state=active", "diskhook-copy-*")
 	if !strings.Contains(units, "diskhook-copy-") || !strings.Contains(units, "patient") {
 		m.Errorf("no unit copies: %q", units)

@@ -109,7 +109,7 @@ func (m machine) starting(d domain) <-chan result {
 		out, _ := hook.CombinedOutput()
 		ended <- result{hook.ProcessState.ExitCode(), string(out), time.Since(from)}
 	}()
-	m.within(3*time.Minute, d.name+" is being copied", func() bool { return copied(d.id, d.disks[0].target) > 0 })
+	m.within(d.name+" is being copied", func() bool { return copied(d.id, d.disks[0].target) > 0 })
 	return ended
 }
 

@@ -138,8 +138,8 @@ func (m machine) killed(d domain) {
 	pid, err := os.ReadFile("/run/libvirt/qemu/" + d.name + ".pid")
 	m.must(err)
 	m.run("kill", "-KILL", strings.TrimSpace(string(pid)))
-	m.within(patience, d.name+" is shut off", func() bool { return m.virsh("domstate", d.name) == "shut off" })
-	m.within(patience, d.name+" is released", func() bool { return !exists(filepath.Dir(d.link("vda"))) })
+	m.within(d.name+" is shut off", func() bool { return m.virsh("domstate", d.name) == "shut off" })
+	m.within(d.name+" is released", func() bool { return !exists(filepath.Dir(d.link("vda"))) })
 }
 
 // settles begins to settle a disk and returns when a part of it is done, or the
@@ -165,7 +165,7 @@ func (m machine) settles(d domain, target, failpoint string, args ...string) (st
 		defer close(ended)
 		_ = cmd.Wait()
 	}()
-	m.within(2*patience, fmt.Sprintf("%s: disk %s: settle %q gets to %q", d.name, target, args, failpoint), func() bool {
+	m.within(fmt.Sprintf("%s: disk %s: settle %q gets to %q", d.name, target, args, failpoint), func() bool {
 		select {
 		case <-ended:
 			m.Fatalf("%s: disk %s: settle %q ended before %q: %s", d.name, target, args, failpoint, &said)

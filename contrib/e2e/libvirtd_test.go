@@ -6,7 +6,6 @@ package e2e
 
 import (
 	"strings"
-	"time"
 )
 
 func (m machine) virsh(args ...string) string {
@@ -34,21 +33,21 @@ func underLibvirtd(m machine) {
 	}
 	m.same(d)
 	m.virsh("destroy", d.name)
-	m.within(20*time.Second, "release", func() bool { return !exists(d.node("vda")) })
+	m.within("release", func() bool { return !exists(d.node("vda")) })
 
 	late := named("late", disk{"vda", "lvmthin", "slow"})
 	m.virsh("define", m.bind(late).file())
-	m.configured(map[string]string{"local.rate": `"2MiB"`})
+	m.configured(map[string]string{"local.rate": rate})
 	starting := make(chan result, 1)
 	go func() { starting <- m.try("", "virsh", "-q", "-c", "qemu:///system", "start", late.name) }()
-	m.within(time.Minute, "the copy begins", func() bool { return copied(late.id, "vda") > 0 })
+	m.within("the copy begins", func() bool { return copied(late.id, "vda") > 0 })
 	made := m.lv(late.copyName("vda"), "lv_uuid")[0]
 	m.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "libvirtd")
 	m.run("systemctl", "restart", "libvirtd")
 	if r := <-starting; r.code == 0 {
 		m.Errorf("a start outlived its libvirtd: %s", r.output)
 	}
-	m.within(time.Minute, "the copy ends", func() bool { return copied(late.id, "vda") < 0 })
+	m.within("the copy ends", func() bool { return copied(late.id, "vda") < 0 })
 	if r := m.receipt(late.id, "vda"); r == nil || r.Copy != made {
 		m.Errorf("the copy did not go on without libvirtd: %+v", r)
 	}
@@ -69,7 +68,7 @@ func underLibvirtd(m machine) {
 // nobody has mounted the shared storage.
 func afterReboot(m machine) {
 	d := booting()
-	m.within(3*time.Minute, "autostart", func() bool {
+	m.within("autostart", func() bool {
 		r := m.try("", "virsh", "-q", "-c", "qemu:///system", "domstate", d.name)
 		return r.code == 0 && strings.TrimSpace(r.output) == "running"
 	})
@@ -85,5 +84,5 @@ func afterReboot(m machine) {
 		m.Error("the boot activated a copy that no domain uses")
 	}
 	m.virsh("destroy", d.name)
-	m.within(20*time.Second, "release", func() bool { return !exists(d.node("vda")) && !exists(d.link("vda")) })
+	m.within("release", func() bool { return !exists(d.node("vda")) && !exists(d.link("vda")) })
 }

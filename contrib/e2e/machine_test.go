@@ -47,8 +47,9 @@ type result struct {
 	took   time.Duration
 }
 
-// patience ends what hangs.
-const patience = 5 * time.Minute
+// patience ends what hangs. It is long, as the guest is emulated, maybe beside
+// other work: how fast something is has its own limits, in quick.
+const patience = 10 * time.Minute
 
 // try runs a program that may fail. stdin may be "".
 func (m machine) try(stdin, name string, args ...string) result {
@@ -79,11 +80,11 @@ func (m machine) refused(r result, code int, words ...string) {
 }
 
 // within waits until what becomes true.
-func (m machine) within(limit time.Duration, what string, is func() bool) {
+func (m machine) within(what string, is func() bool) {
 	m.Helper()
-	for until := time.Now().Add(limit); !is(); time.Sleep(200 * time.Millisecond) {
+	for until := time.Now().Add(patience); !is(); time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(until) {
-			m.Fatalf("not within %v: %s", limit, what)
+			m.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }

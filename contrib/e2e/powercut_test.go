@@ -9,7 +9,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // cuts are the domains whose copies are in different states when the power
@@ -40,10 +39,10 @@ func holdInEachState(m machine) {
 		m.holdCopy(c.domain, c.at)
 		// It waits until the power goes.
 		m.must(m.hookCommand(m.bind(c.domain), "prepare", "begin").Start())
-		m.within(3*time.Minute, c.name+" is begun", func() bool { return passed(c.domain) != "" })
+		m.within(c.name+" is begun", func() bool { return passed(c.domain) != "" })
 	}
 	for _, c := range cuts {
-		m.within(3*time.Minute, c.name+" reaches "+c.at, func() bool { return strings.Contains(passed(c.domain), c.at+"\n") })
+		m.within(c.name+" reaches "+c.at, func() bool { return strings.Contains(passed(c.domain), c.at+"\n") })
 	}
 }
 

@@ -24,7 +24,7 @@ func (m machine) state(id, state string) {
 			m.Logf("%+v", live)
 		}
 	}()
-	m.within(patience, id+" is "+state, func() bool {
+	m.within(id+" is "+state, func() bool {
 		var err error
 		live, err = sets().Live(set)
 		return err == nil && slices.ContainsFunc(live.Replicas, func(r quorum.LiveReplica) bool { return r.ID == id && r.State == state })
@@ -38,7 +38,7 @@ func (m machine) cutOff() {
 	before := m.serving(0).Generation
 	m.run("rpc.nfsd", "0")
 	m.state(onServer, quorum.Suspected)
-	m.within(patience, "the generation rises", func() bool { return m.serving(0).Generation > before })
+	m.within("the generation rises", func() bool { return m.serving(0).Generation > before })
 }
 
 // serverOfReplicaStops: the server of one replica goes under load; the guest
@@ -58,7 +58,7 @@ func serverOfReplicaStops(m machine) {
 
 	m.run("rpc.nfsd", "8")
 	// The server's grace period first; then the daemon that waited for it goes.
-	m.within(patience, "the replica is resynced", func() bool {
+	m.within("the replica is resynced", func() bool {
 		r := m.try("", "diskhook", "quorum", "resync", set)
 		if r.code != 0 {
 			m.Logf("resync: %s", r.output)

@@ -99,7 +99,7 @@ func (l *load) written() int {
 func (l *load) goesOn() {
 	l.Helper()
 	from := l.written()
-	l.within(patience, fmt.Sprintf("the guest writes on after %d writes", from), func() bool { return l.written() > from+32 })
+	l.within(fmt.Sprintf("the guest writes on after %d writes", from), func() bool { return l.written() > from+32 })
 }
 
 // ends ends the load, which must have met no error and find what it wrote.
@@ -147,7 +147,7 @@ func killedUnderLoad(m machine) {
 	live, before := m.serving(0), m.noted(quorum.EventRestarted, "")
 	// The oldest of its daemons is the one that votes; another one serves the file.
 	m.run("pkill", "-KILL", "-o", "-P", strconv.Itoa(live.PID), "qemu-storage")
-	m.within(patience, "the daemon is started anew", func() bool { return m.noted(quorum.EventRestarted, "") > before })
+	m.within("the daemon is started anew", func() bool { return m.noted(quorum.EventRestarted, "") > before })
 	if now := m.serving(0); now.PID != live.PID {
 		m.Errorf("served by %d, was %d", now.PID, live.PID)
 	}

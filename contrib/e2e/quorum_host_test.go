@@ -113,7 +113,7 @@ func (m machine) ofUnit(property string) string {
 func servedByUnit(m machine) {
 	d := voting()
 	m.started(d)
-	m.within(time.Minute, "the unit is active", func() bool { return m.ofUnit("ActiveState") == "active" })
+	m.within("the unit is active", func() bool { return m.ofUnit("ActiveState") == "active" })
 	live := m.serving(0)
 	if pid := m.ofUnit("MainPID"); pid != strconv.Itoa(live.PID) || m.ofUnit("Type") != "notify" || m.ofUnit("StartLimitBurst") != "100" {
 		m.Errorf("main process %s, served by %d, type %s, at most %s starts", pid, live.PID, m.ofUnit("Type"), m.ofUnit("StartLimitBurst"))
@@ -131,7 +131,7 @@ func servedByUnit(m machine) {
 		m.notBeforeServed()
 	}
 	m.stopped(d)
-	m.within(time.Minute, "the unit ends", func() bool { return m.ofUnit("ActiveState") == "inactive" })
+	m.within("the unit ends", func() bool { return m.ofUnit("ActiveState") == "inactive" })
 	m.equalReplicas("")
 
 	// Nobody has claimed it: told, and not tried again.
@@ -186,7 +186,7 @@ func (m machine) noted(event, replica string) (n int) {
 func (m machine) serving(was int) quorum.Live {
 	m.Helper()
 	var live quorum.Live
-	m.within(patience, "the set is served", func() bool {
+	m.within("the set is served", func() bool {
 		var err error
 		live, err = sets().Live(set)
 		return err == nil && live.State == quorum.Serving && live.PID != was && !live.Equalising

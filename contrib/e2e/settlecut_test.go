@@ -107,7 +107,7 @@ func afterTheTimer(m machine) {
 		}
 		return true
 	}
-	m.within(2*patience, "the timer settles", converged)
+	m.within("the timer settles", converged)
 	var raw []string
 	for _, disk := range onRaw.disks {
 		m.isRaw(onRaw, disk.target)

@@ -82,9 +82,9 @@ func startsAtOnce(m machine) {
 				}
 			})
 			// One processor that is emulated does not start that many units in time.
-			m.within(patience, d.name+" waits for its template", func() bool { return waitsForTemplate(d.id) })
+			m.within(d.name+" waits for its template", func() bool { return waitsForTemplate(d.id) })
 			if i == 0 {
-				m.within(patience, "the template is being made", func() bool { return copied(d.id, "vda") > 0 })
+				m.within("the template is being made", func() bool { return copied(d.id, "vda") > 0 })
 				m.must(syscall.Kill(m.copier(d), syscall.SIGSTOP))
 			}
 		}
@@ -203,7 +203,7 @@ func cutInTemplate(m machine) {
 	// Not configured: there is no end of the scenario to undo it in.
 	m.configure(map[string]string{"local.cache": `"auto"`, "local.rate": `"256KiB"`, "local.deadline": `"20s"`})
 	m.vetoed(d, "disk vda", "the template of its base", "slow/base.qcow2", " %", "the copy goes on")
-	m.within(patience, "the template is at some megabytes", func() bool { return copied("templates", m.unfinished()) > 6<<20 })
+	m.within("the template is at some megabytes", func() bool { return copied("templates", m.unfinished()) > 6<<20 })
 }
 
 // unfinished is the template that is not ready.

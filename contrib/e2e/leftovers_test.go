@@ -46,7 +46,7 @@ func adoptAll(m machine) {
 	linear, thin := m.oldVolume(1), m.oldVolume(2, "-V", "8m", "--thinpool", "pool0")
 	unfinished, open, stranger := m.oldVolume(3, "--addtag", "UPDATING"), m.oldVolume(4), m.oldVolume(5, "--addtag", "VM_elsewhere")
 	for _, name := range []string{linear, thin, unfinished, stranger} {
-		m.run("lvchange", "-an", "ovirt-local/"+name)
+		m.deactivate(name)
 	}
 	holder, err := os.Open("/dev/ovirt-local/" + open)
 	m.must(err)
@@ -76,7 +76,7 @@ func adoptAll(m machine) {
 		}
 		m.run("lvchange", "-ay", "-K", "ovirt-local/"+name)
 		m.reads("/dev/ovirt-local/"+name, byte(n), 1<<20)
-		m.run("lvchange", "-an", "ovirt-local/"+name)
+		m.deactivate(name)
 	}
 	m.unchanged(func() { m.run("diskhook", "local", "adopt", "--all") })
 }
@@ -85,7 +85,7 @@ func adoptAll(m machine) {
 func (m machine) leftover(d domain, target string) {
 	m.Helper()
 	m.run("lvcreate", "-y", "-n", d.copyName(target), "-L", "8m", "--addtag", "UPDATING", "--addtag", "VM_"+d.id, "-ky", "-K", "-ay", "ovirt-local")
-	m.run("lvchange", "-an", "ovirt-local/"+d.copyName(target))
+	m.deactivate(d.copyName(target))
 }
 
 // garbage comes after adoptAll, whose volumes are the guests'.
@@ -118,7 +118,7 @@ func garbage(m machine) {
 		m.Errorf("gone: %v, want %v", gone, want)
 	}
 	m.must(holder.Close())
-	m.run("lvchange", "-an", "ovirt-local/"+left.copyName("vdb"))
+	m.deactivate(left.copyName("vdb"))
 	m.run("diskhook", "local", "gc", "--yes")
 	if rest := m.run("lvs", "--noheadings", "-o", "lv_name", "-S", "lv_tags=UPDATING", "ovirt-local"); rest != "" {
 		m.Errorf("left: %s", rest)
@@ -135,7 +135,7 @@ func wiped(m machine) {
 		m.leftover(d, "vda")
 		m.run("lvchange", "-ay", "-K", "ovirt-local/"+d.copyName("vda"))
 		m.run("qemu-io", "-f", "raw", "-t", "none", "-c", "write -q -P 0x42 0 8M", d.node("vda"))
-		m.run("lvchange", "-an", "ovirt-local/"+d.copyName("vda"))
+		m.deactivate(d.copyName("vda"))
 		segment := m.lv(d.copyName("vda"), "seg_pe_ranges")[0]
 		m.run("diskhook", "local", "gc", "--yes", "--wipe", how)
 		// -Wn -Zn: the next volume gets the extents as they are.

@@ -59,7 +59,7 @@ func underLibvirtd(m machine) {
 	// What the guest wrote, for the time after the reboot.
 	m.run("lvchange", "-ay", "-K", "ovirt-local/"+d.copyName("vda"))
 	m.writes(d.node("vda"), 0x99, 7<<20)
-	m.run("lvchange", "-an", "ovirt-local/"+d.copyName("vda"))
+	m.deactivate(d.copyName("vda"))
 	m.virsh("autostart", d.name)
 	m.run("systemctl", "enable", "libvirtd")
 }

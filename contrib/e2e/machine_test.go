@@ -216,6 +216,13 @@ func (m machine) lv(name string, fields ...string) []string {
 	return values
 }
 
+// deactivate deactivates a volume that was written to: udev opens it after that.
+func (m machine) deactivate(name string) {
+	m.Helper()
+	m.run("udevadm", "settle")
+	m.run("lvchange", "-an", "ovirt-local/"+name)
+}
+
 // volumes are the names and UUIDs of all volumes: what changed can be told by
 // comparing two.
 func (m machine) volumes() string {

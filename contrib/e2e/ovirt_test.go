@@ -97,7 +97,7 @@ func afterDiskPrepare(m machine) {
 	m.reads(v.node(), 0x31, 2<<20)
 
 	// As at boot, when LVM activates everything and nobody calls a hook.
-	m.run("lvchange", "-an", "ovirt-local/"+v.leaf())
+	m.deactivate(v.leaf())
 	m.run("lvchange", "-ay", "ovirt-local/"+v.leaf())
 	m.run("udevadm", "settle")
 	m.ownedByVDSM(v)
@@ -122,7 +122,7 @@ func beforeVMStart(m machine) {
 	m.reads(v.node(), 0x31, 2<<20)
 
 	// Between the two hook points the volume may have become another.
-	m.run("lvchange", "-an", "ovirt-local/"+v.leaf())
+	m.deactivate(v.leaf())
 	ran := m.lvmCommands(func() {
 		if r, _ := m.point(v, "before_vm_start", lvmProperty, v.xml("block", "dev", v.node())); r.code != 0 {
 			m.Errorf("an inactive volume: exit code %d: %s", r.code, r.output)

@@ -211,10 +211,19 @@ func TestUnfinishedVolumeElsewhereIsGivenUp(t *testing.T) {
 // What cannot be looked at is not said to be gone: what tells of a copy there
 // stays, until it is back or somebody says that it never will be.
 func TestFilesAboutCopiesThatAreAway(t *testing.T) {
+	t.Run("not there", func(t *testing.T) { filesOfAway(t, false) })
+	t.Run("not mounted", func(t *testing.T) { filesOfAway(t, true) })
+}
+
+func filesOfAway(t *testing.T, mountpoint bool) {
 	w, other := leftIn(t, "fill.verified")
 	dir := filepath.Dir(w.content())
 	must(t, os.Rename(dir, dir+".away"))
 	away := "dir " + dir + ": copies were made there, and it is not there now"
+	if mountpoint {
+		must(t, os.Mkdir(dir, 0o711))
+		away = "dir " + dir + ": copies were made there, and another directory is in its place now"
+	}
 	kept := "kept: whether its copy is there is not known: " + away + "\n"
 	all := decisions(t)
 	if all["cursor"] != kept || !strings.HasPrefix(all["status"], kept) || strings.Contains(all["status"], "taken") {
@@ -228,6 +237,9 @@ func TestFilesAboutCopiesThatAreAway(t *testing.T) {
 	must(t, err)
 	if diff := cmp.Diff([]string{away}, told); diff != "" {
 		t.Error(diff)
+	}
+	if mountpoint {
+		must(t, os.Remove(dir))
 	}
 	must(t, os.Rename(dir+".away", dir))
 	_, err = w.hook()

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"golang.org/x/sys/unix"
+
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -23,12 +25,13 @@ import (
 // durably, before anything is made in it, and who looks for what there is looks
 // into all of them. A note goes when nothing is left there. Of a home that is
 // away, as that of a file system that is not mounted, nobody says that it is
-// empty.
+// empty; where one would be mounted there is another directory meanwhile.
 
 // home is a note.
 type home struct {
 	Schema string `json:"schema"` // "diskhook.home/v1"
 	Home   string `json:"home"`   // volume group, or directory
+	Inode  uint64 `json:"inode,omitempty"`
 }
 
 const homeSchema = "diskhook.home/v1"
@@ -38,6 +41,7 @@ type place struct {
 	home   string
 	kind   string // of a backend that finds all that is there
 	note   string // its path; "" is that nothing was made there
+	inode  uint64 // of the directory, when it was noted
 	former bool   // no copies go there any more
 }
 
@@ -62,14 +66,23 @@ func (s *Service) at(home string) *Service {
 
 // noteHome is called before anything is made in a home.
 func (s *Service) noteHome(in string) error {
-	path := filepath.Join(s.Layout.Homes(), homeID(in)+".json")
-	if _, err := os.Stat(path); err == nil {
+	path, note := filepath.Join(s.Layout.Homes(), homeID(in)+".json"), home{Schema: homeSchema, Home: in}
+	if filepath.IsAbs(in) {
+		if err := atomicfile.MkdirAll(in, 0o711); err != nil {
+			return fmt.Errorf("dir %s: %w", in, err)
+		}
+		var err error
+		if note.Inode, err = inodeOf(in); err != nil {
+			return fmt.Errorf("dir %w", err)
+		}
+	}
+	if noted, err := readHome(path); err == nil && noted == note {
 		return nil
 	}
 	if err := atomicfile.MkdirAll(s.Layout.Homes(), 0o711); err != nil {
 		return fmt.Errorf("homes: %w", err)
 	}
-	if err := atomicfile.WriteJSON(path, home{homeSchema, in}, 0o644); err != nil {
+	if err := atomicfile.WriteJSON(path, note, 0o644); err != nil {
 		return fmt.Errorf("home %w", err)
 	}
 	return failpoint.Hit("home.noted")
@@ -94,19 +107,19 @@ func (s *Service) places() ([]place, error) {
 	}
 	for _, e := range notes {
 		path := filepath.Join(s.Layout.Homes(), e.Name())
-		in, err := readHome(path)
+		noted, err := readHome(path)
 		if errors.Is(err, fs.ErrNotExist) || filepath.Ext(path) != ".json" {
 			continue // gone, or none of ours
 		}
 		if err != nil {
 			return nil, err
 		}
-		if i := index(in); i >= 0 {
-			all[i].note = path
+		if i := index(noted.Home); i >= 0 {
+			all[i].note, all[i].inode = path, noted.Inode
 			continue
 		}
-		p := place{home: in, kind: "lvm", note: path, former: true}
-		if filepath.IsAbs(in) {
+		p := place{home: noted.Home, kind: "lvm", note: path, inode: noted.Inode, former: true}
+		if filepath.IsAbs(p.home) {
 			p.kind = "dir"
 		}
 		all = append(all, p)
@@ -116,12 +129,11 @@ func (s *Service) places() ([]place, error) {
 
 // readHome reads a note. In one that is not understood there may have been the
 // only word of a place with copies.
-func readHome(path string) (string, error) {
+func readHome(path string) (noted home, err error) {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", err
+		return noted, err
 	}
-	var noted home
 	if err == nil {
 		err = json.Unmarshal(text, &noted)
 	}
@@ -132,18 +144,33 @@ func readHome(path string) (string, error) {
 		err = failure.New(failure.Precondition, "%s: it tells where copies were made, and is not understood: %w", path, err)
 		err = failure.Hint(err, "see what is in it, then forget that place with `rm %s`", path)
 	}
-	return noted.Home, err
+	return noted, err
+}
+
+func inodeOf(dir string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return st.Ino, nil
 }
 
 // in finds what there is in a place. One that is noted and away is a
 // failure.Precondition, as is a volume group that is not there.
 func (s *Service) in(ctx context.Context, p place) (map[string]Copy, error) {
-	if p.note != "" && filepath.IsAbs(p.home) {
-		if _, err := os.Stat(p.home); errors.Is(err, fs.ErrNotExist) {
-			return nil, failure.New(failure.Precondition, "%s: copies were made there, and it is not there now", p)
-		}
+	copies, err := s.backend(Disk{Backend: p.kind, Home: p.home}).find(ctx)
+	if err != nil || len(copies) > 0 || p.note == "" || !filepath.IsAbs(p.home) {
+		return copies, err
 	}
-	return s.backend(Disk{Backend: p.kind, Home: p.home}).find(ctx)
+	switch inode, err := inodeOf(p.home); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, failure.New(failure.Precondition, "%s: copies were made there, and it is not there now", p)
+	case err != nil:
+		return nil, err
+	case inode != p.inode:
+		return nil, failure.New(failure.Precondition, "%s: copies were made there, and another directory is in its place now", p)
+	}
+	return copies, nil
 }
 
 // Away are the places, one line each, where copies were made and into which

@@ -33,6 +33,17 @@
 // there now: who binds a disk makes it again, and gives the old one up before
 // the definition names it; see stale.go.
 //
+// # Where copies are
+//
+// A copy stays where it was made, whatever is configured since. Its receipt says
+// where; of what has none a note of each place does, which is there before
+// anything else is; see homes.go.
+//
+// # What an overlay is
+//
+// It lies on its source until it is settled, and starts only while that is what
+// it was, or an operator has said that it is; see overlay.go and accept.go.
+//
 // # What a template is
 //
 // Disks that were made from one template have the lowest image of their chains

@@ -46,6 +46,7 @@ func TestExplainLeavesNoTrace(t *testing.T) {
 
 	h.define("v", nvme)
 	want := `# note in /var/lib/diskhook/managed.db that volume v is being attached
+modprobe -- nvme-tcp
 nvme connect -t tcp -n nqn.s -a 1.1.1.1 -s 4420 -Q 128 -l -1
 # have its controllers look again for namespaces (rescan_controller), and find the volume's
 # look whether it is the volume that it was, and note what it is

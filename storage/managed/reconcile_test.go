@@ -132,7 +132,9 @@ func TestReconcileSaysWhatItCouldNotDo(t *testing.T) {
 	h.row(func(tx *database.Tx) error {
 		return errors.Join(tx.Record("v1", []byte(nvme), h.boot()), tx.Record("v2", []byte(rbd), h.boot()))
 	})
-	_, err := h.Run(t.Context(), command.Cmd{Name: "nvme", Args: strings.Fields("connect -t tcp -n nqn.s -a 1.1.1.1 -s 4420")})
+	_, err := h.Run(t.Context(), command.Cmd{Name: "modprobe", Args: []string{"--", "nvme-tcp"}})
+	must(t, err)
+	_, err = h.Run(t.Context(), command.Cmd{Name: "nvme", Args: strings.Fields("connect -t tcp -n nqn.s -a 1.1.1.1 -s 4420")})
 	must(t, err)
 	h.change(func(s *connectortest.Storage) { s.Open = []string{"/dev/nvme0n1"} })
 	got, err := h.Reconcile(t.Context(), true)

@@ -93,7 +93,7 @@ func TestConnectorsRun(t *testing.T) {
 		}
 		return lines
 	}
-	mapping := []string{"multipathd show status", "multipath -a 36001405aa"}
+	mapping := []string{"multipathd show status", "multipath -a 36001405aa", "udevadm settle --timeout=10"}
 	unmapping := []string{"blockdev --flushbufs /dev/dm-0", "multipath -f 36001405aa"}
 	for name, tc := range map[string]struct {
 		document       string
@@ -150,13 +150,13 @@ func TestConnectorsRun(t *testing.T) {
 		},
 		"nvme v1": {
 			document: nvmeV1,
-			attach:   []string{"nvme connect -t tcp -n nqn.volume-1 -a 1.1.1.1 -s 4420 -Q 128 -l -1", "write /sys/class/nvme/nvme0/rescan_controller 1"},
+			attach:   []string{"modprobe -- nvme-tcp", "nvme connect -t tcp -n nqn.volume-1 -a 1.1.1.1 -s 4420 -Q 128 -l -1", "write /sys/class/nvme/nvme0/rescan_controller 1"},
 			detach:   []string{"blockdev --flushbufs /dev/nvme0n10", "nvme disconnect -d nvme0"},
 			path:     "/dev/nvme0n10", json: `{"path":"/dev/nvme0n10","type":"block"}`, wwn: "uuid." + uuid, size: gib * 512,
 		},
 		"nvme v2": {
 			document: nvmeV2,
-			attach: []string{"nvme connect -t tcp -n nqn.volume-1 -a 1.1.1.1 -s 4420 -Q 128 -l -1 -q nqn.host", "nvme connect -t tcp -n nqn.volume-1 -a 1.1.1.2 -s 4420 -Q 128 -l -1 -q nqn.host",
+			attach: []string{"modprobe -- nvme-tcp", "nvme connect -t tcp -n nqn.volume-1 -a 1.1.1.1 -s 4420 -Q 128 -l -1 -q nqn.host", "nvme connect -t tcp -n nqn.volume-1 -a 1.1.1.2 -s 4420 -Q 128 -l -1 -q nqn.host",
 				"write /sys/class/nvme/nvme0/rescan_controller 1", "write /sys/class/nvme/nvme1/rescan_controller 1"},
 			detach: []string{"blockdev --flushbufs /dev/nvme0n10", "nvme disconnect -d nvme0", "nvme disconnect -d nvme1"},
 			path:   "/dev/nvme0n10", json: `{"path":"/dev/nvme0n10","type":"block"}`, wwn: "uuid." + uuid, size: gib * 512,

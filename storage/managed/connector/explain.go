@@ -62,10 +62,10 @@ func (c *iscsi) Explain(ctx context.Context) ([]string, error) {
 	return append(all, mapMade(many)...), nil
 }
 
-func (c *iscsi) ExplainDetach(_ context.Context, was Attachment, _ []Connector) ([]string, error) {
+func (c *iscsi) ExplainDetach(ctx context.Context, was Attachment, _ []Connector) ([]string, error) {
 	mine := c.mine()
 	paths := c.paths(mine)
-	all, err := c.host.explainSCSI(paths, was.MultipathID)
+	all, err := c.host.explainSCSI(ctx, paths, was.MultipathID)
 	if err != nil {
 		return nil, err
 	}
@@ -87,9 +87,9 @@ func (c *iscsi) ExplainDetach(_ context.Context, was Attachment, _ []Connector) 
 }
 
 // explainSCSI is detachSCSI told.
-func (h *Host) explainSCSI(paths []scsiPath, multipathID string) ([]string, error) {
-	maps := h.mapsOver(paths, multipathID)
-	if err := h.unusedSCSI(maps, paths); err != nil {
+func (h *Host) explainSCSI(ctx context.Context, paths []scsiPath, multipathID string) ([]string, error) {
+	maps, err := h.unusedSCSI(ctx, paths, multipathID)
+	if err != nil {
 		return nil, err
 	}
 	var all []string
@@ -128,8 +128,8 @@ func (f *fibreChannel) Explain(ctx context.Context) ([]string, error) {
 	return append(all, mapMade(f.host.multipathd(ctx))...), nil
 }
 
-func (f *fibreChannel) ExplainDetach(_ context.Context, was Attachment, _ []Connector) ([]string, error) {
-	return f.host.explainSCSI(f.paths(), was.MultipathID)
+func (f *fibreChannel) ExplainDetach(ctx context.Context, was Attachment, _ []Connector) ([]string, error) {
+	return f.host.explainSCSI(ctx, f.paths(), was.MultipathID)
 }
 
 func (n *nvmeof) Explain(context.Context) ([]string, error) {
@@ -145,22 +145,25 @@ func (n *nvmeof) Explain(context.Context) ([]string, error) {
 			all = append(all, line("nvme", n.connecting(p)...))
 		}
 	}
+	if module := n.missing(n.portals[0]); module != "" {
+		all = slices.Insert(all, 0, line("modprobe", "--", module))
+	}
 	return append(all, "# have its controllers look again for namespaces (rescan_controller), and find the volume's"), nil
 }
 
-func (n *nvmeof) ExplainDetach(_ context.Context, _ Attachment, others []Connector) ([]string, error) {
+func (n *nvmeof) ExplainDetach(ctx context.Context, _ Attachment, others []Connector) ([]string, error) {
 	name, err := n.namespace()
 	if err != nil && !errors.Is(err, ErrMismatch) && !errors.Is(err, ErrInvalid) {
 		return nil, err
 	}
 	var all []string
 	if name != "" {
-		if err := n.host.unused(n.host.at("dev", name)); err != nil {
+		if err := n.host.unused(ctx, n.host.at("dev", name)); err != nil {
 			return nil, err
 		}
 		all = append(all, line("blockdev", "--flushbufs", n.host.at("dev", name)))
 	}
-	why, err := n.needed(others)
+	why, err := n.needed(ctx, others)
 	if err != nil {
 		return nil, err
 	}
@@ -192,7 +195,7 @@ func (r *rbd) Explain(context.Context) ([]string, error) {
 	return append(all, line("rbd", r.mapping(keyring)...)), nil
 }
 
-func (r *rbd) ExplainDetach(context.Context, Attachment, []Connector) ([]string, error) {
+func (r *rbd) ExplainDetach(ctx context.Context, _ Attachment, _ []Connector) ([]string, error) {
 	name, err := r.mapped()
 	if err != nil {
 		return nil, err
@@ -200,7 +203,7 @@ func (r *rbd) ExplainDetach(context.Context, Attachment, []Connector) ([]string,
 	var all []string
 	if name != "" {
 		node := r.host.at("dev", name)
-		if err := r.host.unused(node); err != nil {
+		if err := r.host.unused(ctx, node); err != nil {
 			return nil, err
 		}
 		all = append(all, line("rbd", "unmap", "--", node))

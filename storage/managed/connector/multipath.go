@@ -4,6 +4,7 @@ package connector
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -64,16 +65,26 @@ func (h *Host) mapOf(ctx context.Context, paths []scsiPath, wwid string) (string
 	if err := failpoint.Hit("multipath.added"); err != nil {
 		return "", err
 	}
-	for _, p := range paths {
-		if _, err := h.Run.Run(ctx, command.Cmd{Name: "multipathd", Args: []string{"add", "path", p.disk}, Timeout: multipathTime}); err != nil {
-			return "", fmt.Errorf("volume %s: %w: %w", wwid, ErrNoMultipath, err)
-		}
-	}
+	refused := h.addPaths(ctx, paths)
 	if err := h.await(ctx, "a multipath map", func() bool { return first() != "" }); err != nil {
-		err = fmt.Errorf("volume %s: %w: %w", wwid, ErrNoMultipath, err)
+		err = errors.Join(fmt.Errorf("volume %s: %w: %w", wwid, ErrNoMultipath, err), refused)
 		return "", failure.Hint(err, "see whether multipath.conf excludes it: `multipath -v3 /dev/%s`", paths[0].disk)
 	}
 	return first(), nil
+}
+
+// addPaths has multipathd look at paths of which it made no map when they came.
+// It says no to one that it gets from udev at this moment, or is making a map
+// of: what counts is the map.
+func (h *Host) addPaths(ctx context.Context, paths []scsiPath) error {
+	h.Settle(ctx)
+	var refused []error
+	for _, p := range paths {
+		if _, err := h.Run.Run(ctx, command.Cmd{Name: "multipathd", Args: []string{"add", "path", p.disk}, Timeout: multipathTime}); err != nil {
+			refused = append(refused, err)
+		}
+	}
+	return errors.Join(refused...)
 }
 
 // mapsOver are the maps over any of the paths, and the one of that id.
@@ -93,6 +104,35 @@ func (h *Host) mapsOver(paths []scsiPath, wwid string) []string {
 	return slices.Compact(maps)
 }
 
+// partitions are the maps that kpartx(8) makes of a guest's partitions, by a
+// rule of udev's, as soon as there is the map of its disk.
+func (h *Host) partitions(dm string) []string {
+	var all []string
+	for _, holder := range h.glob(filepath.Join("sys/class/block", dm, "holders/dm-*")) {
+		part := filepath.Base(holder)
+		if kind, of, ok := strings.Cut(attr(h.at("sys/class/block", part, "dm/uuid")), "-"); ok && strings.HasPrefix(kind, "part") && strings.HasPrefix(of, mapPrefix) {
+			all = append(all, part)
+		}
+	}
+	return all
+}
+
+// unusedMap refuses a map that somebody has open, or one of its partitions.
+// Those themselves are no use: multipath removes them with their map, unless
+// somebody has opened that meanwhile.
+func (h *Host) unusedMap(ctx context.Context, dm string) error {
+	parts := h.partitions(dm)
+	if len(parts) == 0 {
+		return h.unused(ctx, h.at("dev", dm))
+	}
+	for _, part := range parts {
+		if err := h.unused(ctx, h.at("dev", part)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // flushMap removes a map. Where none of its paths works, nothing can be
 // written out any more: what is queued has to fail, or the removal hangs.
 func (h *Host) flushMap(ctx context.Context, dm string) error {
@@ -107,7 +147,7 @@ func (h *Host) flushMap(ctx context.Context, dm string) error {
 	} else if _, err := h.Run.Run(ctx, command.Cmd{Name: "multipathd", Args: []string{"disablequeueing", "map", name}, Timeout: multipathTime}); err != nil {
 		return fmt.Errorf("multipath map %s: let what is queued fail: %w", name, err)
 	}
-	const tries = 3 // udev looks at the map now and then, and has it open meanwhile
+	const tries = 5 // udev looks at the map when it comes, and has it open meanwhile
 	var err error
 	for range tries {
 		if _, err = h.Run.Run(ctx, command.Cmd{Name: "multipath", Args: []string{"-f", name}, Timeout: multipathTime}); err == nil {
@@ -116,6 +156,7 @@ func (h *Host) flushMap(ctx context.Context, dm string) error {
 		if !exists(h.at("sys/class/block", dm)) {
 			return nil
 		}
+		h.Settle(ctx)
 		_ = h.awaitOnce(ctx)
 	}
 	if err != nil {

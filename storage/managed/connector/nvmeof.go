@@ -192,7 +192,7 @@ func (n *nvmeof) connect(ctx context.Context) error {
 			have++
 			continue
 		}
-		if _, err := n.host.Run.Run(ctx, command.Cmd{Name: "nvme", Args: n.connecting(p), Timeout: nvmeTime}); err != nil {
+		if err := n.dial(ctx, p); err != nil {
 			err = fmt.Errorf("subsystem %s at %s: connect: %w", n.nqn, net.JoinHostPort(p.address, p.port), err)
 			n.host.Log.WarnContext(ctx, "no path", "err", err)
 			failed = append(failed, err)
@@ -204,6 +204,26 @@ func (n *nvmeof) connect(ctx context.Context) error {
 		return errors.Join(failed...)
 	}
 	return nil
+}
+
+// dial makes one controller. Nothing loads the module for it: nvme-cli writes to
+// a node that is there as long as it is loaded.
+func (n *nvmeof) dial(ctx context.Context, p nvmePortal) error {
+	if module := n.missing(p); module != "" {
+		if _, err := n.host.Run.Run(ctx, command.Cmd{Name: "modprobe", Args: []string{"--", module}, Timeout: nvmeTime}); err != nil {
+			return failure.Hint(failure.Wrap(failure.Precondition, err), "install a kernel with the module %s", module)
+		}
+	}
+	_, err := n.host.Run.Run(ctx, command.Cmd{Name: "nvme", Args: n.connecting(p), Timeout: nvmeTime})
+	return err
+}
+
+// missing is the module that has to be loaded before nvme can connect, or "".
+func (n *nvmeof) missing(p nvmePortal) string {
+	if exists(n.host.at("dev/nvme-fabrics")) {
+		return ""
+	}
+	return "nvme-" + p.transport
 }
 
 // connecting is the command that makes a controller.
@@ -311,14 +331,14 @@ func (n *nvmeof) namespace() (string, error) {
 
 // needed is why the subsystem stays connected without this volume, nil if it
 // does not.
-func (n *nvmeof) needed(others []Connector) (why, err error) {
+func (n *nvmeof) needed(ctx context.Context, others []Connector) (why, err error) {
 	for _, other := range others {
 		if o, ok := other.(*nvmeof); ok && o.nqn == n.nqn {
 			return errors.New("another volume is in it"), nil
 		}
 	}
 	for _, other := range n.namespaces() {
-		switch err := n.host.unused(n.host.at("dev", other)); {
+		switch err := n.host.unused(ctx, n.host.at("dev", other)); {
 		case errors.Is(err, ErrInUse):
 			return err, nil
 		case err != nil:
@@ -337,14 +357,14 @@ func (n *nvmeof) Detach(ctx context.Context, _ Attachment, others []Connector) e
 		return err
 	}
 	if name != "" {
-		if err := n.host.unused(n.host.at("dev", name)); err != nil {
+		if err := n.host.unused(ctx, n.host.at("dev", name)); err != nil {
 			return err
 		}
 		if err := n.host.flush(ctx, name); err != nil {
 			return err
 		}
 	}
-	why, err := n.needed(others)
+	why, err := n.needed(ctx, others)
 	if err != nil {
 		return err
 	}

@@ -255,7 +255,7 @@ func (r *rbd) Detach(ctx context.Context, _ Attachment, _ []Connector) error {
 	}
 	if name != "" {
 		node := r.host.at("dev", name)
-		if err := r.host.unused(node); err != nil {
+		if err := r.host.unused(ctx, node); err != nil {
 			return err
 		}
 		if _, err := r.host.Run.Run(ctx, command.Cmd{Name: "rbd", Args: []string{"unmap", "--", node}, Timeout: rbdTime}); err != nil {

@@ -174,13 +174,13 @@ func (h *Host) single(p scsiPath, id string) (Attachment, error) {
 // its paths have vanished, and then the paths. Before it begins it makes sure
 // that nobody has any of them open.
 func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID string) error {
-	maps := h.mapsOver(paths, multipathID)
+	maps, err := h.unusedSCSI(ctx, paths, multipathID)
+	if err != nil {
+		return err
+	}
 	var wwids []string
 	for _, dm := range maps {
 		wwids = append(wwids, strings.TrimPrefix(attr(h.at("sys/class/block", dm), "dm/uuid"), mapPrefix))
-	}
-	if err := h.unusedSCSI(maps, paths); err != nil {
-		return err
 	}
 	for _, dm := range maps {
 		if err := h.flushMap(ctx, dm); err != nil {
@@ -209,10 +209,22 @@ func (h *Host) detachSCSI(ctx context.Context, paths []scsiPath, multipathID str
 	return nil
 }
 
-// unusedSCSI refuses maps and paths of which somebody has one open.
-func (h *Host) unusedSCSI(maps []string, paths []scsiPath) error {
+// unusedSCSI returns the maps over the paths, and that of the id, and refuses
+// maps and paths of which somebody has one open. A map that multipathd makes
+// meanwhile is no use of its paths, but one map more.
+func (h *Host) unusedSCSI(ctx context.Context, paths []scsiPath, multipathID string) ([]string, error) {
+	for {
+		maps := h.mapsOver(paths, multipathID)
+		err := h.unusedNodes(ctx, maps, paths)
+		if !errors.Is(err, ErrInUse) || slices.Equal(h.mapsOver(paths, multipathID), maps) {
+			return maps, err
+		}
+	}
+}
+
+func (h *Host) unusedNodes(ctx context.Context, maps []string, paths []scsiPath) error {
 	for _, dm := range maps {
-		if err := h.unused(h.at("dev", dm)); err != nil {
+		if err := h.unusedMap(ctx, dm); err != nil {
 			return err
 		}
 	}
@@ -220,7 +232,7 @@ func (h *Host) unusedSCSI(maps []string, paths []scsiPath) error {
 		if len(h.holders(p.disk)) > 0 {
 			continue // it is held by its map, which nobody has open
 		}
-		if err := h.unused(h.at("dev", p.disk)); err != nil {
+		if err := h.unused(ctx, h.at("dev", p.disk)); err != nil {
 			return err
 		}
 	}

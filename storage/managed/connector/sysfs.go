@@ -177,8 +177,22 @@ func (h *Host) Look(path string) (Identity, error) {
 	return Identity{}, err
 }
 
-// unused refuses a device that somebody has open.
-func (h *Host) unused(path string) error {
+// unused refuses a device that somebody has open. udev looks at a device each
+// time that somebody who could write to it closes it, such as the QEMU of a
+// domain that ends: what is in use is looked at again when udev has done.
+func (h *Host) unused(ctx context.Context, path string) error {
+	err := h.unusedNow(path)
+	for range 2 {
+		if !errors.Is(err, ErrInUse) {
+			break
+		}
+		h.Settle(ctx)
+		err = h.unusedNow(path)
+	}
+	return err
+}
+
+func (h *Host) unusedNow(path string) error {
 	if h.InUse == nil {
 		return nil
 	}

@@ -19,6 +19,9 @@ func nvme(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	switch cmd.Args[0] {
 	case "connect":
 		sub := s.NVMe[f["-n"]]
+		if !w.has("dev/nvme-fabrics") {
+			return "", "Failed to open /dev/nvme-fabrics: No such file or directory", 1
+		}
 		if sub == nil || !slices.Contains(sub.Portals, f["-t"]+" "+f["-a"]+" "+f["-s"]) {
 			return "", "Failed to write to /dev/nvme-fabrics: Connection refused", 1
 		}
@@ -45,6 +48,15 @@ func nvme(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 			}
 		}
 	}
+	return "", "", 0
+}
+
+// modprobe loads the module of a transport, and with it that of the node.
+func modprobe(w *World, _ *Storage, cmd command.Cmd) (string, string, int) {
+	if name := cmd.Args[len(cmd.Args)-1]; name != "nvme-tcp" {
+		return "", "modprobe: FATAL: Module " + name + " not found in directory /lib/modules/6.1.0", 1
+	}
+	w.need(w.write("dev/nvme-fabrics", ""))
 	return "", "", 0
 }
 

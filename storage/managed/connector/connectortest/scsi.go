@@ -256,12 +256,29 @@ func (w *World) addPath(s *Storage, disk string) {
 	w.symlink("sys/class/block/"+dm, "sys/class/block/"+disk+"/holders/"+dm)
 }
 
+// Partition makes the device of a partition on a multipath map, as udev's rules
+// for kpartx do.
+func (w *World) Partition(id string) error {
+	node, err := filepath.EvalSymlinks(w.at("dev/mapper/" + id))
+	if err != nil {
+		return err
+	}
+	part := w.free(func(i int) string { return "dm-" + strconv.Itoa(i) })
+	w.symlink("sys/class/block/"+part, "sys/class/block/"+filepath.Base(node)+"/holders/"+part)
+	w.symlink("dev/"+part, "dev/mapper/"+id+"-part1")
+	return errors.Join(w.broken, w.write("sys/class/block/"+part+"/dm/uuid", "part1-mpath-"+id),
+		w.write("sys/class/block/"+part+"/dm/name", id+"-part1"), w.write("dev/"+part, ""))
+}
+
 func multipathd(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	switch {
 	case !s.Multipathd:
 		return "", "error -1 receiving packet", 1
 	case cmd.Args[0] == "add" && cmd.Args[1] == "path":
 		w.addPath(s, cmd.Args[2])
+		if s.SaysNo {
+			return "fail", "", 1
+		}
 	}
 	return "ok", "", 0
 }
@@ -277,11 +294,18 @@ func multipath(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 			return "", name + " is not a multipath device", 1
 		}
 		dm := filepath.Base(node)
-		if slices.Contains(s.Open, w.rel(node)) {
+		if slices.Contains(s.Open, w.rel(node)) || slices.Contains(s.Probed, w.rel(node)) {
 			return "", name + ": map in use", 1
 		}
 		for _, holder := range w.glob("sys/class/block/sd*/holders/" + dm) {
 			w.need(os.Remove(holder))
+		}
+		for _, holder := range w.glob("sys/class/block/" + dm + "/holders/*") {
+			part := filepath.Base(holder)
+			if slices.Contains(s.Open, "/dev/"+part) {
+				return "", name + ": map in use", 1
+			}
+			w.remove("dev/mapper/"+w.attr("sys/class/block/"+part+"/dm/name"), "dev/"+part, "sys/class/block/"+part)
 		}
 		w.remove("dev/mapper/"+name, "dev/"+dm, "sys/class/block/"+dm)
 	}

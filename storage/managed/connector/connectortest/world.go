@@ -36,8 +36,10 @@ type Storage struct {
 	NFS   map[string]map[string]int // by export: files and their sizes
 
 	Multipathd bool     // runs
+	SaysNo     bool     // multipathd, to a path that it gets from udev at that moment, too
 	Blacklist  []string // WWIDs of which multipathd makes no map
 	Open       []string // nodes that somebody has open
+	Probed     []string // nodes that udev looks at until it is waited for
 }
 
 // Target is an iSCSI target.
@@ -167,6 +169,13 @@ func (w *World) inUse(path string) (string, bool, error) {
 	if _, gone := os.Stat(path); gone != nil {
 		return "", false, failure.Wrap(failure.NotFound, gone)
 	}
+	// As the kernel's claim of a device that another is made of.
+	if holders := w.glob("sys/class/block/" + filepath.Base(path) + "/holders/*"); len(holders) > 0 {
+		return "device " + filepath.Base(holders[0]), true, nil
+	}
+	if slices.Contains(s.Probed, w.rel(path)) {
+		return "process 41 ((udev-worker))", true, nil
+	}
 	return "process 42 (qemu-system-x86)", err == nil && slices.Contains(s.Open, w.rel(path)), err
 }
 
@@ -204,11 +213,18 @@ func tools() map[string]tool {
 	return map[string]tool{
 		"iscsiadm": iscsiadm, "multipath": multipath, "multipathd": multipathd, "blockdev": blockdev,
 		"nvme": nvme, "rbd": rbd, "mount": mount, "umount": umount, "udevadm": udevadm,
+		"modprobe": modprobe,
 	}
 }
 
-// udevadm: whatever comes is there at once.
-func udevadm(*World, *Storage, command.Cmd) (string, string, int) { return "", "", 0 }
+// udevadm: whatever comes is there at once, and looked at until now.
+func udevadm(w *World, s *Storage, _ command.Cmd) (string, string, int) {
+	if len(s.Probed) > 0 {
+		s.Probed = nil
+		w.need(w.save(*s))
+	}
+	return "", "", 0
+}
 
 // Run implements command.Runner.
 func (w *World) Run(ctx context.Context, cmd command.Cmd) (command.Result, error) {

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package connector_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/managed/connector"
+	"diskhook/storage/managed/connector/connectortest"
+)
+
+// What real programs and a real kernel do, and the others did not.
+
+// A guest partitions its disk, and the host makes devices of that, which hold
+// the map. They are in nobody's way unless somebody has one open.
+func TestDetachOfPartitions(t *testing.T) {
+	w := world(t)
+	c := open(t, host(w), oneLUN)
+	was, err := c.Attach(t.Context())
+	must(t, err)
+	must(t, w.Partition("36001405aa"))
+	must(t, w.Change(func(s *connectortest.Storage) { s.Open = []string{"/dev/dm-1"} }))
+	if err := c.Detach(t.Context(), was, nil); !errors.Is(err, connector.ErrInUse) {
+		t.Errorf("with a partition open: %v", err)
+	}
+	if _, err := c.ExplainDetach(t.Context(), was, nil); !errors.Is(err, connector.ErrInUse) {
+		t.Errorf("explained: %v", err)
+	}
+	must(t, w.Change(func(s *connectortest.Storage) { s.Open = nil }))
+	must(t, c.Detach(t.Context(), was, nil))
+	if left := w.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// multipathd refuses a path that udev has just told it of, and makes its map.
+func TestMultipathdSaysNo(t *testing.T) {
+	w := world(t)
+	must(t, w.Change(func(s *connectortest.Storage) { s.SaysNo = true }))
+	c := open(t, host(w), oneLUN)
+	was, err := c.Attach(t.Context())
+	must(t, err)
+	if was.Path != w.Dir+"/dev/mapper/36001405aa" {
+		t.Errorf("it is %s", was.Path)
+	}
+	must(t, c.Detach(t.Context(), was, nil))
+
+	must(t, w.Change(func(s *connectortest.Storage) { s.Blacklist = []string{"36001405aa"} }))
+	if _, err := c.Attach(t.Context()); !errors.Is(err, connector.ErrNoMultipath) || !strings.Contains(err.Error(), "multipathd add") {
+		t.Errorf("no map: %v", err)
+	}
+}
+
+// multipathd makes a map while a path is looked at: the map goes with it.
+func TestMapThatComesDuringDetach(t *testing.T) {
+	w := world(t)
+	must(t, w.Change(func(s *connectortest.Storage) { s.Multipathd = false }))
+	h := host(w)
+	c := open(t, h, oneLUN)
+	was, err := c.Attach(t.Context())
+	must(t, err)
+	look, made := h.InUse, false
+	late := *h
+	late.InUse = func(path string) (string, bool, error) {
+		if !made {
+			made = true
+			must(t, w.Change(func(s *connectortest.Storage) { s.Multipathd = true }))
+			_, err := w.Run(t.Context(), command.Cmd{Name: "multipathd", Args: []string{"add", "path", "sda"}})
+			must(t, err)
+		}
+		return look(path)
+	}
+	must(t, open(t, &late, oneLUN).Detach(t.Context(), was, nil))
+	if left := w.Left(); !made || len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// udev looks at a device when its last user closes it; that is no use of it.
+func TestDetachWhileUdevLooks(t *testing.T) {
+	w := world(t)
+	c := open(t, host(w), oneLUN)
+	was, err := c.Attach(t.Context())
+	must(t, err)
+	must(t, w.Change(func(s *connectortest.Storage) { s.Probed = []string{"/dev/dm-0"} }))
+	must(t, c.Detach(t.Context(), was, nil))
+	if left := w.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// The same between the look and the removal of the map.
+func TestDetachWhileUdevBegins(t *testing.T) {
+	w := world(t)
+	h := host(w)
+	look := h.InUse
+	h.InUse = func(path string) (string, bool, error) {
+		holder, used, err := look(path)
+		must(t, w.Change(func(s *connectortest.Storage) { s.Probed = []string{"/dev/dm-0"} }))
+		return holder, used, err
+	}
+	c := open(t, h, oneLUN)
+	was, err := c.Attach(t.Context())
+	must(t, err)
+	must(t, c.Detach(t.Context(), was, nil))
+	if left := w.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// Without its module nvme-cli has nothing to write to; a kernel that has none is told of.
+func TestNVMeWithoutModule(t *testing.T) {
+	w := world(t)
+	_, err := open(t, host(w), strings.Replace(nvmeV1, `"tcp"`, `"rdma"`, 1)).Attach(t.Context())
+	if !errors.Is(err, failure.Precondition) || !strings.Contains(failure.HintOf(err), "nvme-rdma") {
+		t.Errorf("%v (%s)", err, failure.HintOf(err))
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
@@ -39,10 +40,20 @@ func TestReplicasOnVolumes(t *testing.T) {
 
 	b := w.building()
 	b.Replicas[0], b.Replicas[1] = w.file("dev/vg/one", "raw"), w.file("dev/vg/two", "qcow2")
-	_, err = w.Build(t.Context(), b)
+	// Another test's mount(8) looks at all loop devices, for a moment.
+	build := func() (set quorum.Set, err error) {
+		for range 600 {
+			if set, err = w.Build(t.Context(), b); err == nil || !strings.Contains(err.Error(), "in use by process") {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		return set, err
+	}
+	_, err = build()
 	w.refused(err, failure.Conflict, "dev/vg/one", "it is not empty", "--overwrite")
 	b.Overwrite = true
-	set, err := w.Build(t.Context(), b)
+	set, err := build()
 	must(t, err)
 	if set.Replicas[0].Volume != "vg/one" || set.Replicas[0].Top().Type != quorum.Block {
 		t.Errorf("%+v", set.Replicas[0])

@@ -3,13 +3,17 @@
 package main
 
 import (
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"diskhook/hooks/domains"
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
 )
 
 // written are the formats in which a disk can be exported.
@@ -19,6 +23,45 @@ var written = []string{"raw", "qcow2"}
 // qemu-img's name of it. Other extensions promise nothing.
 var foreign = map[string]string{
 	"vmdk": "vmdk", "vhdx": "vhdx", "vhd": "vpc", "vpc": "vpc", "vdi": "vdi", "qed": "qed", "qcow": "qcow", "luks": "luks",
+}
+
+// declaredFormat is the format of an image that somebody names: the one that is
+// said, or that the file's name says, else raw. It is never guessed from what is in
+// the image; but one that nobody calls raw, and that looks like another, is
+// refused: its guest would find the container in place of the disk.
+func declaredFormat(said, file, flag string) (string, error) {
+	if said != "" {
+		return said, nil
+	}
+	kind := domains.ExportFormat(file)
+	promised := strings.ToLower(strings.TrimPrefix(filepath.Ext(file), "."))
+	looks, isForeign := foreign[promised]
+	if !isForeign && kind == imagecheck.Raw {
+		looks = headerOf(file)
+	}
+	if looks == "" {
+		return kind, nil
+	}
+	err := failure.New(failure.Usage, "%s: it is a %s image by its name or header, and %s does not say what it is", file, looks, flag)
+	if looks == imagecheck.QCOW2 {
+		return "", failure.Hint(err, "say %s qcow2, or %s raw if a guest has that on its disk", flag, flag)
+	}
+	return "", failure.Hint(err, "name a raw or qcow2 image, as `qemu-img convert -O qcow2` makes one of it, or say %s", flag)
+}
+
+// headerOf is "qcow2" for a file that begins as such an image does (QEMU,
+// docs/interop/qcow2), else "". What cannot be read is for others to refuse.
+func headerOf(file string) string {
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	var magic [4]byte
+	if _, err := f.ReadAt(magic[:], 0); err == nil && string(magic[:]) == "QFI\xfb" {
+		return imagecheck.QCOW2
+	}
+	return ""
 }
 
 // imageFormat is the format to export to file in: the one that is asked for,

@@ -10,7 +10,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"diskhook/hooks/domains"
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
@@ -96,7 +95,7 @@ func building(c *cli.Context, s *services, name string) (quorum.Building, error)
 		}
 	}
 	if from != "" {
-		b.From, err = s.imageChain(c.Context, from, c.String("from-format"))
+		b.From, err = s.imageChain(c.Context, from, c.String("from-format"), "--from-format")
 	}
 	return b, err
 }
@@ -117,20 +116,23 @@ func replica(c *cli.Context, spec string) (quorum.Layer, error) {
 		err := failure.New(failure.Usage, "--format %q: no such format", format)
 		return quorum.Layer{}, failure.Hint(err, "use raw or qcow2")
 	case format == "" && strings.HasPrefix(spec, "/"):
-		format = domains.ExportFormat(spec)
+		var err error
+		if format, err = declaredFormat("", spec, "--format"); err != nil {
+			return quorum.Layer{}, err
+		}
 	}
 	return quorum.ParseReplica(spec, format)
 }
 
 // imageChain is an image with all that lies below it. Its format is declared
 // and never guessed from what is in it.
-func (s *services) imageChain(ctx context.Context, image, format string) ([]imagecheck.Layer, error) {
+func (s *services) imageChain(ctx context.Context, image, format, flag string) ([]imagecheck.Layer, error) {
 	path, err := absolute(image)
 	if err != nil {
 		return nil, err
 	}
-	if format == "" {
-		format = domains.ExportFormat(path)
+	if format, err = declaredFormat(format, path, flag); err != nil {
+		return nil, err
 	}
 	checker := imagecheck.Checker{Allowed: s.config.Paths.Allowed}
 	return checker.Discover(ctx, imagecheck.Layer{Path: path, Format: format})

@@ -143,7 +143,7 @@ func quorumVerify(p *program, c *cli.Context) error {
 	case against == "":
 		v, err = s.quorum.Verify(c.Context, set.Name, report)
 	default:
-		disk, unread := s.imageChain(c.Context, against, c.String("against-format"))
+		disk, unread := s.imageChain(c.Context, against, c.String("against-format"), "--against-format")
 		if err = unread; err == nil {
 			v, err = s.quorum.VerifyAgainst(c.Context, set.Name, disk, !c.Bool("dry-run"), report)
 		}

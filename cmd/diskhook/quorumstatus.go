@@ -266,7 +266,7 @@ func heard(l quorum.Live) string {
 	case l.Kind != quorum.Inline || l.State != quorum.Serving:
 		return ""
 	case l.Heard:
-		return "; QEMU reports bad replicas"
+		return "; what QEMU reports of replicas is heard"
 	}
 	return "; what QEMU reports of replicas is not heard, as libvirt is away"
 }
@@ -278,7 +278,7 @@ func (p *program) printUse(s setStatus) error {
 	case s.Use != nil && s.Live != nil:
 		lines = append(lines, fmt.Sprintf("%s: %s to %s, generation %d (process %d)%s", s.Set.Name, s.Live.State, s.Use, s.Live.Generation, s.Live.PID, heard(*s.Live)))
 	case s.Use != nil:
-		lines = append(lines, fmt.Sprintf("%s: claimed by %s, and not served", s.Set.Name, s.Use))
+		lines = append(lines, fmt.Sprintf("%s: claimed by %s, and not served; a guest that waits for it goes on after `systemctl start diskhook-quorum@%s`", s.Set.Name, s.Use, s.Set.Name))
 	case s.Set.User != nil:
 		lines = append(lines, fmt.Sprintf("%s: has what the guest wrote to %s (%s)", s.Set.Name, s.Set.User, s.Set.User.Domain))
 	}

@@ -91,7 +91,7 @@ func TestQuorumInlineReports(t *testing.T) {
 	becomes(func(s quorumStatus) bool {
 		return s.suspects() == "r3 mismatch" && s.has("bad", "r3") && s.has("suspect", "r3")
 	}, "r3 is not suspect")
-	says(t, diskhook(t, 0, "quorum", "status", "reports"), "suspect", "mismatch", "; QEMU reports bad replicas", "bytes 512+512")
+	says(t, diskhook(t, 0, "quorum", "status", "reports"), "suspect", "mismatch", "; what QEMU reports of replicas is heard", "bytes 512+512")
 	if d.state() != "running" || said() != "" {
 		t.Errorf("the guest is %s and says %q", d.state(), said())
 	}

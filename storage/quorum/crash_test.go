@@ -80,6 +80,8 @@ func TestBuildConvergesAfterACrashAtEveryPoint(t *testing.T) {
 			must(w.T, err)
 			if set.Intent != nil {
 				w.refused(d.Veto, failure.Precondition, "its build did not end")
+				_, err := w.Verify(w.Context(), "db", nil)
+				w.refused(err, failure.Conflict, "its build did not end", "diskhook quorum build")
 			} else {
 				w.holds(w.flat)
 			}

@@ -78,6 +78,9 @@ func (s *Service) Verify(ctx context.Context, name string, report progress.Func)
 		return Verification{}, err
 	}
 	defer held.Release()
+	if i := set.Intent; i != nil && i.Verb == verbBuild { // nobody can be right yet
+		return Verification{}, refuseWhile(set)
+	}
 	s.Activate(ctx, set)
 	d, observed, err := s.Decide(ctx, set)
 	if err != nil {

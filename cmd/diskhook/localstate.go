@@ -32,11 +32,25 @@ func localList(p *program, c *cli.Context) error {
 	if err := p.printCopies(f, entries); err != nil {
 		return err
 	}
-	s.tellAway(c.Context, p)
+	s.tellMore(c.Context, p)
 	if cut {
 		fmt.Fprintln(p.stderr, "diskhook: what to do about a problem: `diskhook local status NAME`")
 	}
 	return nil
+}
+
+// tellMore tells of what is no copy of any disk, and in no list of them.
+func (s *services) tellMore(ctx context.Context, p *program) {
+	s.tellAway(ctx, p)
+	templates, err := s.local.Templates(ctx)
+	if err != nil {
+		p.notice(err)
+	}
+	for _, t := range templates {
+		if t.Problem != "" {
+			fmt.Fprintf(p.stderr, "diskhook: %s\n", harmless(t.Problem))
+		}
+	}
 }
 
 // tellAway tells of places whose copies are not listed, as nobody can look into

@@ -72,7 +72,7 @@ func localStatus(p *program, c *cli.Context) error {
 	if err := p.printCopies(f, w.entries); err != nil || len(names) > 0 {
 		return err
 	}
-	s.tellAway(c.Context, p)
+	s.tellMore(c.Context, p)
 	return nil
 }
 

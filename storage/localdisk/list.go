@@ -86,7 +86,7 @@ func (s *Service) List(ctx context.Context) ([]Entry, error) {
 			}
 		}
 	}
-	for _, with := range []func([]Entry) ([]Entry, error){s.withStarting, s.withWaiting, s.withFailed} {
+	for _, with := range []func([]Entry) ([]Entry, error){s.withStarting, s.withWaiting, s.withDied, s.withFailed} {
 		if entries, err = with(entries); err != nil {
 			return nil, err
 		}

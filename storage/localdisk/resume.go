@@ -48,7 +48,8 @@ func (s *Service) begun(c Copy) bool {
 		_, err := os.Stat(s.cursorPath(c))
 		return err == nil
 	}
-	return transfer.Begun(s.cursorPath(c), transfer.Target{Path: c.Path, Size: c.Size, ID: c.targetID()})
+	_, ok := transfer.Begun(s.cursorPath(c), c.target())
+	return ok
 }
 
 // forget removes the cursor of a copy that is complete, or on its way out.

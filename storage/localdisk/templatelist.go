@@ -14,6 +14,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/lock"
+	"diskhook/storage/transfer"
 )
 
 // Template is an entry of the cache.
@@ -30,6 +31,9 @@ type Template struct {
 	LastUse time.Time `json:"last_use"`       // the day; zero is not known
 	Busy    bool      `json:"busy"`           // it is being made
 	Kept    string    `json:"kept,omitempty"` // why it is not to go now; "" is that it may
+	// Problem is what is to be known of one that was left unfinished, and on which
+	// nobody works; "" is none.
+	Problem string `json:"problem,omitempty"`
 
 	copy  Copy
 	doubt string // why it cannot be told what needs it; "" is that it can
@@ -83,6 +87,9 @@ func (s *Service) templatesOf(ctx context.Context, kind string, b backend) ([]Te
 		if t.Busy, err = lock.Held(s.Layout.Locks(), templateLock(c.Name)); err != nil {
 			return nil, err
 		}
+		if t.State == Updating && !t.Busy {
+			t.Problem = s.leftTemplate(c)
+		}
 		if t.Kept = t.inUse(b); t.Kept == "" {
 			t.Kept = t.young(time.Now(), time.Duration(s.Config.Local.CacheMinAge))
 		}
@@ -90,6 +97,15 @@ func (s *Service) templatesOf(ctx context.Context, kind string, b backend) ([]Te
 	}
 	sortTemplates(all)
 	return all, nil
+}
+
+// leftTemplate is Template.Problem of one that is updating.
+func (s *Service) leftTemplate(c Copy) string {
+	next := "makes it anew"
+	if done, ok := transfer.Begun(s.cursorPath(c), c.target()); ok && c.Size > 0 {
+		next = fmt.Sprintf("goes on with it at %d %%", done*100/c.Size)
+	}
+	return failure.OneLine(fmt.Sprintf("%s: the template of %s, unfinished, nobody makes it; the next copy of a disk on that %s, `diskhook local gc --yes` removes it", c, fromPath(c.Tags), next))
 }
 
 // needs counts the copies that were made of a template: those that a backend

@@ -3,6 +3,7 @@
 package localdisk
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -19,6 +20,26 @@ func (s *Service) withWaiting(entries []Entry) ([]Entry, error) {
 		}
 		held, err := s.held(d)
 		return Entry{Busy: true}, err == nil && held
+	})
+}
+
+// withDied adds the disks whose copy process died before it had made anything
+// of theirs, as while it made the template of their base.
+func (s *Service) withDied(entries []Entry) ([]Entry, error) {
+	return s.withUnseen(entries, func(d Disk, st progress.Status) (Entry, bool) {
+		if held, err := s.held(d); st.State.Final() || err != nil || held {
+			return Entry{}, false
+		}
+		// Who ends says so before it gives the lock back.
+		if st, err := progress.Read(s.statusPath(d.Domain, d.Key())); err != nil || st.State.Final() {
+			return Entry{}, false
+		}
+		at := ""
+		if st.Note != "" {
+			at = fmt.Sprintf(" while %s was made, at %d %%", st.Note, st.Percent())
+		}
+		of := Disk{Domain: d.Domain, DomainName: st.Owner, Target: targetOf(st)}
+		return Entry{Problem: fmt.Sprintf("who made its copy died%s; the next start goes on (`diskhook local prestage %s/%s` does now)", at, of.nameArg(), of.Target)}, true
 	})
 }
 

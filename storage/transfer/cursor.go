@@ -156,10 +156,11 @@ func Resumable(path string, source Source, target Target) (done int64, ok bool) 
 }
 
 // Begun says whether there is the cursor of a copy to target which still has
-// what was copied. Whether the source is the same it does not say.
-func Begun(path string, target Target) bool {
+// what was copied, and how many bytes that are. Whether the source is the same
+// it does not say.
+func Begun(path string, target Target) (done int64, ok bool) {
 	c, err := readCursor(path)
-	return err == nil && c.Target == target.ID && c.Size <= target.Size && (target.Block || c.File.holds(target.Path, c.Done) == nil)
+	return c.Done, err == nil && c.Target == target.ID && c.Size <= target.Size && (target.Block || c.File.holds(target.Path, c.Done) == nil)
 }
 
 // RemoveCursor deletes a cursor durably. That there is none is fine.

@@ -23,23 +23,20 @@ func (s *Service) withWaiting(entries []Entry) ([]Entry, error) {
 	})
 }
 
-// withDied adds the disks whose copy process died before it had made anything
-// of theirs, as while it made the template of their base.
+// withDied adds the disks whose copy process died while it waited for the
+// template of their base or made it. Of others there is a copy, wherever that is.
 func (s *Service) withDied(entries []Entry) ([]Entry, error) {
 	return s.withUnseen(entries, func(d Disk, st progress.Status) (Entry, bool) {
-		if held, err := s.held(d); st.State.Final() || err != nil || held {
+		if held, err := s.held(d); st.Note == "" || st.State.Final() || err != nil || held {
 			return Entry{}, false
 		}
 		// Who ends says so before it gives the lock back.
 		if st, err := progress.Read(s.statusPath(d.Domain, d.Key())); err != nil || st.State.Final() {
 			return Entry{}, false
 		}
-		at := ""
-		if st.Note != "" {
-			at = fmt.Sprintf(" while %s was made, at %d %%", st.Note, st.Percent())
-		}
 		of := Disk{Domain: d.Domain, DomainName: st.Owner, Target: targetOf(st)}
-		return Entry{Problem: fmt.Sprintf("who made its copy died%s; the next start goes on (`diskhook local prestage %s/%s` does now)", at, of.nameArg(), of.Target)}, true
+		return Entry{Problem: fmt.Sprintf("who made its copy died while %s was made, at %d %%; the next start goes on (`diskhook local prestage %s/%s` does now)",
+			st.Note, st.Percent(), of.nameArg(), of.Target)}, true
 	})
 }
 

@@ -83,7 +83,7 @@ func (s *Service) muster(ctx context.Context, set Set, who cast, readOnly bool, 
 		case failed[i] == nil:
 			c.others = append(c.others, opens[i])
 		default:
-			c.missing[id] = failure.OneLine(failed[i].Error())
+			c.missing[id] = set.reason(id, failed[i])
 			if errors.Is(failed[i], failure.Conflict) {
 				fatal = errors.Join(fatal, failed[i])
 			}

@@ -202,7 +202,7 @@ func (h *history) leftOut(id string, base Origin) LeftOut {
 	o := h.seen[id]
 	m, own := h.own[id]
 	left := func(stale bool, format string, args ...any) LeftOut {
-		return LeftOut{ID: id, Why: failure.OneLine(fmt.Sprintf(format, args...)), Stale: stale}
+		return LeftOut{ID: id, Why: h.set.reason(id, fmt.Errorf(format, args...)), Stale: stale}
 	}
 	switch {
 	case o.Image != nil:

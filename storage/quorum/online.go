@@ -53,7 +53,7 @@ func (ss *session) online(ctx context.Context, first []string) {
 			err := ss.resync(ctx, job.id)
 			if err != nil && ctx.Err() == nil {
 				ss.log.ErrorContext(ctx, "replica is not resynced", "replica", job.id, "err", err)
-				ss.note(ss.set.Name, Event{Event: EventNotSynced, Replica: job.id, Text: failure.OneLine(err.Error())})
+				ss.note(ss.set.Name, Event{Event: EventNotSynced, Replica: job.id, Text: ss.set.reason(job.id, err)})
 			}
 			job.done <- err
 		}
@@ -89,7 +89,7 @@ func (ss *session) resync(ctx context.Context, id string) error {
 	ss.log.InfoContext(ctx, "replica is resynced", "replica", id)
 	if err := ss.mirrored(ctx, r); err != nil {
 		ss.live.replica(id, func(l *LiveReplica) { l.State, l.Why = was.State, failure.OneLine("resync: "+err.Error()) })
-		return fmt.Errorf("%s: resync: %w", r, err)
+		return fmt.Errorf("%s: %w", r, err)
 	}
 	ss.log.InfoContext(ctx, "replica votes again", "replica", id)
 	return nil

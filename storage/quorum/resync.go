@@ -113,7 +113,7 @@ func (s *Service) resync(ctx context.Context, set Set, o Resyncing, held *os.Fil
 		return found, err
 	}
 	for id, why := range unmarked {
-		found.Missing[id] = failure.OneLine(why.Error())
+		found.Missing[id] = set.reason(id, why)
 	}
 	for _, id := range g.With {
 		if len(found.Differs[id]) > 0 || !slices.Contains(d.Open, id) {

@@ -37,8 +37,8 @@ func (ss *session) open(ctx context.Context, d Decision) error {
 			return ss.busy(r)
 		}
 		ss.log.WarnContext(ctx, "replica cannot be opened and is left out", "replica", id, "err", err)
-		ss.left(id, err.Error())
-		why = append(why, failure.OneLine(err.Error()))
+		ss.left(id, ss.set.reason(id, err))
+		why = append(why, id+": "+ss.set.reason(id, err))
 	}
 	for _, l := range d.Left {
 		ss.left(l.ID, l.Why)

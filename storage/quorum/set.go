@@ -104,6 +104,19 @@ func (r Replica) Top() Layer { return r.Chain[0] }
 // String names the replica in messages.
 func (r Replica) String() string { return "replica " + r.ID + " (" + r.Top().String() + ")" }
 
+// reason is err in one line, without the name of the replica that it is about.
+func (s *Set) reason(id string, err error) string {
+	line := failure.OneLine(err.Error())
+	r, ok := s.Replica(id)
+	if !ok || len(r.Chain) == 0 {
+		return line
+	}
+	for cut := true; cut; {
+		line, cut = strings.CutPrefix(line, r.String()+": ")
+	}
+	return line
+}
+
 // Replica returns the replica called id.
 func (s *Set) Replica(id string) (Replica, bool) {
 	i := slices.IndexFunc(s.Replicas, func(r Replica) bool { return r.ID == id })

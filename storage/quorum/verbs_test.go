@@ -90,7 +90,7 @@ func TestResyncTellsWhoIsLeftOut(t *testing.T) {
 	must(t, os.Rename(w.path("c.raw"), w.path("c.away")))
 	for range 2 {
 		_, err := w.Resync(t.Context(), "db", quorum.Resyncing{})
-		w.refused(err, failure.Problems, "replica set db: r3 is left out: ", "no such file", "diskhook quorum replace db r3 NEW")
+		w.refused(err, failure.Problems, "replica set db: r3 is left out: stat "+w.path("c.raw")+": no such file", "diskhook quorum replace db r3 NEW")
 	}
 	_, err := w.ExplainResync(t.Context(), "db", quorum.Resyncing{})
 	w.refused(err, failure.Problems, "r3 is left out: ")

@@ -44,10 +44,9 @@
 //
 // # What has run
 //
-// iscsiadm 2.1.8 has made records of nodes, read what is written into them here,
-// and failed at damaged ones as the tests have it. All else is
-// tested against programs that pose as iscsiadm, multipath, nvme, rbd and
-// mount over a tree that poses as sysfs, made from their documentation and the
-// kernel's; none of it has met real storage yet: no iSCSI login, no
-// multipathd, no NVMe over Fabrics, no Ceph, no Fibre Channel, no NFS.
+// iscsi, over open-iscsi 2.1.8 and multipath-tools 0.9.4, nvmeof over TCP with
+// nvme-cli 2.3, local and nfs have met targets of the kernel's (Linux 6.1).
+// rbd, fibre_channel and NVMe over RDMA are tested against programs and a sysfs
+// that pose as theirs, made from their documentation and the kernel's, and have
+// met no storage yet.
 package managed

@@ -37,7 +37,7 @@ func underLibvirtd(m machine) {
 
 	late := named("late", disk{"vda", "lvmthin", "slow"})
 	m.virsh("define", m.bind(late).file())
-	m.configured(map[string]string{"local.rate": rate})
+	m.configured(map[string]string{"local.rate": `"512KiB"`})
 	starting := make(chan result, 1)
 	go func() { starting <- m.try("", "virsh", "-q", "-c", "qemu:///system", "start", late.name) }()
 	m.within("the copy begins", func() bool { return copied(late.id, "vda") > 0 })

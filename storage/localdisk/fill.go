@@ -246,7 +246,10 @@ func (s *Service) transfer(ctx context.Context, o Observed, source *imagecheck.O
 	})
 	if err == nil {
 		s.Log.Info("copied", "disk", o.Disk.String(), "method", result.Method,
-			"copied", result.Copied, "zeroed", result.Zeroed, "skipped", result.Skipped, "resumed", result.Resumed, "digest", result.Digest)
+			"copied", result.Copied, "zeroed", result.Zeroed, "skipped", result.Skipped, "resumed", result.Resumed)
+	}
+	if result.Digest != "" {
+		s.Log.Info("read back", "disk", o.Disk.String(), "digest", result.Digest)
 	}
 	return result.Digest, err
 }

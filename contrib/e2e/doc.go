@@ -21,6 +21,7 @@
 //	settlecut_test.go the power goes in each state of that
 //	libvirtd_test.go  apply, start, restart of libvirtd, autostart after a reboot
 //	ovirt_test.go     VDSM's hook points as the user vdsm
+//	managed_*_test.go volumes from the kernel's iSCSI and NVMe targets, LV, NFS server
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
 //
 // Everything is checked by content (qemu-img compare with the source's chain),

@@ -170,7 +170,7 @@ func TestVDSM(t *testing.T) {
 		h.write(t, "/usr/libexec/vdsm/hooks/"+point+"/50_diskhook", "", 0o755)
 	}
 	h.write(t, "/usr/libexec/diskhook/diskhook-helper", "", 0o755)
-	h.write(t, "/usr/lib/udev/rules.d/12-diskhook-local.rules", "", 0o644)
+	h.write(t, "/usr/lib/udev/rules.d/61-diskhook-local.rules", "", 0o644)
 	one(t, vdsm(t.Context(), h), Fail, "user vdsm may not run the helper", "")
 	sudo := h.write(t, "/etc/sudoers.d/50_vdsm_hook_diskhook", "", 0o644)
 	one(t, vdsm(t.Context(), h), Fail, "has mode 644", "chmod 0440 "+sudo)

@@ -121,7 +121,7 @@ func vdsm(_ context.Context, h *Host) []Finding {
 	for _, file := range []struct{ path, why string }{
 		{"/usr/libexec/diskhook/diskhook-helper", "hooks of VDSM cannot work on LVM"},
 		{"/etc/sudoers.d/50_vdsm_hook_diskhook", "user vdsm may not run the helper"},
-		{"/usr/lib/udev/rules.d/12-diskhook-local.rules", "volumes would not belong to vdsm:qemu"},
+		{"/usr/lib/udev/rules.d/61-diskhook-local.rules", "volumes would not belong to vdsm:qemu"},
 	} {
 		if !present(h.at(file.path)) {
 			found = append(found, fail(install, "%s is missing: %s", h.at(file.path), file.why))

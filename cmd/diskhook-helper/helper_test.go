@@ -103,6 +103,40 @@ func TestNotSteered(t *testing.T) {
 	}
 }
 
+// TestConnector tells of the host, and has multipathd asked, which may hang:
+// the caller is told so in the time that it waits.
+func TestConnector(t *testing.T) {
+	root := t.TempDir()
+	env := []string{"DISKHOOK_ROOT=" + root, "DISKHOOK_TOOLS=" + root + "/tools"}
+	write := func(name, content string, mode os.FileMode) {
+		t.Helper()
+		path := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("etc/iscsi/initiatorname.iscsi", "# open-iscsi\nInitiatorName=iqn.1994-05.com.redhat:h1\n", 0o600)
+	write("tools/multipathd", "#!/bin/sh\n[ \"$*\" = 'show status' ]\n", 0o755)
+	code, r, _ := run(t, steered, "{}", env, "volume", "connector")
+	var told struct {
+		Host, Initiator string
+		Multipath       bool
+		IP              *string
+	}
+	if err := json.Unmarshal(r.Result, &told); err != nil {
+		t.Fatalf("%v: %+v", err, r)
+	}
+	name, err := os.Hostname()
+	if err != nil || code != 0 || r.Error != nil || told.Host != name || told.Initiator != "iqn.1994-05.com.redhat:h1" || !told.Multipath || told.IP != nil {
+		t.Errorf("%d %s %v", code, r.Result, err)
+	}
+	write("tools/multipathd", "#!/bin/sh\nexec sleep 600\n", 0o755)
+	code, r, _ = run(t, steered, "{}", env, "volume", "connector")
+	if code != 1 || r.Error == nil || r.Error.Code != "temporary" || !strings.Contains(r.Error.Message, "multipathd: no answer") {
+		t.Errorf("%d %s %+v", code, r.Result, r.Error)
+	}
+}
+
 // TestBrokenConfiguration: what others could have written is refused; what is
 // merely wrong is told, and the work goes on.
 func TestBrokenConfiguration(t *testing.T) {

@@ -2,7 +2,8 @@
 
 // Command diskhook-helper does for VDSM's hooks what needs root: fixed verbs
 // on local copies of oVirt's disks, with configuration that only root can
-// write. It is run by sudo(8) and speaks the protocol of package privileged.
+// write, and one that tells what the storage of managed volumes needs to know of
+// this host. It is run by sudo(8) and speaks the protocol of package privileged.
 package main
 
 import (
@@ -10,12 +11,14 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"diskhook/hooks/bindings"
 	"diskhook/hooks/privileged"
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/managed/connector"
 	"diskhook/storage/quorum"
 )
 
@@ -37,7 +40,8 @@ func main() {
 		os.Exit(1)
 	}
 	sets := &quorum.Service{Layout: service.Layout, Config: service.Config, Run: service.Run, Log: log, Program: service.Program, Reader: service.User}
-	server := privileged.Server{Service: service, Quorum: bindings.DirectQuorum(sets)}
+	machine := &connector.Host{Run: service.Run, Log: log, Root: filepath.Join("/", service.Layout.Root)}
+	server := privileged.Server{Service: service, Quorum: bindings.DirectQuorum(sets), ConnectorInfo: machine.Properties}
 	if !server.Serve(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr) {
 		os.Exit(1)
 	}

@@ -112,9 +112,10 @@ func (p *program) hook(ctx context.Context, c call) error {
 			return err
 		}
 		h.Local, h.Quorum, h.Reader = bindings.Direct(local), bindings.DirectQuorum(sets), local.User
+		h.ConnectorInfo = h.Volumes.ConnectorInfo
 	} else {
 		helper := privileged.NewClient(command.System{Log: log}, p.layout, config)
-		h.Local, h.Quorum = helper, helper.Quorum()
+		h.Local, h.Quorum, h.ConnectorInfo = helper, helper.Quorum(), helper.ConnectorInfo
 	}
 	if c.vdsm != nil {
 		return vdsm.Run(ctx, h, *c.vdsm)

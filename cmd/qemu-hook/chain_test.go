@@ -98,6 +98,22 @@ func TestWithTheRealDiskhook(t *testing.T) {
 	if got, _ := os.ReadFile(file); !bytes.Contains(got, []byte(`"path": "`+copied+`"`)) {
 		t.Errorf("%s", got)
 	}
+	// The host's capabilities, as VDSM asks for them.
+	const caps = `{"kvmEnabled": "true", "hooks": {"after_get_caps": {"50_diskhook": {"checksum": "\u00e9"}}}, "n": 1.50}`
+	file = write("caps.json", []byte(caps))
+	asVDSM = append(env, "_hook_json="+file)
+	for range 2 { // the second time they have it
+		if r := run(t, built.steered, "/usr/libexec/vdsm/hooks/after_get_caps/50_diskhook", asVDSM, ""); r.Code != 0 || r.Stdout+r.Stderr != "" {
+			t.Fatalf("after_get_caps: %+v", r)
+		}
+		got, err := os.ReadFile(file)
+		added, kept := strings.CutPrefix(string(got), strings.TrimSuffix(caps, "}")+`, "connector_info": {`)
+		if err != nil || !kept || strings.Contains(added, "connector_info") || !strings.Contains(added, `"os_type":"linux"`) {
+			t.Errorf("%s %v", got, err)
+		}
+	}
+
+	file = filepath.Join(root, "hook.json")
 	wrong := append(env, "vmId="+uuid, "_hook_json="+file, "localdisk=zfs")
 	if r := run(t, built.steered, "/usr/libexec/vdsm/hooks/after_disk_prepare/50_diskhook", wrong, ""); r.Code != 2 || strings.Count(r.Stderr, "\n") != 1 {
 		t.Errorf("a wrong value: %+v", r)

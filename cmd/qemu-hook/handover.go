@@ -29,12 +29,12 @@ func hand(argv, env []string, xml document) {
 
 // runAndForget runs argv as a child and ignores how it ends: not even a crash
 // of diskhook may become our exit code.
-func runAndForget(argv []string, xml document) {
+func runAndForget(argv, env []string, xml document) {
 	if xml.tooLarge() || setStdin(xml.text) != nil {
 		return
 	}
 	argv[0] = programPath()
-	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Env: baseEnv(), Files: []uintptr{0, 1, 2}})
+	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		complain(argv[0], " cannot be started: ", err.Error(), "; install the package diskhook again")
 		return

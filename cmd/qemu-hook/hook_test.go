@@ -265,6 +265,17 @@ func TestVDSM(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("capabilities", func(t *testing.T) {
+		env := []string{"_hook_json=/tmp/caps", "PATH=/tmp/evil", "LD_PRELOAD=x", "DISKHOOK_ROOT=/tmp/evil"}
+		want := result{Called: true, Argv: []string{"hook", "run", "--", "vdsm", "after_get_caps"}, Env: []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "_hook_json=/tmp/caps"}}
+		if diff := cmp.Diff(want, run(t, built.installed, in+"after_get_caps/50_diskhook", env, "ignored")); diff != "" {
+			t.Error(diff)
+		}
+		answers(t, "code", "2")
+		if r := run(t, built.installed, in+"after_get_caps/50_diskhook", env, ""); r.Code != 0 || !r.Called {
+			t.Errorf("%+v", r)
+		}
+	})
 	t.Run("refusal", func(t *testing.T) {
 		answers(t, "code", "2")
 		if r := run(t, built.installed, in+"before_vm_start/x", env, ""); r.Code != 2 {
@@ -326,8 +337,10 @@ func TestDiskhookMissing(t *testing.T) {
 	if r.Code != 2 || strings.Count(r.Stderr, "\n") != 1 {
 		t.Errorf("VDSM: %+v", r)
 	}
-	if r := run(t, built.steered, "/x/before_vdsm_start/y", env, ""); r.Code != 0 {
-		t.Errorf("before VDSM starts: %+v", r)
+	for _, point := range []string{"before_vdsm_start", "after_get_caps"} {
+		if r := run(t, built.steered, "/x/"+point+"/y", env, ""); r.Code != 0 || strings.Count(r.Stderr, "\n") != 1 {
+			t.Errorf("%s: %+v", point, r)
+		}
 	}
 }
 

@@ -38,7 +38,7 @@ func fromLibvirt(args []string) int {
 	}
 	argv := append([]string{program, "hook", "run", "--", "libvirt"}, args...)
 	if failing == kills {
-		runAndForget(argv, xml)
+		runAndForget(argv, baseEnv(), xml)
 		return 0
 	}
 	if xml.tooLarge() {

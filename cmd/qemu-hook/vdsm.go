@@ -21,6 +21,7 @@ var points = map[string]struct{ host bool }{
 	"after_vm_hibernate":       {},
 	"after_vm_dehibernate":     {},
 	"before_vdsm_start":        {host: true},
+	"after_get_caps":           {host: true},
 }
 
 // properties are the custom properties that bind a VM's disks.
@@ -39,7 +40,7 @@ func fromVDSM(argv []string) int {
 	}
 	next := []string{program, "hook", "run", "--", "vdsm", point}
 	if kind.host {
-		runAndForget(next, document{})
+		runAndForget(next, vdsmEnv(), document{})
 		return 0
 	}
 	if !concerned() {

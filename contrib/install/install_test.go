@@ -53,6 +53,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	for _, point := range []string{
 		"after_disk_prepare", "before_vm_start", "before_disk_hotplug", "after_disk_hotunplug", "before_vm_migrate_source",
 		"after_vm_destroy", "before_vm_dehibernate", "after_vm_hibernate", "after_vm_dehibernate", "before_vdsm_start",
+		"after_get_caps",
 	} {
 		want = append(want, "/usr/libexec/vdsm/hooks/"+point+"/50_diskhook -> /usr/libexec/diskhook/qemu-hook")
 	}

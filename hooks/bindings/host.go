@@ -11,6 +11,7 @@ import (
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/managed"
+	"diskhook/storage/managed/connector"
 	"diskhook/storage/progress"
 )
 
@@ -24,6 +25,9 @@ type Host struct {
 	Quorum Quorum
 	// Volumes attaches managed volumes; nil: we are not root.
 	Volumes *managed.Service
+	// ConnectorInfo is what the storage side of managed volumes needs to know of
+	// this host. Root looks itself; the user vdsm goes through diskhook-helper.
+	ConnectorInfo func(context.Context) (connector.Properties, error)
 	// Reader reads the sources of oVirt's disks; nil is ourselves. See
 	// localdisk.OVirtIdentities.
 	Reader *command.Credential

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package privileged lets VDSM's hooks, which run as the user vdsm, work with
-// local copies and replica sets: both ends of what diskhook-helper speaks.
+// local copies and replica sets, and tell what root alone can read of this host:
+// both ends of what diskhook-helper speaks.
 //
 // A call is one verb as two arguments (local fulfil), one JSON document on
 // stdin and one on stdout: {"result": …} or {"error": {"code", "message",

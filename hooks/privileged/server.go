@@ -14,6 +14,7 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/managed/connector"
 	"diskhook/storage/progress"
 )
 
@@ -22,6 +23,8 @@ import (
 type Server struct {
 	Service *localdisk.Service
 	Quorum  bindings.Quorum
+	// ConnectorInfo looks at this host, as connector.Host.Properties does.
+	ConnectorInfo func(context.Context) (connector.Properties, error)
 }
 
 type verb func(*Server, context.Context, io.Reader, io.Writer) (any, error)
@@ -49,6 +52,7 @@ var verbs = map[string]verb{
 	"quorum start":      ofUse(startUse),
 	"quorum stop":       ofUse(stopUse),
 	"quorum stop-rest":  (*Server).stopRest,
+	"volume connector":  (*Server).connector,
 }
 
 // Serve answers one call: args is the verb, in the request, out the response,

@@ -16,8 +16,8 @@ import (
 	"diskhook/xmlrewrite"
 )
 
-// dict is the JSON object with which VDSM describes a disk. Its text is kept:
-// a change replaces values where they stand.
+// dict is the JSON object with which VDSM describes a disk, or the host's
+// capabilities. Its text is kept: a change replaces values where they stand.
 type dict struct {
 	text   []byte
 	values map[string]value
@@ -104,15 +104,8 @@ func (d dict) with(pairs ...string) ([]byte, error) {
 		}
 		at, there := d.values[pairs[i]]
 		if !there {
-			name, err := json.Marshal(pairs[i])
-			if err != nil {
-				return nil, err
-			}
 			at = value{start: d.end, end: d.end}
-			quoted = slices.Concat(name, []byte(": "), quoted)
-			if filled {
-				quoted = slices.Concat([]byte(", "), quoted)
-			}
+			quoted = member(pairs[i], quoted, filled)
 			filled = true
 		}
 		changes = append(changes, change{at, quoted})
@@ -125,6 +118,20 @@ func (d dict) with(pairs ...string) ([]byte, error) {
 		last = c.end
 	}
 	return append(out, d.text[last:]...), nil
+}
+
+// withValue returns the text with a key that is not there yet, last.
+func (d dict) withValue(key string, value json.RawMessage) []byte {
+	return slices.Concat(d.text[:d.end], member(key, value, len(d.values) > 0), d.text[d.end:])
+}
+
+// member is the text of one more member of an object; key is a plain word.
+func member(key string, value []byte, follows bool) []byte {
+	text := slices.Concat([]byte(`"`+key+`": `), value)
+	if follows {
+		return slices.Concat([]byte(", "), text)
+	}
+	return text
 }
 
 // formats are VDSM's own words for image formats.

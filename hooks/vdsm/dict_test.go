@@ -3,6 +3,7 @@
 package vdsm
 
 import (
+	"bytes"
 	"encoding/json"
 	"reflect"
 	"testing"
@@ -51,6 +52,17 @@ func FuzzDict(f *testing.F) {
 		before["path"] = json.RawMessage(`"/x"`)
 		if !reflect.DeepEqual(before, after) {
 			t.Errorf("%q became %q", text, changed)
+		}
+		if _, there := d.values["new"]; there {
+			return
+		}
+		longer := d.withValue("new", json.RawMessage(`{"x":[1]}`))
+		after = nil
+		if err := json.Unmarshal(longer, &after); err != nil {
+			t.Fatalf("%q became %q: %v", text, longer, err)
+		}
+		if string(after["new"]) != `{"x":[1]}` || len(after) != len(d.values)+1 || !bytes.HasPrefix(longer, text[:d.end]) {
+			t.Errorf("%q became %q", text, longer)
 		}
 	})
 }

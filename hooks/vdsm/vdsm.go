@@ -14,10 +14,13 @@
 //	after_vm_hibernate        the VM has saved memory that needs its disks as they are
 //	after_vm_dehibernate      it has none any more
 //	before_vdsm_start         drop links of an earlier boot (root)
+//	after_get_caps            JSON: tell Engine connector_info, if VDSM does not
 //
 // Several of them may be installed at once: what one did the next finds done.
 // VDSM calls them again for running VMs after its own restart, when they are
 // quick and change nothing.
+//
+// The last two are for the host and not for a VM, and never fail.
 //
 // The file is written only when everything succeeded, in one step. Every other
 // byte of XML, and every other key of JSON, stays as it was. A copy has no
@@ -70,8 +73,12 @@ var points = map[string]point{
 // nothing.
 func Run(ctx context.Context, h *bindings.Host, c Call) error {
 	log := h.Log.With("vm", c.env("vmId"), "point", c.Point)
-	if c.Point == "before_vdsm_start" {
+	switch c.Point {
+	case "before_vdsm_start":
 		beforeVDSMStart(h, log)
+		return nil
+	case "after_get_caps":
+		afterGetCaps(ctx, h, c, log)
 		return nil
 	}
 	do, known := points[c.Point]

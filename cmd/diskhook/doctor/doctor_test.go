@@ -175,7 +175,7 @@ func TestVDSM(t *testing.T) {
 	sudo := h.write(t, "/etc/sudoers.d/50_vdsm_hook_diskhook", "", 0o644)
 	one(t, vdsm(t.Context(), h), Fail, "has mode 644", "chmod 0440 "+sudo)
 	h.write(t, "/etc/sudoers.d/50_vdsm_hook_diskhook", "", 0o440)
-	one(t, vdsm(t.Context(), h), OK, "all 10 hook points", "")
+	one(t, vdsm(t.Context(), h), OK, "all 11 hook points", "")
 	h.write(t, "/usr/libexec/vdsm/hooks/after_disk_prepare/10_localdisk", "", 0o755)
 	one(t, vdsm(t.Context(), h), Fail, "both would copy", "vdsm-hook-localdisk")
 }

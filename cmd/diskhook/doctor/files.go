@@ -140,6 +140,7 @@ func vdsm(_ context.Context, h *Host) []Finding {
 var vdsmPoints = [...]string{
 	"after_disk_prepare", "before_vm_start", "before_disk_hotplug", "after_disk_hotunplug", "before_vm_migrate_source",
 	"after_vm_destroy", "before_vm_dehibernate", "after_vm_hibernate", "after_vm_dehibernate", "before_vdsm_start",
+	"after_get_caps",
 }
 
 func present(path string) bool {

@@ -4,10 +4,13 @@ package connector
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"diskhook/storage/failure"
 )
 
 // Properties is what the storage side has to know of this host before it can
@@ -28,7 +31,8 @@ type Properties struct {
 	SystemUUID    string   `json:"system uuid,omitempty"`
 }
 
-// Properties looks at the host. What it does not have is left out.
+// Properties looks at the host. What it does not have is left out. If ctx ends
+// first, that is a failure.Temporary: what did not answer may be there.
 func (h *Host) Properties(ctx context.Context) (Properties, error) {
 	name, err := os.Hostname()
 	if err != nil {
@@ -44,6 +48,10 @@ func (h *Host) Properties(ctx context.Context) (Properties, error) {
 		NQN:           attr(h.at("etc/nvme/hostnqn")),
 		NVMeHostID:    attr(h.at("etc/nvme/hostid")),
 		SystemUUID:    strings.ToLower(attr(h.at("sys/class/dmi/id/product_uuid"))),
+	}
+	if ctx.Err() != nil {
+		err := failure.Wrap(failure.Temporary, fmt.Errorf("multipathd: no answer: %w", ctx.Err()))
+		return Properties{}, failure.Hint(err, "see what it waits for with `systemctl status multipathd`")
 	}
 	for _, hba := range h.hbas() {
 		dir := h.at("sys/class/fc_host", "host"+hba)

@@ -39,7 +39,10 @@ func localSettle(p *program, c *cli.Context) error {
 	}
 	var steps []string
 	for _, r := range disks {
-		if c.Bool("no-raw") && r.LeftRaw() != "" {
+		if c.Bool("no-raw") && r.Pivot != nil {
+			if err := s.domains.MayKeepOverlay(c.Context, r); err != nil {
+				return err
+			}
 			steps = append(steps, fmt.Sprintf("remove %s, which is not the disk", r.LeftRaw()))
 			if !r.Unsettled() {
 				continue

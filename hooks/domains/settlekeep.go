@@ -6,12 +6,12 @@ import (
 	"context"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
 )
 
 // KeepOverlay takes back the making of a raw copy that was interrupted: the raw
-// copy goes, and the overlay is the disk, as it was all the time. It refuses a
-// disk that is raw by now, or may be: what the guest wrote last would be lost.
-// A domain that runs may be on its way there, with QEMU at work.
+// copy goes, and the overlay is the disk, as it was all the time. It refuses what
+// MayKeepOverlay does, and a disk whose definition has the raw copy.
 //
 // localdisk.ErrSettled: the disk is raw, and nothing is left of its overlay.
 func (s *Service) KeepOverlay(ctx context.Context, domain, key string) (err error) {
@@ -20,26 +20,36 @@ func (s *Service) KeepOverlay(ctx context.Context, domain, key string) (err erro
 		return err
 	}
 	defer func() { p.Release(err) }()
-	runs, err := s.runs(ctx, p.Disk.Domain)
+	if err := s.MayKeepOverlay(ctx, p.Receipt); err != nil {
+		return err
+	}
+	raw, err := s.namesRaw(ctx, p)
+	if err == nil && raw {
+		err = rawStays(p.Disk, failure.Precondition, isRaw, "")
+	}
 	if err != nil {
 		return err
 	}
-	refuse := func(kind *failure.Kind, why, first string) error {
-		err := failure.New(kind, "%s: its raw copy stays: %s", p.Disk, why)
-		return failure.Hint(err, "%sgo on with `diskhook local settle --raw %s %s`", first, p.Disk.Domain, p.Disk.Target)
-	}
-	if runs && !p.Marked() {
-		return refuse(failure.Conflict, "its domain runs, and may have gone over to it", "shut the domain down, then try again, or ")
-	}
-	raw := p.Marked()
-	if !raw {
-		raw, err = s.namesRaw(ctx, p)
-	}
-	switch {
-	case err != nil:
-		return err
-	case raw:
-		return refuse(failure.Precondition, "it is the disk by now", "")
-	}
 	return p.Clean(ctx)
+}
+
+// MayKeepOverlay refuses a disk that is raw by its receipt, and one that may be:
+// what the guest wrote last would be lost. A domain that runs may be on its way
+// there, with QEMU at work.
+func (s *Service) MayKeepOverlay(ctx context.Context, r localdisk.Receipt) error {
+	if r.Overlay == nil {
+		return rawStays(r.Disk(), failure.Precondition, isRaw, "")
+	}
+	runs, err := s.runs(ctx, r.Domain)
+	if err == nil && runs {
+		err = rawStays(r.Disk(), failure.Conflict, "its domain runs, and may have gone over to it", "shut the domain down, then try again, or ")
+	}
+	return err
+}
+
+const isRaw = "it is the disk by now"
+
+func rawStays(d localdisk.Disk, kind *failure.Kind, why, first string) error {
+	err := failure.New(kind, "%s: its raw copy stays: %s", d, why)
+	return failure.Hint(err, "%sgo on with `diskhook local settle --raw %s %s`", first, d.NameArg(), d.Target)
 }

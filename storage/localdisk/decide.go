@@ -160,10 +160,10 @@ func permitted(o Observed, a Action) Decision {
 	}
 	if o.Copy.State == Ready && o.Receipt != nil && !o.Receipt.Discarding {
 		err := failure.New(failure.Precondition, "%s: its local copy was made before the disk was bound, and its source may have been written to since", o.Disk)
-		return Decision{Veto, failure.Hint(err, "make it again with `diskhook local prestage %s`", o.Disk.nameArg())}
+		return Decision{Veto, failure.Hint(err, "make it again with `diskhook local prestage %s`", o.Disk.NameArg())}
 	}
 	err := failure.New(failure.Precondition, "%s: its local copy is %s and the binding is fill=now, so a start does not make it", o.Disk, o.Copy.State)
-	return Decision{Veto, failure.Hint(err, "run `diskhook local prestage %s`", o.Disk.nameArg())}
+	return Decision{Veto, failure.Hint(err, "run `diskhook local prestage %s`", o.Disk.NameArg())}
 }
 
 func use(o Observed) Decision {
@@ -250,7 +250,7 @@ func elsewhere(o Observed) error {
 	}
 	if r := o.Receipt; r != nil && o.Disk.Copy != "" && o.Disk.Copy != r.Copy && !r.Discarding {
 		err := failure.New(failure.Conflict, "%s: its metadata names the copy %s, the receipt %s", o.Disk, o.Disk.Copy, r.Copy)
-		return failure.Hint(err, "run `diskhook domain apply --refresh %s`", o.Disk.nameArg())
+		return failure.Hint(err, "run `diskhook domain apply --refresh %s`", o.Disk.NameArg())
 	}
 	return nil
 }
@@ -295,15 +295,16 @@ func discardable(o Observed) bool {
 	return o.Disk.OnStop == Discard && o.Receipt.OnStop == Discard && !o.Saved
 }
 
-// nameArg is the domain as an argument in a hint.
-func (d Disk) nameArg() string {
+// NameArg is the domain as a word of a command in a hint: by its name, if it has
+// one that can stand there.
+func (d Disk) NameArg() string {
 	if d.DomainName == "" || strings.HasPrefix(d.DomainName, "-") || failure.OneLine(d.DomainName) != d.DomainName {
 		return d.Domain // a name that would be an option, or not survive in one line
 	}
 	return command.Quote([]string{d.DomainName})
 }
 
-func (d Disk) args() string { return d.nameArg() + " " + d.Target }
+func (d Disk) args() string { return d.NameArg() + " " + d.Target }
 
 // Describe says in a few words what the decision is for, for plans.
 func (o Observed) Describe(dec Decision) string {

@@ -206,7 +206,7 @@ func (s *Service) readable(ctx context.Context, r Receipt) (Observed, error) {
 		return o, foreign(Observed{Disk: d, Copy: c, Receipt: &r})
 	case c.State != Ready:
 		err := failure.New(failure.Conflict, "%s: %s is %s", d, c, c.State)
-		return o, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
+		return o, failure.Hint(err, "see `diskhook local status %s`", d.NameArg())
 	case r.Pivot != nil && r.Overlay != nil:
 		err := failure.New(failure.Conflict, "%s: a change to a raw copy was interrupted, which may have newer data than %s", d, c)
 		return o, failure.Hint(err, "run `diskhook local settle --raw %s`, then try again", d.args())

@@ -302,7 +302,7 @@ func (s *Service) worked(domain, key string) error {
 		what = "it is being exported"
 	}
 	err := failure.New(failure.Temporary, "%s: %s", d, what)
-	return failure.Hint(err, "wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
+	return failure.Hint(err, "wait for it (`diskhook local status %s`), or stop it with `diskhook local cancel %s`", d.NameArg(), d.args())
 }
 
 // during says of which disk an error is, and what was done, unless the error says

@@ -233,7 +233,7 @@ func goesOn(e Entry) string {
 	d := Disk{Domain: e.Domain, DomainName: e.DomainName, Target: cmp.Or(e.Target, e.Key)}
 	now := ""
 	if e.Target != "" {
-		now = fmt.Sprintf(" (`diskhook local prestage %s/%s` does now)", d.nameArg(), d.Target)
+		now = fmt.Sprintf(" (`diskhook local prestage %s/%s` does now)", d.NameArg(), d.Target)
 	}
 	return fmt.Sprintf("the next start goes on with it%s, `diskhook local remove %s` gives it up", now, d.args())
 }

@@ -297,5 +297,5 @@ func wrongFormat(o Observed) error {
 	if r != nil && r.Pivot != nil {
 		return failure.Hint(err, "run `diskhook local settle --raw %s`, which was interrupted, then start again", d.args())
 	}
-	return failure.Hint(err, "set type='%s' in the disk's <driver> with `virsh edit %s`", is, d.nameArg())
+	return failure.Hint(err, "set type='%s' in the disk's <driver> with `virsh edit %s`", is, d.NameArg())
 }

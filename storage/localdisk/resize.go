@@ -45,7 +45,7 @@ func (s *Service) Resize(ctx context.Context, domain, key string, size int64) (P
 	switch {
 	case c.State != Ready:
 		err := failure.New(failure.Conflict, "%s: %s is %s", d, c, c.State)
-		return Placement{}, failure.Hint(err, "see `diskhook local status %s`", d.nameArg())
+		return Placement{}, failure.Hint(err, "see `diskhook local status %s`", d.NameArg())
 	case c.UUID != r.Copy:
 		return Placement{}, foreign(Observed{Disk: d, Copy: c, Receipt: r})
 	case Saved(s.Layout, domain):

@@ -66,7 +66,7 @@ func (s *Service) takeUp(r Receipt) (*Settling, error) {
 	l, err := lock.Try(s.Layout.Locks(), settleLock(r.Domain, r.Key()))
 	if errors.Is(err, lock.ErrHeld) {
 		err = failure.Hint(fmt.Errorf("%s: it is being settled: %w", d, err),
-			"watch it with `diskhook local status --watch %s`, or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
+			"watch it with `diskhook local status --watch %s`, or stop it with `diskhook local cancel %s`", d.NameArg(), d.args())
 	}
 	if err != nil {
 		return nil, err

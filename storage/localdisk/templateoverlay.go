@@ -206,7 +206,7 @@ func (c Copy) holds() int64 {
 // unshared refuses a copy that is to lie on a template where there can be none.
 func unshared(d Disk, why string) error {
 	err := failure.New(failure.Precondition, "%s: its copy cannot lie on a template: %s", d, why)
-	return failure.Hint(err, "bind it without template=overlay (`diskhook domain revert %s` first, if it is bound)", d.nameArg())
+	return failure.Hint(err, "bind it without template=overlay (`diskhook domain revert %s` first, if it is bound)", d.NameArg())
 }
 
 // Shareable refuses disks that are bound with template=overlay, but whose base

@@ -134,7 +134,7 @@ func (s *Service) wait(ctx context.Context, d Disk, job string, w *Waiting) erro
 	for ; ; time.Sleep(min(pollEvery, max(pollFirst, time.Since(began)/8))) {
 		if err := ctx.Err(); err != nil {
 			err = fmt.Errorf("%s: no longer waiting for its copy, which goes on: %w", d, err)
-			return failure.Hint(err, "watch it with `diskhook local status %s`, or stop it with `diskhook local cancel %s`", d.nameArg(), d.args())
+			return failure.Hint(err, "watch it with `diskhook local status %s`, or stop it with `diskhook local cancel %s`", d.NameArg(), d.args())
 		}
 		// The process takes the lock before it removes its job, and says how it
 		// ended before it gives the lock back. So it is looked at backwards.
@@ -246,5 +246,5 @@ func stillCopying(d Disk, st progress.Status) error {
 		what = st.Note
 	}
 	err := failure.New(failure.Temporary, "%s: %s is at %d %% and takes %s more; the copy goes on", d, what, st.Percent(), leftOf(st))
-	return failure.Hint(err, "start again then, or watch `diskhook local status %s`", d.nameArg())
+	return failure.Hint(err, "start again then, or watch `diskhook local status %s`", d.NameArg())
 }

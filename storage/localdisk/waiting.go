@@ -36,7 +36,7 @@ func (s *Service) withDied(entries []Entry) ([]Entry, error) {
 		}
 		of := Disk{Domain: d.Domain, DomainName: st.Owner, Target: targetOf(st)}
 		return Entry{Problem: fmt.Sprintf("who made its copy died while %s was made, at %d %%; the next start goes on (`diskhook local prestage %s/%s` does now)",
-			st.Note, st.Percent(), of.nameArg(), of.Target)}, true
+			st.Note, st.Percent(), of.NameArg(), of.Target)}, true
 	})
 }
 

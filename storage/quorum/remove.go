@@ -13,8 +13,9 @@ import (
 )
 
 // Remove takes a set that nobody uses, and that has nothing of a guest's, away:
-// its definition and all marks; its images only when told, and then only files, of each chain the top one. What
-// cannot be reached keeps its mark. After a crash the same call goes on.
+// its definition and all marks; its images only when told, and then only files,
+// of each chain the top one. What cannot be reached keeps its mark. After a crash
+// the same call goes on.
 func (s *Service) Remove(ctx context.Context, name string, deleteImages bool) error {
 	held, set, err := s.hold(name)
 	if err != nil {

@@ -5,15 +5,19 @@
 package localdisk_test
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lvm/lvmtest"
@@ -148,6 +152,21 @@ func TestUnfinishedCopyIsFoundWhereItIs(t *testing.T) {
 				t.Errorf("the receipt says %s", r.Home)
 			}
 		})
+	}
+}
+
+// A place from which nothing is heard, as a file without a writer is one, holds
+// nobody beyond what he waits for, and is named.
+func TestPlaceThatDoesNotAnswer(t *testing.T) {
+	w, _ := leftIn(t, "fill.verified")
+	sidecar := strings.TrimSuffix(w.content(), ".raw") + ".json"
+	must(t, os.Remove(sidecar))
+	must(t, unix.Mkfifo(sidecar, 0o600))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := service().List(ctx)
+	if place := "dir " + filepath.Dir(sidecar); !errors.Is(err, command.ErrNoAnswer) || !strings.Contains(err.Error(), place) {
+		t.Errorf("listed: %v", err)
 	}
 }
 

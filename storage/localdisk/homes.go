@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"diskhook/storage/atomicfile"
+	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 )
@@ -156,9 +157,15 @@ func inodeOf(dir string) (uint64, error) {
 }
 
 // in finds what there is in a place. One that is noted and away is a
-// failure.Precondition, as is a volume group that is not there.
+// failure.Precondition, as is a volume group that is not there; one that does not
+// answer before ctx ends is a command.ErrNoAnswer.
 func (s *Service) in(ctx context.Context, p place) (map[string]Copy, error) {
-	copies, err := s.backend(Disk{Backend: p.kind, Home: p.home}).find(ctx)
+	copies, err := command.Abandon(ctx, func() (map[string]Copy, error) {
+		return s.backend(Disk{Backend: p.kind, Home: p.home}).find(ctx)
+	})
+	if errors.Is(err, command.ErrNoAnswer) {
+		return nil, fmt.Errorf("%s: %w", p, err)
+	}
 	if err != nil || len(copies) > 0 || p.note == "" || !filepath.IsAbs(p.home) {
 		return copies, err
 	}

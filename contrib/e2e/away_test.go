@@ -6,7 +6,6 @@ package e2e
 
 import (
 	"sync"
-	"time"
 )
 
 // away takes the shared storage away while do runs, as a cable does that is
@@ -40,12 +39,12 @@ func hangs(m machine) {
 			}
 			all.Wait()
 			for i, d := range absent {
-				if m.isVeto(d, starts[i], "disk vda", d.disks[0].source()); starts[i].took > 40*time.Second {
+				if m.isVeto(d, starts[i], "disk vda", d.disks[0].source()); starts[i].took > hanging {
 					m.Errorf("a start of %s took %v", d.name, starts[i].took)
 				}
 			}
 		})
-		if r := m.try("", "diskhook", "local", "list"); r.code != 0 || r.took > 20*time.Second {
+		if r := m.try("", "diskhook", "local", "list"); r.code != 0 || r.took > hanging {
 			m.Errorf("local list took %v: %d %s", r.took, r.code, r.output)
 		}
 	})
@@ -56,7 +55,7 @@ func hangs(m machine) {
 	m.within("the copy begins", func() bool { return copied(d.id, "vda") > 0 })
 	m.away(func() {
 		m.configure(map[string]string{"local.deadline": `"5s"`})
-		if r := m.vetoed(d, "disk vda", "the copy goes on"); r.took > 25*time.Second {
+		if r := m.vetoed(d, "disk vda", "the copy goes on"); r.took > hanging {
 			m.Errorf("a start that waits 5 s took %v", r.took)
 		}
 		m.started(ready)

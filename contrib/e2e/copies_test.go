@@ -125,9 +125,7 @@ func hookKilled(m machine) {
 	d := m.bind(named("patient", disk{"vda", "lvmthin", "slow"}))
 	m.configured(map[string]string{"local.rate": rate, "local.deadline": `"1s"`})
 	first := m.vetoed(d, "disk vda", " %", "the copy goes on", "diskhook local status patient")
-	if first.took > 30*time.Second {
-		m.Errorf("a deadline of 1 s took %v", first.took)
-	}
+	m.answered("a start with a deadline of 1 s", first)
 	m.within("the copy begins", func() bool { return copied(d.id, "vda") >= 0 })
 
 	hook := m.hookCommand(d, "prepare", "begin")

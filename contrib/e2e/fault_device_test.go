@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // flaky is a device-mapper device on another, of which parts fail when told to.
@@ -165,7 +164,7 @@ func sourceFails(m machine) {
 		gone := m.bind(named("bad-disk", disk{"vda", "lvmthin", filepath.Join(at, "slow")}))
 		m.fails(under, 0, flakySize)
 		m.run("sh", "-c", "echo 3 >/proc/sys/vm/drop_caches")
-		m.quick("a start without its source", m.vetoed(gone, "disk vda", at, "nput/output error"), 30*time.Second)
+		m.answered("a start without its source", m.vetoed(gone, "disk vda", at, "nput/output error"))
 		m.notReady(gone, "vda")
 		m.works(under)
 		m.converges(gone)

@@ -113,11 +113,11 @@ func (m machine) starting(d domain) <-chan result {
 	return ended
 }
 
-// quick wants a result within limit.
-func (m machine) quick(what string, r result, limit time.Duration) {
+// answered wants a result that did not hang.
+func (m machine) answered(what string, r result) {
 	m.Helper()
 	m.Logf("%s took %v", what, r.took)
-	if r.took > limit {
+	if r.took > hanging {
 		m.Errorf("%s took %v: exit code %d: %s", what, r.took, r.code, r.output)
 	}
 }

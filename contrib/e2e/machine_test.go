@@ -47,9 +47,12 @@ type result struct {
 	took   time.Duration
 }
 
-// patience ends what hangs. It is long, as the guest is emulated, maybe beside
-// other work: how fast something is has its own limits, in quick.
-const patience = 10 * time.Minute
+// patience ends what hangs, and an answer that takes hanging is late for another
+// reason than the guest, which is emulated, maybe beside other work.
+const (
+	patience = 10 * time.Minute
+	hanging  = 3 * time.Minute
+)
 
 // try runs a program that may fail. stdin may be "".
 func (m machine) try(stdin, name string, args ...string) result {

@@ -23,7 +23,7 @@ type result struct {
 }
 
 // patience bounds everything that is waited for.
-const patience = 90 * time.Second
+const patience = 5 * time.Minute
 
 // try runs a command to its end.
 func try(t *testing.T, name string, args ...string) result {

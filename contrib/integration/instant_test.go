@@ -217,7 +217,7 @@ func TestInstantStartIsKilled(t *testing.T) {
 			began := time.Now()
 			d.start()
 			d.boots(2)
-			if took := time.Since(began); took > 20*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("the start took %v", took)
 			}
 			if !settleToo {

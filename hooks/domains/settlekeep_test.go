@@ -26,7 +26,7 @@ func TestRawCopyThatTheDomainWentOverToStays(t *testing.T) {
 	keep := func() error { return e.s.KeepOverlay(t.Context(), testUUID, "vda") }
 	refusedWith(t, keep(), failure.Conflict, "its domain runs, and may have gone over to it", "shut the domain down")
 	e.dies()
-	refusedWith(t, keep(), failure.Precondition, "its raw copy stays: it is the disk by now", "`diskhook local settle --raw "+testUUID+" vda`")
+	refusedWith(t, keep(), failure.Precondition, "its raw copy stays: it is the disk by now", "`diskhook local settle --raw vm vda`")
 	if err := e.toRaw(); err != nil {
 		t.Fatal(err)
 	}

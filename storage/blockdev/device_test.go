@@ -173,7 +173,7 @@ func TestWaitNode(t *testing.T) {
 	if err != nil || size != 2<<20 {
 		t.Errorf("size %d, %v", size, err)
 	}
-	if took := time.Since(began); took < 90*time.Millisecond || took > 5*time.Second {
+	if took := time.Since(began); took < 90*time.Millisecond || took > time.Minute {
 		t.Errorf("took %v", took)
 	}
 	if size, err := WaitNode(t.Context(), device); err != nil || size != 2<<20 {

@@ -40,7 +40,7 @@ func TestHungSourceHoldsNobody(t *testing.T) {
 	d.Source = []imagecheck.Layer{{Path: filepath.Join(dir, "disk.raw"), Format: imagecheck.Raw}}
 	began := time.Now()
 	_, err = service().Fulfil(t.Context(), []localdisk.Disk{d}, localdisk.Waiting{Deadline: time.Second})
-	if took := time.Since(began); took > 5*time.Second || failure.KindOf(err) != failure.Temporary {
+	if took := time.Since(began); took > time.Minute || failure.KindOf(err) != failure.Temporary {
 		t.Errorf("after %v: %v", took, err)
 	}
 	if w.ready() {

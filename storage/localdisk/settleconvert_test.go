@@ -207,7 +207,7 @@ func TestStartStopsTheConversion(t *testing.T) {
 		}
 		began := time.Now()
 		w.shows(after)
-		if took := time.Since(began); took > 3*time.Second {
+		if took := time.Since(began); took > time.Minute {
 			t.Errorf("the start took %v", took)
 		}
 		if err := converting.Wait(); err == nil || !strings.Contains(said.String(), "its domain starts") {

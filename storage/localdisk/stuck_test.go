@@ -68,7 +68,7 @@ func TestCancelledCopyWaitsForItsStorage(t *testing.T) {
 			if !errors.Is(err, c.cancel) {
 				t.Errorf("cancel: %v", err)
 			}
-			if took := time.Since(began); took > 10*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("it took %v", took)
 			}
 			again, err := service().List(t.Context())

@@ -26,7 +26,7 @@ func TestRealDaemon(t *testing.T) {
 			_ = conn.Close()
 			break
 		}
-		if time.Since(begun) > 10*time.Second {
+		if time.Since(begun) > time.Minute {
 			t.Fatal("it does not listen")
 		}
 	}

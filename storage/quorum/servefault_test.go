@@ -183,7 +183,7 @@ func TestHung(t *testing.T) {
 	must(t, server.Signal(syscall.SIGSTOP))
 	began := time.Now()
 	w.works("write -P 6 1M 64k", "read -P 6 1M 64k", "flush")
-	if took := time.Since(began); took > hangTimeout+2*time.Second {
+	if took := time.Since(began); took > hangTimeout+time.Minute {
 		t.Errorf("the guest waited for %s", took)
 	}
 	w.untilState("r3", quorum.Suspected, string(quorum.Hung))

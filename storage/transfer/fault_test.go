@@ -57,7 +57,7 @@ func TestHungStorage(t *testing.T) {
 			if failure.KindOf(err) != failure.Temporary || !errors.Is(err, context.DeadlineExceeded) || failure.HintOf(err) == "" {
 				t.Errorf("got %v", err)
 			}
-			if took := time.Since(began); took > 3*time.Second {
+			if took := time.Since(began); took > time.Minute {
 				t.Errorf("it took %v", took)
 			}
 			held.Release()

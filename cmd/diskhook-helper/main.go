@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command diskhook-helper does for VDSM's hooks what needs root: fixed verbs
-// on local copies of oVirt's disks, with configuration that only root can
-// write, and one that tells what the storage of managed volumes needs to know of
-// this host. It is run by sudo(8) and speaks the protocol of package privileged.
+// on local copies of oVirt's disks, replica sets and managed volumes, with
+// configuration and definitions that only root can write. It is run by sudo(8) and speaks the protocol of package privileged.
 package main
 
 import (
@@ -18,6 +17,7 @@ import (
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
+	"diskhook/storage/managed"
 	"diskhook/storage/managed/connector"
 	"diskhook/storage/quorum"
 )
@@ -41,7 +41,10 @@ func main() {
 	}
 	sets := &quorum.Service{Layout: service.Layout, Config: service.Config, Run: service.Run, Log: log, Program: service.Program, Reader: service.User}
 	machine := &connector.Host{Run: service.Run, Log: log, Root: filepath.Join("/", service.Layout.Root)}
-	server := privileged.Server{Service: service, Quorum: bindings.DirectQuorum(sets), ConnectorInfo: machine.Properties}
+	server := privileged.Server{
+		Service: service, Quorum: bindings.DirectQuorum(sets), Volumes: managed.New(service.Layout, service.Config.Managed, log),
+		ConnectorInfo: machine.Properties,
+	}
 	if !server.Serve(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr) {
 		os.Exit(1)
 	}

@@ -108,14 +108,15 @@ func (p *program) hook(ctx context.Context, c call) error {
 		if err != nil {
 			return err
 		}
-		if h.Volumes, err = p.volumeService(config, log); err != nil {
+		volumes, err := p.volumeService(config, log)
+		if err != nil {
 			return err
 		}
 		h.Local, h.Quorum, h.Reader = bindings.Direct(local), bindings.DirectQuorum(sets), local.User
-		h.ConnectorInfo = h.Volumes.ConnectorInfo
+		h.Volumes, h.ConnectorInfo = volumes, volumes.ConnectorInfo
 	} else {
 		helper := privileged.NewClient(command.System{Log: log}, p.layout, config)
-		h.Local, h.Quorum, h.ConnectorInfo = helper, helper.Quorum(), helper.ConnectorInfo
+		h.Local, h.Quorum, h.Volumes, h.ConnectorInfo = helper, helper.Quorum(), helper.Volumes(), helper.ConnectorInfo
 	}
 	if c.vdsm != nil {
 		return vdsm.Run(ctx, h, *c.vdsm)

@@ -230,7 +230,7 @@ func TestVDSM(t *testing.T) {
 	}
 	const in = "/usr/libexec/vdsm/hooks/"
 	for _, point := range []string{"before_vm_start", "after_disk_prepare", "before_disk_hotplug", "after_disk_hotunplug", "before_vm_migrate_source", "after_vm_destroy", "before_vm_dehibernate", "after_vm_hibernate", "after_vm_dehibernate"} {
-		for _, property := range []string{"localdisk=lvm", "diskhook=", "quorum=db"} {
+		for _, property := range []string{"localdisk=lvm", "diskhook=", "quorum=db", "volume=sda=v1"} {
 			env := []string{"vmId=" + uuid, "_hook_domxml=" + file, "PATH=/tmp/evil", "LD_PRELOAD=x", "PYTHONPATH=/y", "DISKHOOK_ROOT=/tmp/evil", "GODEBUG=x=1", property}
 			r := run(t, built.installed, in+point+"/50_diskhook", env, "ignored")
 			want := result{Called: true, Argv: []string{"hook", "run", "--", "vdsm", point}, Env: []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "_hook_domxml=" + file, property, "vmId=" + uuid}}

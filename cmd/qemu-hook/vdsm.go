@@ -25,7 +25,7 @@ var points = map[string]struct{ host bool }{
 }
 
 // properties are the custom properties that bind a VM's disks.
-var properties = []string{"diskhook", "localdisk", "quorum"}
+var properties = []string{"diskhook", "localdisk", "quorum", "volume"}
 
 // vetoed is the exit code by which a hook tells VDSM to stop.
 const vetoed = 2

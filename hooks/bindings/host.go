@@ -23,8 +23,8 @@ type Host struct {
 	Log    *slog.Logger
 	Local  Local
 	Quorum Quorum
-	// Volumes attaches managed volumes; nil: we are not root.
-	Volumes *managed.Service
+	// Volumes attaches managed volumes; nil: there are none here.
+	Volumes Volumes
 	// ConnectorInfo is what the storage side of managed volumes needs to know of
 	// this host. Root looks itself; the user vdsm goes through diskhook-helper.
 	ConnectorInfo func(context.Context) (connector.Properties, error)
@@ -49,6 +49,22 @@ func (h *Host) Discover(ctx context.Context, disk localdisk.Disk, top imagecheck
 		checker.User = h.Reader
 	}
 	return checker.Discover(ctx, top)
+}
+
+// Volumes is what bindings need of managed volumes. Root uses managed.Service
+// itself; the user vdsm goes through diskhook-helper.
+type Volumes interface {
+	// Link is the path that domains name, attached or not.
+	Link(id string) string
+	Node(id string) (managed.Node, error)
+	ExplainAttach(context.Context, managed.Request) ([]string, error)
+	Attach(context.Context, managed.Request) (managed.Attached, error)
+	// Own gives an attached volume to a user and a group, for as long as it is
+	// attached.
+	Own(ctx context.Context, id string, uid, gid int) error
+	Release(ctx context.Context, id, domain string) error
+	// ReleaseRest releases all that a domain has.
+	ReleaseRest(ctx context.Context, domain string) error
 }
 
 // Local is what bindings need of local copies. Root uses localdisk itself

@@ -15,6 +15,7 @@ import (
 //	diskhook    the grammar of Parse
 //	localdisk   lvm|lvmthin|dir, for every disk
 //	quorum      DISK=SET[,DISK=SET…], a disk's target or serial and its replica set
+//	volume      DISK=ID[,DISK=ID…], the same and a managed volume of the host
 func Properties(lookup func(string) (string, bool)) ([]Binding, error) {
 	var all []Binding
 	for _, property := range []struct {
@@ -23,7 +24,12 @@ func Properties(lookup func(string) (string, bool)) ([]Binding, error) {
 	}{
 		{"diskhook", func(text string) ([]Binding, error) { return Parse("property diskhook", text, Property) }},
 		{"localdisk", localProperty},
-		{"quorum", quorumProperty},
+		{"quorum", func(text string) ([]Binding, error) {
+			return pairs("quorum", "SET", "sda=db,sdb=logs with the target or serial of a disk and a set of `diskhook quorum list`", text)
+		}},
+		{"volume", func(text string) ([]Binding, error) {
+			return pairs("volume", "ID", "sda=vol1,sdb=vol2 with the target or serial of a disk and a volume of `diskhook volume list`", text)
+		}},
 	} {
 		text, set := lookup(property.name)
 		if !set {
@@ -47,29 +53,28 @@ func localProperty(text string) ([]Binding, error) {
 	return []Binding{b}, ofProperty("localdisk", b.check())
 }
 
-// quorumProperty reads sda=db,sdb=logs.
-func quorumProperty(text string) ([]Binding, error) {
+// pairs reads sda=db,sdb=logs, the property that is called like its kind.
+func pairs(kind, what, example, text string) ([]Binding, error) {
+	wrong := func(problem string) error {
+		err := failure.New(failure.Usage, "property %s: %s", kind, problem)
+		return failure.Hint(err, "write it like %s, or remove the property", example)
+	}
 	if len(text) > maxText {
-		return nil, notPairs(fmt.Sprintf("%d bytes are more than it has", len(text)))
+		return nil, wrong(fmt.Sprintf("%d bytes are more than it has", len(text)))
 	}
 	var all []Binding
 	for pair := range strings.SplitSeq(strings.TrimSpace(text), ",") {
-		disk, set, _ := strings.Cut(strings.TrimSpace(pair), "=")
-		if !isWord(disk) || !isWord(set) {
-			return nil, notPairs(fmt.Sprintf("%q is not DISK=SET", clip(pair)))
+		disk, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		if !isWord(disk) || !isWord(value) {
+			return nil, wrong(fmt.Sprintf("%q is not DISK=%s", clip(pair), what))
 		}
-		b := Binding{Select: disk, Kind: "quorum", Value: set, From: Property}
+		b := Binding{Select: disk, Kind: kind, Value: value, From: Property}
 		if err := b.check(); err != nil {
-			return nil, ofProperty("quorum", err)
+			return nil, ofProperty(kind, err)
 		}
 		all = append(all, b)
 	}
 	return all, nil
-}
-
-func notPairs(problem string) error {
-	err := failure.New(failure.Usage, "property quorum: %s", problem)
-	return failure.Hint(err, "write it like sda=db,sdb=logs with the target or serial of a disk and a set of `diskhook quorum list`, or remove the property")
 }
 
 func ofProperty(name string, err error) error {

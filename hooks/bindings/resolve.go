@@ -21,6 +21,10 @@ type Bound struct {
 	Recorded *xmlrewrite.BoundDisk
 }
 
+// IsVolume says that the disk is a managed volume, which stays what it is
+// wherever it is attached.
+func (b Bound) IsVolume() bool { return b.Binding.Kind == (volume{}).Name() }
+
 // Skipped is a disk that a binding for all disks passed over.
 type Skipped struct{ Target, Why string }
 
@@ -44,7 +48,7 @@ func Resolve(d Domain, written []Binding) ([]Bound, []Skipped, error) {
 			}
 			candidates = append(candidates, b)
 		}
-		if b, named := disk.byPath(); named && !d.OVirt {
+		if b, named := disk.byPath(); named {
 			candidates = append(candidates, b)
 		}
 		b, found, err := settle(d, disk, candidates)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -33,6 +32,9 @@ func (volume) Name() string { return "volume" }
 func (volume) Migrate() Migration { return Refuse }
 
 func (volume) Offline(d Domain, b Bound) string {
+	if d.OVirt {
+		return fmt.Sprintf("shut the VM down, define the volume on the other host with `diskhook volume define --connection-info FILE %s`, and start the VM there", b.Binding.Value)
+	}
 	return fmt.Sprintf("shut the domain down; define the volume on the other host with `diskhook volume define --connection-info FILE %s`, and define and start the domain there", b.Binding.Value)
 }
 
@@ -44,9 +46,6 @@ func (volume) Check(b Binding) error {
 		return failure.Hint(err, "write it like vda:volume=ID with a volume of `diskhook volume list`")
 	case len(b.Options) > 0:
 		return failure.New(failure.Usage, "volume has no options")
-	case b.From == Property:
-		err = failure.New(failure.Usage, "volume is not for VMs of oVirt, whose Engine has VDSM attach them")
-		return failure.Hint(err, "leave it out of the property")
 	case !b.Named() && b.From != Rule: // a rule has its own way to name disks
 		err = failure.New(failure.Usage, "volume=%s: one volume cannot be every disk of a domain", clip(b.Value))
 		return failure.Hint(err, "name the disk, as in vda:volume=%s", b.Value)
@@ -99,10 +98,10 @@ func apart(d Domain, bound []Bound) error {
 	return nil
 }
 
-// volumes is the service, which only root has.
-func (h *Host) volumes(d Domain) (*managed.Service, error) {
+// volumes is the service.
+func (h *Host) volumes(d Domain) (Volumes, error) {
 	if h.Volumes == nil {
-		return nil, failure.New(failure.Precondition, "%s: managed volumes are attached by root only", d)
+		return nil, failure.New(failure.Precondition, "%s: there are no managed volumes here", d)
 	}
 	return h.Volumes, nil
 }
@@ -152,7 +151,11 @@ func (k volume) Fulfil(ctx context.Context, h *Host, d Domain, bound []Bound, de
 			if undo := k.Release(context.WithoutCancel(ctx), h, d, bound[:i+1], ""); undo != nil {
 				h.Log.Warn("undo", "domain", d.UUID, "err", undo)
 			}
-			return nil, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+			err = fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+			if failure.HintOf(err) == "" {
+				err = failure.Hint(err, "see that the storage offers the volume to this host, and try `diskhook volume attach %s`", b.Binding.Value)
+			}
+			return nil, err
 		}
 		placed = append(placed, p)
 	}
@@ -165,20 +168,39 @@ func (volume) fulfil(ctx context.Context, h *Host, d Domain, b Bound) (Placement
 		return Placement{}, err
 	}
 	link := s.Link(b.Binding.Value)
-	if b.Recorded == nil && b.Disk.Path != link {
-		err := failure.New(failure.Conflict, "%s is not where this host has its volumes", failure.OneLine(b.Disk.Path))
-		return Placement{}, failure.Hint(err, "set the source to %s with `virsh edit %s`", link, d.NameArg())
+	if err := misnamed(d, b, link); err != nil {
+		return Placement{}, err
 	}
 	a, err := s.Attach(ctx, managed.Request{ID: b.Binding.Value, Domain: d.UUID})
 	if err != nil {
 		return Placement{}, err
 	}
 	// libvirt would have QEMU take a device for a file, or the other way round.
-	if want := map[bool]string{true: "block", false: "file"}[a.Block]; b.Disk.Path == link && b.Disk.Type != want {
+	// Where VDSM runs the domain the hook sets that right.
+	if want := map[bool]string{true: "block", false: "file"}[a.Block]; !d.OVirt && b.Disk.Path == link && b.Disk.Type != want {
 		err := failure.New(failure.Conflict, "volume %s is of type %s, and the disk says type='%s'", a.ID, want, b.Disk.Type)
 		return Placement{}, failure.Hint(err, "correct type and source with `virsh edit %s`", d.NameArg())
 	}
 	return Placement{b.Disk.Target, link, a.Block}, nil
+}
+
+// misnamed refuses a disk that names the link of another volume, or a link
+// where there are none.
+func misnamed(d Domain, b Bound, link string) error {
+	named := namedVolume(b.Disk.Path)
+	way := fmt.Sprintf("set the source to %s with `virsh edit %s`", link, d.NameArg())
+	if d.OVirt {
+		way = "correct the property, or see which hook wrote the source"
+	}
+	switch {
+	case b.Recorded != nil || b.Disk.Path == link, b.Binding.From == Property && named == "":
+		return nil
+	case named != "" && named != b.Binding.Value:
+		err := failure.New(failure.Conflict, "its source names volume %s, and the %s says %s", named, b.Binding.From, b.Binding.Value)
+		return failure.Hint(err, "%s", way)
+	}
+	err := failure.New(failure.Conflict, "%s is not where this host has its volumes", failure.OneLine(b.Disk.Path))
+	return failure.Hint(err, "%s", way)
 }
 
 // Restorable asks no more than that the volume can be attached: it is the same
@@ -194,7 +216,7 @@ func (k volume) Restorable(ctx context.Context, h *Host, d Domain, bound []Bound
 func (volume) Labelled() bool { return true }
 
 // Own follows the link, which only a fulfil of this boot has made.
-func (volume) Own(_ context.Context, h *Host, d Domain, bound []Bound, label Label) error {
+func (volume) Own(ctx context.Context, h *Host, d Domain, bound []Bound, label Label) error {
 	if !label.Owned {
 		return nil
 	}
@@ -203,9 +225,8 @@ func (volume) Own(_ context.Context, h *Host, d Domain, bound []Bound, label Lab
 		return err
 	}
 	for _, b := range bound {
-		if err := os.Chown(s.Link(b.Binding.Value), label.UID, label.GID); err != nil {
-			err = failure.New(failure.Precondition, "%s: disk %s: %w", d, b.Disk.Target, err)
-			return failure.Hint(err, "start the domain again")
+		if err := s.Own(ctx, b.Binding.Value, label.UID, label.GID); err != nil {
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
 		}
 	}
 	return nil
@@ -238,15 +259,9 @@ func (h *Host) ReleaseVolumes(ctx context.Context, d Domain) error {
 	if h.Volumes == nil {
 		return nil
 	}
-	claimed, err := h.Volumes.Claimed(ctx, d.UUID)
-	if err != nil {
-		return err
-	}
-	var left []Bound
-	for _, id := range claimed {
-		left = append(left, Bound{Disk: Disk{Target: id}, Binding: Binding{Kind: "volume", Value: id}})
-	}
-	return volume{}.Release(ctx, h, d, left, "")
+	ctx, cancel := context.WithTimeout(ctx, detachTime)
+	defer cancel()
+	return h.Volumes.ReleaseRest(ctx, d.UUID)
 }
 
 // Rewrite points the disk at the volume's link.

@@ -49,12 +49,14 @@ func volumeHost(t *testing.T) (*bindings.Host, *connectortest.World) {
 		"ns": fmt.Sprintf(namespace, 1), "other": fmt.Sprintf(namespace, 2), "lost": fmt.Sprintf(namespace, 3),
 		"nfs": `{"driver_volume_type":"nfs","data":{"export":"nas:/x","name":"v"}}`,
 	} {
-		if err := h.Volumes.Define(t.Context(), id, []byte(connection)); err != nil {
+		if err := defined(h).Define(t.Context(), id, []byte(connection)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return h, w
 }
+
+func defined(h *bindings.Host) *managed.Service { return h.Volumes.(*managed.Service) }
 
 // volumeDomain is a domain whose disks vda, vdb… have these sources: "block
 // PATH" or "file PATH".
@@ -131,7 +133,7 @@ func TestVolumesAllOrNone(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "disk vdc: volume lost: ") {
 		t.Fatalf("got %v", err)
 	}
-	all, err := h.Volumes.List(t.Context())
+	all, err := defined(h).List(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,8 +214,27 @@ func TestVolumeBindings(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	if _, err := bindings.Parse("property diskhook", "sda:volume=ns", bindings.Property); !errors.Is(err, failure.Usage) {
-		t.Errorf("property: %v", err)
+	property := func(text string) ([]bindings.Binding, error) {
+		return bindings.Properties(func(name string) (string, bool) { return text, name == "volume" })
+	}
+	got, err := property("sda=ns, 6e1c=other")
+	want := []bindings.Binding{
+		{Select: "sda", Kind: "volume", Value: "ns", From: bindings.Property}, {Select: "6e1c", Kind: "volume", Value: "other", From: bindings.Property},
+	}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("property: %v %s", err, diff)
+	}
+	for text, want := range map[string]string{
+		"":                        `property volume: "" is not DISK=ID`,
+		"ns":                      `property volume: "ns" is not DISK=ID`,
+		"sda=ns,":                 `property volume: "" is not DISK=ID`,
+		"sda=../ns":               "is not DISK=ID",
+		"sda=.ns":                 "not an id",
+		strings.Repeat("x", 5000): "5000 bytes are more than it has",
+	} {
+		if _, err := property(text); !errors.Is(err, failure.Usage) || !strings.Contains(err.Error(), want) || !strings.Contains(failure.HintOf(err)+err.Error(), "volume") {
+			t.Errorf("property %q: %v", text, err)
+		}
 	}
 	// No copy is made of what may not be attached.
 	doc := volumeDomain(t, owner, "block "+h.Volumes.Link("ns"))

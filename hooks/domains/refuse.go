@@ -77,7 +77,7 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 		return err
 	}
 	for _, b := range bound {
-		if isVolume(b) {
+		if b.IsVolume() {
 			continue // it is not attached yet, or nothing is there
 		}
 		if err := notOpen(ctx, d, b); err != nil {

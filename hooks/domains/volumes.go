@@ -16,14 +16,12 @@ import (
 
 // What verbs on definitions have to know of managed volumes.
 
-func isVolume(b bindings.Bound) bool { return b.Binding.Kind == "volume" }
-
 // volumesFit refuses a volume that another domain has, and to put one in the
 // place of a disk that is something else: nobody knows whether the volume holds
 // what that holds.
 func (s *Service) volumesFit(ctx context.Context, d Domain, bound []bindings.Bound, others []Facts) error {
 	for _, b := range bound {
-		if !isVolume(b) {
+		if !b.IsVolume() {
 			continue
 		}
 		id := b.Binding.Value

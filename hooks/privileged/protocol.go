@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package privileged lets VDSM's hooks, which run as the user vdsm, work with
-// local copies and replica sets, and tell what root alone can read of this host:
+// local copies, replica sets and managed volumes, and tell what root alone can read of this host:
 // both ends of what diskhook-helper speaks.
 //
 // A call is one verb as two arguments (local fulfil), one JSON document on
@@ -51,7 +51,7 @@ type (
 		UID       int                 `json:"uid"`
 		GID       int                 `json:"gid"`
 	}
-	domainRequest struct { // release-rest, abandon, mark-saved, clear-saved, stop-rest
+	domainRequest struct { // release-rest (of copies or volumes), abandon, mark-saved, clear-saved, stop-rest
 		Domain string `json:"domain"`
 	}
 )

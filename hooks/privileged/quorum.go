@@ -95,8 +95,8 @@ func (s *Server) stopRest(ctx context.Context, in io.Reader, _ io.Writer) (any, 
 	if err := decode(in, &r); err != nil {
 		return nil, err
 	}
-	if !host.IsUUID(r.Domain) {
-		return nil, failure.New(failure.Usage, "domain %q: not a uuid", failure.OneLine(r.Domain))
+	if err := checkVM(r.Domain); err != nil {
+		return nil, err
 	}
 	return nil, s.Quorum.StopRest(ctx, r.Domain)
 }

@@ -23,6 +23,8 @@ import (
 type Server struct {
 	Service *localdisk.Service
 	Quorum  bindings.Quorum
+	// Volumes are those that root has defined.
+	Volumes bindings.Volumes
 	// ConnectorInfo looks at this host, as connector.Host.Properties does.
 	ConnectorInfo func(context.Context) (connector.Properties, error)
 }
@@ -47,12 +49,17 @@ var verbs = map[string]verb{
 	"local clear-saved": ofDomain("saved memory", func(_ context.Context, s *localdisk.Service, domain string) error {
 		return localdisk.ClearSaved(s.Layout, domain)
 	}),
-	"quorum definition": (*Server).definition,
-	"quorum plan":       ofUse(planUse),
-	"quorum start":      ofUse(startUse),
-	"quorum stop":       ofUse(stopUse),
-	"quorum stop-rest":  (*Server).stopRest,
-	"volume connector":  (*Server).connector,
+	"quorum definition":   (*Server).definition,
+	"quorum plan":         ofUse(planUse),
+	"quorum start":        ofUse(startUse),
+	"quorum stop":         ofUse(stopUse),
+	"quorum stop-rest":    (*Server).stopRest,
+	"volume connector":    (*Server).connector,
+	"volume node":         (*Server).node,
+	"volume plan":         ofVolume(planVolume),
+	"volume attach":       ofVolume(attachVolume),
+	"volume release":      ofVolume(releaseVolume),
+	"volume release-rest": (*Server).releaseVolumes,
 }
 
 // Serve answers one call: args is the verb, in the request, out the response,

@@ -72,3 +72,30 @@ func TestConnectorInfoRefused(t *testing.T) {
 		t.Errorf("looked at the host %d times", looked)
 	}
 }
+
+// TestVolumesRefused: what is no volume or no VM, or brings a connection with
+// it, is refused before anything is looked at (there are no volumes here).
+// What does work TestVolumes of package vdsm has.
+func TestVolumesRefused(t *testing.T) {
+	const vm = `"domain":"69b6b942-b5bf-4740-bb95-6752ffbd3bcf"`
+	for _, verb := range []string{"plan", "attach", "release"} {
+		for name, request := range map[string]string{
+			"no volume":     `{` + vm + `}`,
+			"a path":        `{"volume":"../x",` + vm + `}`,
+			"an option":     `{"volume":"-x",` + vm + `}`,
+			"no VM":         `{"volume":"v1"}`,
+			"no uuid":       `{"volume":"v1","domain":"../../etc"}`,
+			"a connection":  `{"volume":"v1",` + vm + `,"connection_info":{}}`,
+			"two documents": `{"volume":"v1",` + vm + `}{}`,
+		} {
+			var out, log bytes.Buffer
+			if new(privileged.Server).Serve(t.Context(), []string{"volume", verb}, strings.NewReader(request), &out, &log) || !strings.Contains(out.String(), `"code":"usage"`) {
+				t.Errorf("%s %s: %s", verb, name, out.String())
+			}
+		}
+	}
+	var out, log bytes.Buffer
+	if new(privileged.Server).Serve(t.Context(), []string{"volume", "release-rest"}, strings.NewReader(`{"domain":"x"}`), &out, &log) || !strings.Contains(out.String(), `"code":"usage"`) {
+		t.Errorf("release-rest: %s", out.String())
+	}
+}

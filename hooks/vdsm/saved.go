@@ -16,8 +16,8 @@ import (
 
 func afterVMHibernate(ctx context.Context, v *vm) error {
 	_, bound, err := v.gone()
-	if err == nil && len(bound) == 0 {
-		return nil
+	if err == nil && len(but(bound, "volume")) == 0 {
+		return nil // a volume is the same wherever it is attached
 	}
 	// A VM whose disks cannot be told may have bound ones: it is marked.
 	return errors.Join(err, v.Local.MarkSaved(ctx, v.id))
@@ -41,12 +41,12 @@ func beforeVMDehibernate(ctx context.Context, v *vm) error {
 			v.Log.Warn("the copies that were made for this start stay", "err", left)
 		}
 	}
-	return err
+	return v.orReleased(ctx, d, bound, err)
 }
 
 func (v *vm) resumable(ctx context.Context, d bindings.Domain, bound []bindings.Bound) error {
-	if bindings.Migratable(d, bound) != nil && !localdisk.Saved(v.Layout, v.id) {
-		err := failure.New(failure.Precondition, "%s: disk %s is bound to a copy on one host, and this host does not know that the VM was suspended here", d, bound[0].Disk.Target)
+	if here := but(bound, "volume"); bindings.Migratable(d, here) != nil && !localdisk.Saved(v.Layout, v.id) {
+		err := failure.New(failure.Precondition, "%s: disk %s is bound to a copy on one host, and this host does not know that the VM was suspended here", d, here[0].Disk.Target)
 		return failure.Hint(err, "resume it on the host where it was suspended, or %s", bindings.Afresh)
 	}
 	return v.Restorable(ctx, d, bound)

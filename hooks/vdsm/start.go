@@ -33,7 +33,7 @@ func afterDiskPrepare(ctx context.Context, v *vm) error {
 	}
 	d := bindings.Domain{UUID: v.id, OVirt: true, Partial: true, Disks: []bindings.Disk{dict.disk()}}
 	bound, err := v.settle(ctx, d)
-	if bound = named(bound, "local"); err != nil || len(bound) == 0 {
+	if bound = but(bound, "quorum"); err != nil || len(bound) == 0 {
 		return err // a replica set takes the disk's place in the XML, later
 	}
 	placements, err := v.Fulfil(ctx, d, bound, noDeadline)
@@ -43,9 +43,11 @@ func afterDiskPrepare(ctx context.Context, v *vm) error {
 	p := placements[0]
 	changed, err := dict.with("path", p.Path, "format", "raw", "diskType", sourceType(p))
 	if err != nil {
-		return v.unusable("_hook_json", err)
+		err = v.unusable("_hook_json", err)
+	} else {
+		err = f.replace(changed)
 	}
-	return f.replace(changed)
+	return v.orReleased(ctx, d, bound, err)
 }
 
 func sourceType(p bindings.Placement) string {
@@ -64,9 +66,9 @@ func (v *vm) settle(ctx context.Context, d bindings.Domain) ([]bindings.Bound, e
 	return v.Settle(ctx, d, v.written)
 }
 
-// named are the disks that are bound to a kind of storage.
-func named(bound []bindings.Bound, kind string) []bindings.Bound {
-	return slices.DeleteFunc(slices.Clone(bound), func(b bindings.Bound) bool { return b.Binding.Kind != kind })
+// but are the disks that are not bound to a kind of storage.
+func but(bound []bindings.Bound, kind string) []bindings.Bound {
+	return slices.DeleteFunc(slices.Clone(bound), func(b bindings.Bound) bool { return b.Binding.Kind == kind })
 }
 
 // beforeVMStart does the work for all disks at once. Where after_disk_prepare
@@ -98,16 +100,35 @@ func beforeVMStart(ctx context.Context, v *vm) error {
 	return v.ready(ctx, f, doc, d, bound)
 }
 
-// ready makes the disks ready and points the domain at them.
+// ready makes the disks ready and points the domain at them. What the domain
+// does not allow is known before any storage is asked.
 func (v *vm) ready(ctx context.Context, f file, doc *xmlrewrite.Document, d bindings.Domain, bound []bindings.Bound) error {
 	changes, err := v.Place(d, bound)
 	if err != nil {
 		return err
 	}
+	after, err := xmlrewrite.Apply(doc, changes...)
+	if err != nil {
+		err = failure.New(failure.Precondition, "vm %s: %w", v.id, err)
+		return failure.Hint(err, "take the disk out of the property, or see which hook wrote it")
+	}
 	if _, err := v.Fulfil(ctx, d, bound, noDeadline); err != nil {
 		return err
 	}
-	return v.rewrite(f, doc, changes)
+	return v.orReleased(ctx, d, bound, f.replace(after.Bytes()))
+}
+
+// orReleased takes volumes away again that were attached for a start which
+// fails here. Copies and sets cost nothing until the VM's end is told.
+func (v *vm) orReleased(ctx context.Context, d bindings.Domain, bound []bindings.Bound, err error) error {
+	if err == nil {
+		return nil
+	}
+	volumes := slices.DeleteFunc(slices.Clone(bound), func(b bindings.Bound) bool { return !b.IsVolume() })
+	if left := v.Release(context.WithoutCancel(ctx), d, volumes, ""); left != nil {
+		v.Log.Warn("the volumes that were attached for this start stay", "err", left)
+	}
+	return err
 }
 
 // received passes a disk that lies among the copies and has a receipt. Without
@@ -165,14 +186,4 @@ func (v *vm) partOf(doc *xmlrewrite.Document) bindings.Domain {
 		d.Disks = append(d.Disks, v.readDisk(x, xmlrewrite.VDSMDevice{}))
 	}
 	return d
-}
-
-// rewrite changes the domain and writes the file, if that changes anything.
-func (v *vm) rewrite(f file, doc *xmlrewrite.Document, changes []xmlrewrite.Rewriter) error {
-	after, err := xmlrewrite.Apply(doc, changes...)
-	if err != nil {
-		err = failure.New(failure.Precondition, "vm %s: %w", v.id, err)
-		return failure.Hint(err, "take the disk out of the property")
-	}
-	return f.replace(after.Bytes())
 }

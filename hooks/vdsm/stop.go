@@ -44,12 +44,12 @@ func afterVMDestroy(ctx context.Context, v *vm) error {
 		// localdisk heeds.
 		err = v.Release(ctx, d, bound, "destroyed")
 	}
-	return errors.Join(err, v.Local.ReleaseRest(ctx, v.id), v.Quorum.StopRest(ctx, v.id))
+	return errors.Join(err, v.Local.ReleaseRest(ctx, v.id), v.Quorum.StopRest(ctx, v.id), v.ReleaseVolumes(ctx, bindings.Domain{UUID: v.id}))
 }
 
 // afterDiskHotunplug comes when QEMU has let go of a disk of a VM that goes on.
-// A set that the disk used is free then; a local copy waits for the VM's end,
-// as one that was unplugged on libvirt does.
+// A set or a volume that the disk used is free then; a local copy waits for the
+// VM's end, as one that was unplugged on libvirt does.
 func afterDiskHotunplug(ctx context.Context, v *vm) error {
 	_, doc, err := v.readXML()
 	if err != nil {
@@ -57,7 +57,7 @@ func afterDiskHotunplug(ctx context.Context, v *vm) error {
 	}
 	d := v.partOf(doc)
 	bound, _, err := bindings.Resolve(d, v.written)
-	if bound = named(bound, "quorum"); err != nil || len(bound) == 0 {
+	if bound = but(bound, "local"); err != nil || len(bound) == 0 {
 		return err
 	}
 	return v.Release(ctx, d, bound, "")

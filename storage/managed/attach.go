@@ -326,7 +326,7 @@ func (a *attaching) undo(ctx context.Context, was connector.Attachment, cause er
 			return failure.Hint(fmt.Errorf("%w; and what was connected stays: %w", cause, err), "run `diskhook volume detach %s`", a.ID)
 		}
 	}
-	if err := errors.Join(a.unlink(a.ID), a.update(ctx, func(tx *database.Tx) error { return tx.Forget(a.ID) })); err != nil {
+	if err := errors.Join(a.unlink(ctx, a.ID), a.update(ctx, func(tx *database.Tx) error { return tx.Forget(a.ID) })); err != nil {
 		a.Log.ErrorContext(ctx, "the volume stays in the database", "volume", a.ID, "err", err)
 	}
 	return cause

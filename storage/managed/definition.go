@@ -199,8 +199,8 @@ func (s *Service) definition(id string) (connector.Info, error) {
 
 // Node is what a domain's XML has to know of a volume that need not be attached.
 type Node struct {
-	Block   bool // a block device; else a file
-	Discard bool // the storage says that it takes discards
+	Block   bool `json:"block"`   // a block device; else a file
+	Discard bool `json:"discard"` // the storage says that it takes discards
 }
 
 // Node reads the definition. One that is missing is a failure.NotFound.

@@ -4,6 +4,7 @@ package managed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -61,7 +62,7 @@ func (s *Service) detachLocked(ctx context.Context, id, domain string, still fun
 	if err := failpoint.Hit("detach.disconnected"); err != nil {
 		return err
 	}
-	if err := s.unlink(id); err != nil {
+	if err := s.unlink(ctx, id); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("detach.unlinked"); err != nil {
@@ -148,8 +149,8 @@ func (s *Service) claims(ctx context.Context) (all map[string]database.Claim, er
 	return all, err
 }
 
-// Claimed lists the volumes that a domain has, by id.
-func (s *Service) Claimed(ctx context.Context, domain string) ([]string, error) {
+// claimed lists the volumes that a domain has, by id.
+func (s *Service) claimed(ctx context.Context, domain string) ([]string, error) {
 	claims, err := s.claims(ctx)
 	if err != nil {
 		return nil, err
@@ -162,6 +163,19 @@ func (s *Service) Claimed(ctx context.Context, domain string) ([]string, error) 
 	}
 	slices.Sort(all)
 	return all, nil
+}
+
+// ReleaseRest releases every volume that the domain has. All are tried.
+func (s *Service) ReleaseRest(ctx context.Context, domain string) error {
+	claimed, err := s.claimed(ctx, domain)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	for _, id := range claimed {
+		failed = append(failed, s.Release(ctx, id, domain))
+	}
+	return errors.Join(failed...)
 }
 
 // Release ends the domain's claim on a volume, and detaches it if it was

@@ -218,7 +218,7 @@ func (s *Service) repair(ctx context.Context, f Finding, boot string) error {
 	case f.Action == linkIt && row != nil && row.Path != "" && !stale(*row, boot):
 		return s.link(f.Volume, row.Path)
 	case f.Action == unlinkIt && row == nil:
-		return s.unlink(f.Volume)
+		return s.unlink(ctx, f.Volume)
 	case f.Action == unclaim && row == nil:
 		return s.update(ctx, func(tx *database.Tx) error { return tx.DropClaim(f.Volume) })
 	}

@@ -178,9 +178,28 @@ func (s *Service) link(id, to string) error {
 	return os.Rename(temporary, s.Link(id))
 }
 
-func (s *Service) unlink(id string) error {
-	if err := os.Remove(s.Link(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+// unlink removes the stable path, and the rule of Own with it.
+func (s *Service) unlink(ctx context.Context, id string) error {
+	err := s.Host.Disown(ctx, id)
+	if gone := os.Remove(s.Link(id)); gone != nil && !errors.Is(gone, os.ErrNotExist) {
+		err = errors.Join(err, gone)
+	}
+	return err
+}
+
+// Own gives an attached volume to a user and a group until it is detached,
+// whatever udev does with its node meanwhile.
+func (s *Service) Own(ctx context.Context, id string, uid, gid int) error {
+	if err := CheckID(id); err != nil {
 		return err
+	}
+	unlock, err := s.lockVolume(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.Host.Own(ctx, id, s.Link(id), uid, gid); err != nil {
+		return fmt.Errorf("volume %s: %w", id, err)
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ package install
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -58,6 +59,10 @@ func TestInstallAndUninstall(t *testing.T) {
 		want = append(want, "/usr/libexec/vdsm/hooks/"+point+"/50_diskhook -> /usr/libexec/diskhook/qemu-hook")
 	}
 	want = append(want,
+		"-rwxr-xr-x /usr/libexec/diskhook/vdsm/managedvolume-helper",
+		"-rwxr-xr-x /usr/libexec/diskhook/vdsm/managedvolumes",
+		"-rw-r--r-- /usr/libexec/diskhook/vdsm/python/os_brick/__init__.py",
+		"/usr/libexec/vdsm/managedvolume-helper-diskhook -> /usr/libexec/diskhook/vdsm/managedvolume-helper",
 		"-r--r----- /etc/sudoers.d/50_vdsm_hook_diskhook",
 		"-rw-r--r-- /usr/lib/udev/rules.d/61-diskhook-local.rules",
 		"-rw-r--r-- /usr/lib/tmpfiles.d/diskhook-vdsm.conf",
@@ -122,6 +127,35 @@ func TestUninstallRemovesItsFolders(t *testing.T) {
 	if got := string(read(t, dest+"/var/lib/diskhook/local/copy.raw")); got != "precious" {
 		t.Errorf("the copy is now %q", got)
 	}
+}
+
+// TestManagedVolumes: VDSM's own helper is replaced on request only, and is back
+// after an uninstall.
+func TestManagedVolumes(t *testing.T) {
+	dest := withAdminsHook(t)
+	helper := dest + "/usr/libexec/vdsm/managedvolume-helper"
+	if err := errors.Join(os.MkdirAll(filepath.Dir(helper), 0o755), os.WriteFile(helper, []byte("VDSM's"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	before := listing(t, dest)
+	for range 2 {
+		makeTarget(t, "install-vdsm", "DESTDIR="+dest)
+		if got := string(read(t, helper)); got != "VDSM's" {
+			t.Fatalf("overwritten: %q", got)
+		}
+	}
+	managed := dest + "/usr/libexec/diskhook/vdsm/managedvolumes"
+	run(t, managed, "--root", dest, "enable")
+	if to, err := os.Readlink(helper); err != nil || !bytes.Equal(read(t, dest+to), read(t, "../vdsm/managedvolume-helper")) {
+		t.Errorf("enabled: %s, %v", to, err)
+	}
+	makeTarget(t, "install-vdsm", "DESTDIR="+dest) // an upgrade
+	run(t, managed, "--root", dest, "status")
+	makeTarget(t, "uninstall", "DESTDIR="+dest)
+	if got := string(read(t, helper)); got != "VDSM's" {
+		t.Errorf("afterwards: %q", got)
+	}
+	equal(t, before, listing(t, dest))
 }
 
 // leaves is every file below dest, and every directory that is empty.

@@ -37,6 +37,10 @@ func TestDebian(t *testing.T) {
 		"/etc/sudoers.d/50_vdsm_hook_diskhook":                "-r--r----- root/root",
 		"/usr/libexec/vdsm/hooks/before_vm_start/50_diskhook": "l--------- root/root",
 		"/usr/lib/udev/rules.d/61-diskhook-local.rules":       "-rw-r--r-- root/root",
+		"/usr/libexec/diskhook/vdsm/managedvolumes":           "-rwxr-xr-x root/root",
+		"/usr/libexec/diskhook/vdsm/managedvolume-helper":     "-rwxr-xr-x root/root",
+		"/usr/libexec/vdsm/managedvolume-helper-diskhook":     "l--------- root/root",
+		"/usr/libexec/vdsm/managedvolume-helper":              "", // VDSM's
 		"/usr/bin/diskhook":                                   "",
 	} {
 		if vdsm[path] != mode {

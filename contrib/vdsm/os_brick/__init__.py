@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 # VDSM refuses managed volumes (925) where it cannot import os_brick, and uses
 # nothing of it but in its own helper. This stands in for it where diskhook is
-# the helper: copy the directory into Python's site-packages.
+# the helper: `managedvolumes enable` has Python find it.

@@ -3,7 +3,9 @@
 package layout_test
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -91,5 +93,36 @@ func TestMappingRules(t *testing.T) {
 				t.Errorf("%v after %d writes", err, disk.Writes)
 			}
 		})
+	}
+}
+
+// The contents are those of the blocks that are mapped, byte by byte.
+func TestContents(t *testing.T) {
+	const size = 64 << 10
+	data := make([]byte, 10*size)
+	for i := range data {
+		data[i] = byte(i/size<<4 | i%13)
+	}
+	m := layout.Mapping{Number: 1, BlockSize: size, Size: 6*size - 512, Runs: []layout.MappingRun{
+		{Virtual: 1, Physical: 4, Length: 2}, {Virtual: 3, Physical: 2, Length: 1, Base: 9}, {Virtual: 5, Physical: 9, Length: 1},
+	}}
+	if err := m.Check(); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, m.Size)
+	for virtual, physical := range map[int]int{1: 4, 2: 5, 3: 2, 5: 9} {
+		copy(want[virtual*size:], data[physical*size:][:size])
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		off := rapid.Int64Range(0, int64(m.Size)+100).Draw(t, "off")
+		p := bytes.Repeat([]byte{0xee}, rapid.IntRange(0, 3*size).Draw(t, "length"))
+		n, err := m.Contents(bytes.NewReader(data)).ReadAt(p, off)
+		expected := want[min(off, int64(m.Size)):min(off+int64(len(p)), int64(m.Size))]
+		if !bytes.Equal(p[:n], expected) || errors.Is(err, io.EOF) != (n < len(p)) {
+			t.Fatalf("%d bytes at %d: %d, %v", len(p), off, n, err)
+		}
+	})
+	if n, err := m.Contents(bytes.NewReader(data[:9*size])).ReadAt(make([]byte, 100), 5*size); n != 0 || err == nil {
+		t.Errorf("data that is missing: %d, %v", n, err)
 	}
 }

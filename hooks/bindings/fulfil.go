@@ -37,21 +37,10 @@ func (h *Host) Fulfil(ctx context.Context, d Domain, bound []Bound, deadline tim
 
 func (h *Host) fulfil(ctx context.Context, d Domain, kinds []Kind, groups map[string][]Bound, deadline time.Duration) ([]Placement, error) {
 	placed := make([][]Placement, len(kinds))
-	failed := make([]error, len(kinds))
-	var work sync.WaitGroup
-	for i, k := range kinds {
-		work.Go(func() {
-			defer func() {
-				// A panic must not take the process down before the others
-				// are undone; a hook shows it as one line.
-				if r := recover(); r != nil {
-					failed[i] = fmt.Errorf("%s: kind %s: a defect of diskhook: %v", d, k.Name(), r)
-				}
-			}()
-			placed[i], failed[i] = k.Fulfil(ctx, h, d, groups[k.Name()], deadline)
-		})
-	}
-	work.Wait()
+	failed := sideBySide(d, kinds, func(i int, k Kind) (err error) {
+		placed[i], err = k.Fulfil(ctx, h, d, groups[k.Name()], deadline)
+		return err
+	})
 	err := errors.Join(failed...)
 	if err == nil {
 		return slices.Concat(placed...), nil
@@ -65,6 +54,36 @@ func (h *Host) fulfil(ctx context.Context, d Domain, kinds []Kind, groups map[st
 		}
 	}
 	return nil, err
+}
+
+// sideBySide does the work for all kinds at once, and returns the error of each.
+func sideBySide(d Domain, kinds []Kind, work func(int, Kind) error) []error {
+	failed := make([]error, len(kinds))
+	var all sync.WaitGroup
+	for i, k := range kinds {
+		all.Go(func() {
+			defer func() {
+				// A panic must not take the process down before the others
+				// are undone; a hook shows it as one line.
+				if r := recover(); r != nil {
+					failed[i] = fmt.Errorf("%s: kind %s: a defect of diskhook: %v", d, k.Name(), r)
+				}
+			}()
+			failed[i] = work(i, k)
+		})
+	}
+	all.Wait()
+	return failed
+}
+
+// Relink gives the disks of a domain that runs back what the host lost of them
+// since: links, a daemon, a claim. One disk that cannot be helped holds up no
+// other, and nothing is undone: the guest has the disks open.
+func (h *Host) Relink(ctx context.Context, d Domain, bound []Bound, deadline time.Duration) error {
+	kinds, groups := byKind(bound)
+	return errors.Join(sideBySide(d, kinds, func(_ int, k Kind) error {
+		return k.Relink(ctx, h, d, groups[k.Name()], deadline)
+	})...)
 }
 
 // Release undoes a fulfil of all kinds; every one is tried.

@@ -33,6 +33,9 @@ type Kind interface {
 	// Fulfil makes the disks ready, all or none of them, and may wait for the
 	// deadline (0: as long as it takes).
 	Fulfil(context.Context, *Host, Domain, []Bound, time.Duration) ([]Placement, error)
+	// Relink is Fulfil for a domain that runs: each disk by itself, with no copy
+	// made and nothing undone.
+	Relink(context.Context, *Host, Domain, []Bound, time.Duration) error
 	// Restorable refuses disks on which memory that was saved cannot go on,
 	// because a fulfil would have to make them anew, or did. It changes nothing.
 	Restorable(context.Context, *Host, Domain, []Bound) error

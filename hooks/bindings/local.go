@@ -5,6 +5,7 @@ package bindings
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -162,6 +163,21 @@ func (k local) Fulfil(ctx context.Context, h *Host, d Domain, bound []Bound, dea
 		placements[i] = Placement{p.Target, p.Path, p.Block}
 	}
 	return placements, nil
+}
+
+// Relink looks at all copies at once; only where one is amiss, one by one.
+func (k local) Relink(ctx context.Context, h *Host, d Domain, bound []Bound, deadline time.Duration) error {
+	ready := OnlyReady(bound)
+	_, err := k.Fulfil(ctx, h, d, ready, deadline)
+	if err == nil || len(ready) == 1 {
+		return err
+	}
+	var failed []error
+	for _, b := range ready {
+		_, err := k.Fulfil(ctx, h, d, []Bound{b}, deadline)
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
 }
 
 func (local) Labelled() bool { return true }

@@ -131,6 +131,17 @@ func (k replicated) Fulfil(ctx context.Context, h *Host, d Domain, bound []Bound
 	return placed, nil
 }
 
+// Relink starts what has gone of that which serves the sets.
+func (k replicated) Relink(ctx context.Context, h *Host, d Domain, bound []Bound, deadline time.Duration) error {
+	var failed []error
+	for _, b := range bound {
+		if _, err := k.fulfil(ctx, h, d, b, deadline); err != nil {
+			failed = append(failed, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 // quorumDeadline bounds the start of a set where the caller has no deadline.
 const quorumDeadline = time.Minute
 

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 
 	"diskhook/storage/failure"
@@ -29,12 +30,16 @@ const quorumUsedSchema = "diskhook.quorum-use/v1"
 
 const quorumUsedSuffix = ".quorum"
 
-// markQuorumUsed is durable before a guest can write.
+// markQuorumUsed is durable before a guest can write. What is there already is
+// not written anew: that could fail, under a guest that runs.
 func markQuorumUsed(l host.Layout, u QuorumUse) error {
 	if !host.IsUUID(u.Domain) || !isWord(u.Key) {
 		return failure.New(failure.Usage, "domain %q, disk %q: not names of receipts", clip(u.Domain), clip(u.Key))
 	}
 	u.Former, u.Replicas = nil, false
+	if was, err := quorumUse(l, u.Domain, u.Key); err == nil && was != nil && reflect.DeepEqual(*was, u) {
+		return nil
+	}
 	return receipts.Write(l, u.Domain, u.Key+quorumUsedSuffix, QuorumUsed{quorumUsedSchema, u})
 }
 

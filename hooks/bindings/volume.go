@@ -162,6 +162,24 @@ func (k volume) Fulfil(ctx context.Context, h *Host, d Domain, bound []Bound, de
 	return placed, nil
 }
 
+// Relink makes the links again, and claims that are gone. Only libvirt's hook
+// asks for it, which is root.
+func (volume) Relink(ctx context.Context, h *Host, d Domain, bound []Bound, _ time.Duration) error {
+	s, can := h.Volumes.(interface {
+		Relink(context.Context, managed.Request) error
+	})
+	if !can {
+		return failure.New(failure.Precondition, "%s: managed volumes are made again by root only", d)
+	}
+	var failed []error
+	for _, b := range bound {
+		if err := s.Relink(ctx, managed.Request{ID: b.Binding.Value, Domain: d.UUID}); err != nil {
+			failed = append(failed, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
 func (volume) fulfil(ctx context.Context, h *Host, d Domain, b Bound) (Placement, error) {
 	s, err := h.volumes(d)
 	if err != nil {

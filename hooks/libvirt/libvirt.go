@@ -193,8 +193,8 @@ func restore(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Docu
 // reconnectTimeout bounds what is tried for a domain that runs anyway.
 const reconnectTimeout = 10 * time.Second
 
-// reconnect comes for every running domain when the daemon starts. It makes
-// links again that somebody removed, and never a copy.
+// reconnect comes for every running domain when the daemon starts. It gives
+// its disks back what the host lost of them, and never makes a copy.
 func reconnect(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Document) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -207,6 +207,5 @@ func reconnect(ctx context.Context, h *bindings.Host, _ Call, doc *xmlrewrite.Do
 	if err != nil || len(bound) == 0 {
 		return err
 	}
-	_, err = h.Fulfil(ctx, d, bindings.OnlyReady(bound), reconnectTimeout)
-	return err
+	return h.Relink(ctx, d, bound, reconnectTimeout)
 }

@@ -34,6 +34,20 @@ func InUse(path string) (holder string, inUse bool, err error) {
 	return system{proc: "/proc", sys: "/sys"}.inUse(path)
 }
 
+// Opened says whether another process has the device or file open, or a loop
+// device is over it. Of what InUse looks for that leaves out claims, and devices
+// on top, which the caller looks at by themselves.
+func Opened(path string) (holder string, open bool, err error) {
+	var id identity
+	if err := id.of(path); errors.Is(err, fs.ErrNotExist) {
+		return "", false, failure.Wrap(failure.NotFound, err)
+	} else if err != nil {
+		return "", false, fmt.Errorf("%s: %w", path, err)
+	}
+	s := system{proc: "/proc", sys: "/sys"}
+	return first(path, id, s.loops, s.processes)
+}
+
 // system is where the kernel's file systems are mounted; tests move them.
 type system struct{ proc, sys string }
 
@@ -57,6 +71,11 @@ func (s system) inUse(path string) (string, bool, error) {
 	default:
 		return "", false, failure.New(failure.Precondition, "%s: %s", path, Other)
 	}
+	return first(path, id, look...)
+}
+
+// first asks one after the other who uses the device or file.
+func first(path string, id identity, look ...func(string, identity) (string, error)) (string, bool, error) {
 	var unsure error
 	for _, who := range look {
 		holder, err := who(path, id)

@@ -71,6 +71,20 @@ func TestInUseFile(t *testing.T) {
 }
 
 // Who cannot look at every process does not say "nobody".
+func TestOpened(t *testing.T) {
+	file := pattern(t, 4096)
+	if holder, open, err := Opened(file); open || err != nil {
+		t.Errorf("by %q, %v", holder, err)
+	}
+	want := fmt.Sprintf("process %d (sh)", hold(t, file))
+	if holder, open, err := Opened(file); !open || holder != want || err != nil {
+		t.Errorf("%v by %q, %v; want %q", open, holder, err, want)
+	}
+	if _, _, err := Opened(file + "-not"); !errors.Is(err, failure.NotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestInUseWithoutProc(t *testing.T) {
 	file := pattern(t, 4096)
 	wantFree(t, file) // the kernel itself says so: nobody has it open

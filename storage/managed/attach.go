@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -26,6 +25,9 @@ type Request struct {
 	// Without one nobody claims it, and a volume that is attached already is
 	// an error of code AlreadyAttached, as in VDSM.
 	Domain string
+	// running says that the domain runs and has the volume: it may be open, and
+	// what there is of it stays whatever happens.
+	running bool
 }
 
 // Attached is the answer to a request, with VDSM's names.
@@ -110,6 +112,9 @@ func (s *Service) attach(ctx context.Context, r Request) (Attached, error) {
 		return Attached{}, err
 	}
 	defer unshare()
+	if err := a.unopened(ctx, connector.Attachment{}); err != nil {
+		return Attached{}, err
+	}
 	if err := a.record(ctx); err != nil {
 		return Attached{}, err
 	}
@@ -148,6 +153,9 @@ func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, erro
 		return false, nil
 	}
 	if there, err := a.there(ctx, row); err != nil || !there {
+		return false, err
+	}
+	if err := a.unopened(ctx, outcome(row)); err != nil {
 		return false, err
 	}
 	if err := a.update(ctx, func(tx *database.Tx) error { return a.claim(tx, false) }); err != nil {
@@ -216,62 +224,6 @@ func (a *attaching) record(ctx context.Context) error {
 	return failpoint.Hit("attach.recorded")
 }
 
-// free refuses what another volume of this boot is, and notes the others.
-func (a *attaching) free(rows []database.Volume) error {
-	a.others = nil
-	for id, other := range a.open(rows, a.ID, a.boot) {
-		a.others = append(a.others, other)
-		for _, taken := range other.Takes() {
-			if slices.Contains(a.connector.Takes(), taken) {
-				err := failure.New(failure.Conflict, "%s is volume %s on this host", taken, id)
-				return failure.Hint(err, "run `diskhook volume detach %s` if it is not needed any more", id)
-			}
-		}
-	}
-	return nil
-}
-
-// open returns the connectors of the other volumes of this boot.
-func (s *Service) open(rows []database.Volume, but, boot string) map[string]connector.Connector {
-	all := map[string]connector.Connector{}
-	for _, row := range rows {
-		if row.ID == but || stale(row, boot) {
-			continue
-		}
-		info, err := connector.ParseInfo(row.Connection)
-		if err != nil {
-			continue // of a type that only VDSM knows; it shares nothing with ours
-		}
-		if c, err := s.Host.Open(row.ID, info); err == nil {
-			all[row.ID] = c
-		}
-	}
-	return all
-}
-
-// claim gives the volume to the domain, unless another one of this boot has it.
-func (a *attaching) claim(tx *database.Tx, attached bool) error {
-	now, err := tx.Claim(a.ID)
-	if err != nil {
-		return err
-	}
-	if now != nil && now.Boot == a.boot {
-		if now.Domain != a.Domain {
-			return claimed(*now)
-		}
-		return nil // it keeps saying who attached it
-	}
-	if a.Domain == "" {
-		return tx.DropClaim(a.ID)
-	}
-	return tx.SetClaim(database.Claim{Volume: a.ID, Domain: a.Domain, Boot: a.boot, Attached: attached})
-}
-
-func claimed(c database.Claim) error {
-	err := failure.New(failure.Conflict, "domain %s has it", c.Domain)
-	return failure.Hint(err, "stop that domain, or run `diskhook volume detach --domain %s %s` if it is gone", c.Domain, c.Volume)
-}
-
 // connect does the work, and undoes it if any step fails.
 func (a *attaching) connect(ctx context.Context) (Attached, error) {
 	attachment, err := a.connector.Attach(ctx)
@@ -301,6 +253,9 @@ func (a *attaching) finish(ctx context.Context, attachment connector.Attachment)
 				return err
 			}
 		}
+		if err := errors.Join(a.alone(ctx, tx, attachment), tx.GiveUpMultipathID(attachment.MultipathID, a.boot)); err != nil {
+			return err
+		}
 		return tx.Attached(database.Volume{ID: a.ID, Path: attachment.Path, Attachment: attachment.JSON, MultipathID: attachment.MultipathID})
 	}); err != nil {
 		return err
@@ -316,15 +271,18 @@ func (a *attaching) finish(ctx context.Context, attachment connector.Attachment)
 
 // undo takes away what was connected and forgets the volume. Where that fails
 // the row stays, so that a later detach knows what to look for. A device that
-// belongs to another row is left to that.
+// is another volume's is left to that, and a domain that runs keeps its claim.
 func (a *attaching) undo(ctx context.Context, was connector.Attachment, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	if !errors.Is(cause, database.ErrMultipathTaken) {
+	if !errors.Is(cause, errTaken) && !errors.Is(cause, database.ErrMultipathTaken) {
 		if err := a.connector.Detach(ctx, was, a.others); err != nil {
 			a.Log.ErrorContext(ctx, "what was connected could not be taken away", "volume", a.ID, "err", err)
 			return failure.Hint(fmt.Errorf("%w; and what was connected stays: %w", cause, err), "run `diskhook volume detach %s`", a.ID)
 		}
+	}
+	if a.running {
+		return cause
 	}
 	if err := errors.Join(a.unlink(ctx, a.ID), a.update(ctx, func(tx *database.Tx) error { return tx.Forget(a.ID) })); err != nil {
 		a.Log.ErrorContext(ctx, "the volume stays in the database", "volume", a.ID, "err", err)

@@ -84,7 +84,7 @@ func (s *Service) unclaimed(ctx context.Context, id, boot, domain string) error 
 }
 
 // disconnect has the connector take away what the row tells of. The caller has
-// the volume's lock.
+// the volume's lock. What was of an earlier boot may be another volume's by now.
 func (s *Service) disconnect(ctx context.Context, row database.Volume) error {
 	c, err := s.connector(row)
 	if err != nil {
@@ -96,10 +96,15 @@ func (s *Service) disconnect(ctx context.Context, row database.Volume) error {
 	}
 	defer unshare()
 	others, err := s.staying(ctx, row.ID)
-	if err != nil {
+	if err != nil || slices.ContainsFunc(others, func(other connector.Connector) bool { return overlap(c, other) }) {
 		return err
 	}
 	return c.Detach(ctx, outcome(row), others)
+}
+
+// overlap says that two connectors are for one device.
+func overlap(a, b connector.Connector) bool {
+	return slices.ContainsFunc(a.Takes(), func(what string) bool { return slices.Contains(b.Takes(), what) })
 }
 
 // connector is that of a row.

@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"diskhook/storage/command"
+	"diskhook/storage/managed/connector"
 	"diskhook/storage/managed/database"
 )
 
@@ -43,7 +45,11 @@ func (s *Service) explainAttach(ctx context.Context, r Request) ([]string, error
 	case stale(*row, a.boot):
 		lines = append(lines, "# it was attached in an earlier boot, of which nothing holds any more")
 	default:
-		if there, err := a.there(ctx, *row); err != nil || there {
+		there, err := a.there(ctx, *row)
+		if err == nil && there {
+			err = a.unopened(ctx, outcome(*row))
+		}
+		if err != nil || there {
 			return a.explainClaim(ctx, *row), err
 		}
 		lines = append(lines, "# it was left half attached: go on")
@@ -55,6 +61,9 @@ func (s *Service) explainAttach(ctx context.Context, r Request) ([]string, error
 		}
 		return a.free(rows)
 	}); err != nil {
+		return nil, err
+	}
+	if err := a.unopened(ctx, connector.Attachment{}); err != nil {
 		return nil, err
 	}
 	lines = append(lines, fmt.Sprintf("# note in %s that volume %s is being attached", s.Database, r.ID))
@@ -111,8 +120,10 @@ func (s *Service) explainDetach(ctx context.Context, id, domain string) ([]strin
 		if err != nil {
 			return nil, err
 		}
-		if lines, err = c.ExplainDetach(ctx, outcome(*row), others); err != nil {
-			return nil, err
+		if !slices.ContainsFunc(others, func(other connector.Connector) bool { return overlap(c, other) }) {
+			if lines, err = c.ExplainDetach(ctx, outcome(*row), others); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if _, err := os.Lstat(s.Link(id)); err == nil {

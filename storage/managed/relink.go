@@ -19,6 +19,7 @@ func (s *Service) Relink(ctx context.Context, r Request) error {
 	}
 	known, err := s.relink(ctx, r)
 	if err == nil && !known {
+		r.running = true
 		_, err = s.Attach(ctx, r)
 		return err
 	}

@@ -43,7 +43,7 @@ func New(layout host.Layout, config host.Managed, log *slog.Logger) *Service {
 		Host: &connector.Host{
 			Run: command.System{}, Log: log, Root: "/",
 			Private: filepath.Join(layout.Run(), "managed"), Mounts: filepath.Join(layout.Run(), "mounts"),
-			Adapters: config.Adapters, InUse: blockdev.InUse,
+			Adapters: config.Adapters, InUse: blockdev.InUse, Opened: blockdev.Opened,
 		},
 	}
 }

@@ -128,7 +128,19 @@ func (a *adapter) path(said, multipath string) (string, error) {
 	return said, nil
 }
 
+// unused refuses to have a device taken away that somebody has open. Some
+// programs do not look.
+func (a *adapter) unused(ctx context.Context, was Attachment) error {
+	if was.Path == "" {
+		return nil
+	}
+	return a.host.unusedPath(ctx, was.Path)
+}
+
 func (a *adapter) Detach(ctx context.Context, was Attachment, _ []Connector) error {
+	if err := a.unused(ctx, was); err != nil {
+		return err
+	}
 	connection, err := a.connection()
 	if err != nil {
 		return err

@@ -117,6 +117,8 @@ type Host struct {
 	Patience time.Duration
 	// InUse says whether somebody has a device open (blockdev.InUse).
 	InUse func(path string) (holder string, inUse bool, err error)
+	// Opened is InUse without what is made of the device (blockdev.Opened).
+	Opened func(path string) (holder string, inUse bool, err error)
 	// WriteAttr writes to a file of sysfs; nil is the kernel's.
 	WriteAttr func(path, value string) error
 }

@@ -225,8 +225,14 @@ func (n *nfs) Explain(context.Context) ([]string, error) {
 	return []string{line("mkdir", "-m", "711", "-p", n.mountPoint()), line("mount", n.mounting()...)}, nil
 }
 
-func (n *nfs) ExplainDetach(_ context.Context, _ Attachment, others []Connector) ([]string, error) {
+func (n *nfs) ExplainDetach(ctx context.Context, _ Attachment, others []Connector) ([]string, error) {
 	mounted, err := n.mounted()
+	if err == nil && mounted {
+		err = n.unused(ctx)
+	}
+	if errors.Is(err, command.ErrNoAnswer) && !n.shared(others) {
+		err = nil
+	}
 	switch {
 	case err != nil:
 		return nil, err
@@ -246,14 +252,17 @@ func (l *local) Explain(context.Context) ([]string, error) {
 	return []string{"# the device is there: " + l.host.at(l.path)}, nil
 }
 
-func (l *local) ExplainDetach(context.Context, Attachment, []Connector) ([]string, error) {
-	return nil, nil
+func (l *local) ExplainDetach(ctx context.Context, was Attachment, others []Connector) ([]string, error) {
+	return nil, l.Detach(ctx, was, others)
 }
 
 func (a *adapter) Explain(context.Context) ([]string, error) {
 	return []string{"# the connection_info goes to the program on standard input", line(a.program, "attach")}, nil
 }
 
-func (a *adapter) ExplainDetach(context.Context, Attachment, []Connector) ([]string, error) {
+func (a *adapter) ExplainDetach(ctx context.Context, was Attachment, _ []Connector) ([]string, error) {
+	if err := a.unused(ctx, was); err != nil {
+		return nil, err
+	}
 	return []string{"# the connection_info goes to the program on standard input", line(a.program, "detach")}, nil
 }

@@ -43,5 +43,8 @@ func (l *local) Attach(context.Context) (Attachment, error) {
 	return Attachment{Path: path, JSON: body, Identity: l.host.identity(name)}, err
 }
 
-// Detach has nothing to take away.
-func (l *local) Detach(context.Context, Attachment, []Connector) error { return nil }
+// Detach has nothing to take away. But whoever has the device open has the
+// volume, too.
+func (l *local) Detach(ctx context.Context, _ Attachment, _ []Connector) error {
+	return l.host.unusedPath(ctx, l.host.at(l.path))
+}

@@ -130,7 +130,15 @@ func (h *Host) unusedMap(ctx context.Context, dm string) error {
 			return err
 		}
 	}
-	return nil
+	return h.unopened(ctx, h.at("dev", dm)) // a guest has all of it
+}
+
+// unusedPath is unused for what may be a map.
+func (h *Host) unusedPath(ctx context.Context, path string) error {
+	if dm, err := h.device(path); err == nil && strings.HasPrefix(dm, "dm-") {
+		return h.unusedMap(ctx, dm)
+	}
+	return h.unused(ctx, path)
 }
 
 // flushMap removes a map. Where none of its paths works, nothing can be

@@ -38,6 +38,9 @@ type nfs struct {
 // mountTime bounds mount and umount; the server may be dead.
 const mountTime = 60 * time.Second
 
+// answerTime is how long a server may take to say something of a file.
+const answerTime = 10 * time.Second
+
 func newNFS(h *Host, info Info) (Connector, error) {
 	n := &nfs{host: h}
 	var options, format string
@@ -144,11 +147,15 @@ func (n *nfs) Attach(ctx context.Context) (Attachment, error) {
 
 // Detach unmounts the export once no other volume is on it.
 func (n *nfs) Detach(ctx context.Context, _ Attachment, others []Connector) error {
-	if n.shared(others) {
-		return nil
-	}
 	mounted, err := n.mounted()
-	if err != nil {
+	if err == nil && mounted {
+		err = n.unused(ctx)
+	}
+	shared := n.shared(others)
+	if errors.Is(err, command.ErrNoAnswer) && !shared {
+		err = nil // umount finds out
+	}
+	if err != nil || shared {
 		return err
 	}
 	at := n.mountPoint()
@@ -166,6 +173,20 @@ func (n *nfs) Detach(ctx context.Context, _ Attachment, others []Connector) erro
 	}
 	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	return nil
+}
+
+// unused is Host.unused for the file. Where the server does not answer, that is
+// command.ErrNoAnswer.
+func (n *nfs) unused(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	_, err := command.Abandon(ctx, func() (struct{}, error) {
+		return struct{}{}, n.host.unused(ctx, filepath.Join(n.mountPoint(), n.name))
+	})
+	if err != nil {
+		return fmt.Errorf("export %s: %w", n.export, err)
 	}
 	return nil
 }

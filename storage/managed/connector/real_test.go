@@ -23,12 +23,18 @@ func TestDetachOfPartitions(t *testing.T) {
 	was, err := c.Attach(t.Context())
 	must(t, err)
 	must(t, w.Partition("36001405aa"))
-	must(t, w.Change(func(s *connectortest.Storage) { s.Open = []string{"/dev/dm-1"} }))
-	if err := c.Detach(t.Context(), was, nil); !errors.Is(err, connector.ErrInUse) {
-		t.Errorf("with a partition open: %v", err)
-	}
-	if _, err := c.ExplainDetach(t.Context(), was, nil); !errors.Is(err, connector.ErrInUse) {
-		t.Errorf("explained: %v", err)
+	for what, node := range map[string]string{"a partition": "/dev/dm-1", "all of it": "/dev/dm-0"} {
+		must(t, w.Change(func(s *connectortest.Storage) { s.Open = []string{node} }))
+		w.Forget()
+		if err := c.Detach(t.Context(), was, nil); !errors.Is(err, connector.ErrInUse) {
+			t.Errorf("with %s open: %v", what, err)
+		}
+		if _, err := c.ExplainDetach(t.Context(), was, nil); !errors.Is(err, connector.ErrInUse) {
+			t.Errorf("with %s open, explained: %v", what, err)
+		}
+		if lines := strings.Join(w.Lines(), "\n"); strings.Contains(lines, "multipath") {
+			t.Errorf("with %s open: ran %s", what, lines)
+		}
 	}
 	must(t, w.Change(func(s *connectortest.Storage) { s.Open = nil }))
 	must(t, c.Detach(t.Context(), was, nil))

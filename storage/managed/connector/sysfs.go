@@ -181,22 +181,31 @@ func (h *Host) Look(path string) (Identity, error) {
 // time that somebody who could write to it closes it, such as the QEMU of a
 // domain that ends: what is in use is looked at again when udev has done.
 func (h *Host) unused(ctx context.Context, path string) error {
-	err := h.unusedNow(path)
+	return h.notUsed(ctx, path, h.InUse)
+}
+
+// unopened is unused for a device that others are made of, which are no use.
+func (h *Host) unopened(ctx context.Context, path string) error {
+	return h.notUsed(ctx, path, h.Opened)
+}
+
+func (h *Host) notUsed(ctx context.Context, path string, look func(string) (string, bool, error)) error {
+	err := lookForUse(path, look)
 	for range 2 {
 		if !errors.Is(err, ErrInUse) {
 			break
 		}
 		h.Settle(ctx)
-		err = h.unusedNow(path)
+		err = lookForUse(path, look)
 	}
 	return err
 }
 
-func (h *Host) unusedNow(path string) error {
-	if h.InUse == nil {
+func lookForUse(path string, look func(string) (string, bool, error)) error {
+	if look == nil {
 		return nil
 	}
-	holder, inUse, err := h.InUse(path)
+	holder, inUse, err := look(path)
 	switch {
 	case errors.Is(err, failure.NotFound):
 		return nil

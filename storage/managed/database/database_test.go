@@ -96,6 +96,11 @@ func TestVolumes(t *testing.T) {
 	if !errors.Is(err, database.ErrMultipathTaken) || !errors.Is(err, failure.Conflict) {
 		t.Errorf("%v", err)
 	}
+	// Of the same boot it stays with its row.
+	must(t, db.Update(t.Context(), func(tx *database.Tx) error { return tx.GiveUpMultipathID("1", "boot") }))
+	if err := attached(db, database.Volume{ID: "b", MultipathID: "1"}); !errors.Is(err, database.ErrMultipathTaken) {
+		t.Errorf("%v", err)
+	}
 	if err := attached(db, database.Volume{ID: "nobody", Path: "/x"}); !errors.Is(err, failure.Conflict) {
 		t.Errorf("%v", err)
 	}

@@ -104,6 +104,12 @@ func (t *Tx) Attached(v Volume) error {
 	return nil
 }
 
+// GiveUpMultipathID takes the id from a row of another boot, whose map is no more.
+func (t *Tx) GiveUpMultipathID(id, boot string) error {
+	return t.exec(`UPDATE volumes SET multipath_id = NULL WHERE multipath_id = ?
+		AND vol_id IN (SELECT vol_id FROM diskhook_rows WHERE boot != ?)`, id, boot)
+}
+
 // Forget removes the row and the claim on it. One that is not there is no error.
 func (t *Tx) Forget(id string) error {
 	return errors.Join(

@@ -133,7 +133,7 @@ func (w *World) Boot() (string, error) { return w.attr("proc/boot"), nil }
 func (w *World) Host(log *slog.Logger) *connector.Host {
 	return &connector.Host{
 		Run: w, Log: log, Root: w.Dir, Private: w.at("run/diskhook/managed"), Mounts: w.at("run/diskhook/mounts"),
-		Pause: time.Millisecond, Patience: 200 * time.Millisecond, InUse: w.inUse, WriteAttr: w.WriteAttr,
+		Pause: time.Millisecond, Patience: 200 * time.Millisecond, InUse: w.inUse, Opened: w.opened, WriteAttr: w.WriteAttr,
 	}
 }
 
@@ -165,7 +165,6 @@ func (w *World) save(s Storage) error {
 }
 
 func (w *World) inUse(path string) (string, bool, error) {
-	s, err := w.storage()
 	if _, gone := os.Stat(path); gone != nil {
 		return "", false, failure.Wrap(failure.NotFound, gone)
 	}
@@ -173,6 +172,12 @@ func (w *World) inUse(path string) (string, bool, error) {
 	if holders := w.glob("sys/class/block/" + filepath.Base(path) + "/holders/*"); len(holders) > 0 {
 		return "device " + filepath.Base(holders[0]), true, nil
 	}
+	return w.opened(path)
+}
+
+// opened is blockdev.Opened.
+func (w *World) opened(path string) (string, bool, error) {
+	s, err := w.storage()
 	if slices.Contains(s.Probed, w.rel(path)) {
 		return "process 41 ((udev-worker))", true, nil
 	}

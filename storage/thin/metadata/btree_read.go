@@ -31,8 +31,10 @@ type walker struct {
 
 	// For Check, each may be nil. skip is asked before a node is entered, and
 	// knows it already or not; left says what was found below a node that is
-	// not a leaf; spoiled takes an error and may let the walk go on beside it.
-	skip    func(block uint64, n node) (below, bool)
+	// not a leaf; spoiled takes damage and may let the walk go on beside it.
+	// thirds demands nodes as full as thin_check does.
+	thirds  bool
+	skip    func(block uint64, n node) (found below, known bool, err error)
 	left    func(block uint64, found below)
 	spoiled func(error) error
 
@@ -82,8 +84,15 @@ func (w *walker) enter(win *window, block uint64, together int, low, high uint64
 	if err := n.validate(block, w.size, low, high); err != nil {
 		return below{}, err
 	}
+	if w.thirds && depth > 0 && n.entries() < n.room()/3 {
+		return below{}, damaged("block %d: btree node with %d entries, room for %d: not even a third", block, n.entries(), n.room())
+	}
 	if w.skip != nil {
-		if found, known := w.skip(block, n); known {
+		found, known, err := w.skip(block, n)
+		if err != nil {
+			return below{}, err
+		}
+		if known {
 			if found.entries > 0 && found.last > high {
 				return below{}, damaged("block %d: keys up to %d, where the node above has %d to %d", block, found.last, low, high)
 			}

@@ -33,9 +33,6 @@ func NewXMLWriter(w io.Writer, sb Superblock) (*XMLWriter, error) {
 	x.attribute(` version="`, version)
 	x.attribute(` data_block_size="`, uint64(sb.DataBlockSize))
 	x.attribute(` nr_data_blocks="`, sb.DataBlocks)
-	if sb.HeldRoot != 0 {
-		x.attribute(` metadata_snap="`, sb.HeldRoot)
-	}
 	return x, x.end(">\n")
 }
 

@@ -107,6 +107,8 @@ func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString(brief(e.Argv))
 	switch {
+	case errors.Is(e.Err, context.DeadlineExceeded) && !errors.Is(e.Err, ErrAbandoned):
+		b.WriteString(": it took too long, and was ended")
 	case e.Err != nil:
 		fmt.Fprintf(&b, ": %v", e.Err)
 	default:
@@ -134,10 +136,12 @@ func digest(stderr string) string {
 
 // brief names program and verb; the whole argv is in the log and in Argv.
 func brief(argv []string) string {
-	if len(argv) > 2 {
-		argv = argv[:2]
+	words := 2
+	letter := func(r rune) bool { return r >= 'a' && r <= 'z' }
+	if len(argv) > 2 && strings.HasPrefix(argv[1], "-") && strings.TrimFunc(argv[2], letter) == "" {
+		words = 3 // iscsiadm -m node
 	}
-	return Quote(argv)
+	return Quote(argv[:min(words, len(argv))])
 }
 
 // Quote joins argv for a POSIX shell, quoting only where needed.

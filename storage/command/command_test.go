@@ -57,6 +57,20 @@ func TestEnvironmentIsScrubbed(t *testing.T) {
 	}
 }
 
+// The line names the verb behind an option, and a time limit in words.
+func TestErrorsNameWhatWasRun(t *testing.T) {
+	for want, e := range map[string]command.Error{
+		"iscsiadm -m node exited 8: no session":                           {Argv: []string{"iscsiadm", "-m", "node", "-T", "iqn"}, Code: 8, Stderr: "no session"},
+		"multipath -f exited 1":                                           {Argv: []string{"multipath", "-f", "3600a"}, Code: 1},
+		"iscsiadm -m node: it took too long, and was ended":               {Argv: []string{"iscsiadm", "-m", "node", "--login"}, Code: -1, Err: context.DeadlineExceeded},
+		"mount -t nfs: the program hangs in the kernel and was abandoned": {Argv: []string{"mount", "-t", "nfs", "x"}, Code: -1, Err: command.ErrAbandoned},
+	} {
+		if got := e.Error(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 func TestTimeoutKillsTheWholeGroup(t *testing.T) {
 	mark := filepath.Join(t.TempDir(), "mark")
 	began := time.Now()

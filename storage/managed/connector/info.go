@@ -43,7 +43,7 @@ func ParseInfo(raw []byte) (Info, error) {
 		Data    *map[string]any `json:"data"`
 	}
 	if err := decode(raw, &doc); err != nil {
-		return Info{}, invalid("not a JSON object of driver_volume_type and data: %w", err)
+		return Info{}, invalid("not a JSON object of driver_volume_type and data: %s", spoken(err))
 	}
 	switch {
 	case doc.Type == nil || *doc.Type == "":
@@ -73,6 +73,24 @@ func decode(raw []byte, into any) error {
 		return errors.New("something follows the object")
 	}
 	return nil
+}
+
+// spoken says what decode found without the words of Go.
+func spoken(err error) string {
+	wrong, broken := new(json.UnmarshalTypeError), new(json.SyntaxError)
+	switch {
+	case errors.Is(err, io.EOF):
+		return "it is empty"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return "it ends in the middle"
+	case errors.As(err, &wrong) && wrong.Field == "":
+		return "it is of type " + wrong.Value
+	case errors.As(err, &wrong):
+		return wrong.Field + " is of type " + wrong.Value
+	case errors.As(err, &broken):
+		return fmt.Sprintf("%v (at byte %d)", broken, broken.Offset)
+	}
+	return err.Error()
 }
 
 func invalid(format string, args ...any) error {

@@ -35,7 +35,7 @@ func isSecret(key string) bool {
 	if key == "secret_type" || key == "secret_uuid" || strings.HasSuffix(key, fileSuffix) {
 		return false
 	}
-	for _, part := range []string{"password", "passwd", "keyring", "secret", "token", "credential"} {
+	for _, part := range []string{"password", "passwd", "keyring", "secret", "token", "credential", "passphrase", "psk", "apikey"} {
 		if strings.Contains(key, part) {
 			return true
 		}

@@ -32,7 +32,9 @@ import (
 	"strconv"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite", without cgo
+	"golang.org/x/sys/unix"
+	"modernc.org/sqlite" // also the driver "sqlite", without cgo
+	sqlite3 "modernc.org/sqlite/lib"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
@@ -110,14 +112,17 @@ func Open(ctx context.Context, path string) (*DB, error) {
 // umask. A file that is there keeps its mode and its owner.
 func create(path string) error {
 	if err := atomicfile.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return err
+		return failure.Denied(err)
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
+		if err := unix.Faccessat(unix.AT_FDCWD, path, unix.R_OK|unix.W_OK, unix.AT_EACCESS); err != nil {
+			return failure.Denied(&fs.PathError{Op: "open", Path: path, Err: err})
+		}
 		return nil
 	case err != nil:
-		return failure.Full(err)
+		return failure.Denied(failure.Full(err))
 	}
 	return errors.Join(f.Close(), atomicfile.Sync(filepath.Dir(path)))
 }
@@ -159,7 +164,23 @@ func (d *DB) prepare(ctx context.Context) error {
 func (d *DB) Close() error { return d.sql.Close() }
 
 func (d *DB) failed(what string, err error) error {
-	return failure.Full(fmt.Errorf("%s: %s: %w", d.path, what, err))
+	err = failure.Full(fmt.Errorf("%s: %s: %w", d.path, what, err))
+	said := new(sqlite.Error)
+	if !errors.As(err, &said) {
+		return err
+	}
+	const primary = 0xff // the rest is the extended code
+	switch said.Code() & primary {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		err = failure.New(failure.Temporary, "%s: another program has been writing to it for %v", d.path, patience)
+		return failure.Hint(err, "see which with `fuser %s`, and try again", d.path)
+	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
+		err = failure.New(failure.Precondition, "%s: it is damaged: %w", d.path, said)
+		return failure.Hint(err, "restore it from a backup, or move it away and attach again what is attached: `diskhook volume attach` finds what is connected")
+	case sqlite3.SQLITE_FULL:
+		return failure.Wrap(failure.NoSpace, err)
+	}
+	return err
 }
 
 // Tx is what one caller of Update sees and does, alone.

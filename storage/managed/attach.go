@@ -192,8 +192,11 @@ func (a *attaching) there(ctx context.Context, row database.Volume) (bool, error
 }
 
 // stale says that the row is of an earlier boot: what it tells of the kernel
-// is no more. A row without a boot is VDSM's, which writes none.
-func stale(row database.Volume, boot string) bool { return row.Boot != "" && row.Boot != boot }
+// is no more. Of a row of VDSM's nobody knows.
+func stale(row database.Volume, boot string) bool { return !foreign(row) && row.Boot != boot }
+
+// foreign says that VDSM wrote the row, which has no boot then.
+func foreign(row database.Volume) bool { return row.Boot == "" }
 
 // sweep takes away what an earlier boot left of another connection: a record
 // of a node, or a session that came up by itself. The host may have lost the

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
 	"diskhook/storage/managed/connector"
 	"diskhook/storage/managed/database"
 )
@@ -113,7 +114,11 @@ func (s *Service) connector(row database.Volume) (connector.Connector, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Host.Open(row.ID, info)
+	c, err := s.Host.Open(row.ID, info)
+	if err != nil && foreign(row) {
+		err = failure.Hint(err, "VDSM has attached it: run `vdsm-client ManagedVolume detach_volume vol_id=%s`", row.ID)
+	}
+	return c, err
 }
 
 // outcome is what the row tells of an attachment.

@@ -23,8 +23,8 @@ type Problem string
 // The problems, and what is done about each.
 const (
 	EarlierBoot  Problem = "it was attached in an earlier boot"    // detached, and forgotten
-	Incomplete   Problem = "it was left half attached"             // detached, and forgotten
-	Vanished     Problem = "its device has vanished"               // detached, unless a domain has it
+	Incomplete   Problem = "it was left half attached"             // detached, and forgotten; reported, if VDSM did it
+	Vanished     Problem = "its device has vanished"               // the same, unless a domain has it
 	NoLink       Problem = "its link is missing or leads astray"   // linked
 	StrayLink    Problem = "there is a link, and no such volume"   // the link goes
 	StrayClaim   Problem = "there is a claim, and no such volume"  // the claim goes
@@ -127,6 +127,9 @@ func (s *Service) findings(ctx context.Context, boot string) ([]Finding, error) 
 
 // judge finds the first thing that is wrong with a row, in order of weight.
 func (s *Service) judge(ctx context.Context, row database.Volume, boot string, used bool) (Problem, string, error) {
+	if foreign(row) {
+		return s.judgeForeign(ctx, row)
+	}
 	info, err := connector.ParseInfo(row.Connection)
 	if err == nil {
 		_, err = s.Host.Open(row.ID, info)
@@ -158,6 +161,22 @@ func (s *Service) judge(ctx context.Context, row database.Volume, boot string, u
 		return NoLink, linkIt, nil
 	}
 	return "", "", nil
+}
+
+// judgeForeign looks at a row of VDSM's, which has no link of ours, and which
+// VDSM may be working on: nobody else puts it right.
+func (s *Service) judgeForeign(ctx context.Context, row database.Volume) (Problem, string, error) {
+	if row.Path == "" {
+		return Incomplete, "", nil
+	}
+	there, err := here(ctx, row.Path)
+	switch {
+	case errors.Is(err, command.ErrNoAnswer) && ctx.Err() == nil:
+		return NoAnswer, "", nil
+	case err == nil && !there:
+		return Vanished, "", nil
+	}
+	return "", "", err
 }
 
 // otherDevice says whether a defined volume is not what it was any more.
@@ -201,7 +220,15 @@ func (s *Service) busy(id string) bool {
 // repair does what was found to be needed, if it still is.
 func (s *Service) repair(ctx context.Context, f Finding, boot string) error {
 	if f.Action == detachIt {
-		return s.detach(ctx, f.Volume, "", func(row database.Volume) (bool, error) {
+		domain := ""
+		if f.Problem == Incomplete { // the start that was to have it came to nothing
+			claims, err := s.claims(ctx)
+			if err != nil {
+				return err
+			}
+			domain = claims[f.Volume].Domain
+		}
+		return s.detach(ctx, f.Volume, domain, func(row database.Volume) (bool, error) {
 			problem, _, err := s.judge(ctx, row, boot, false)
 			return problem == f.Problem, err
 		})

@@ -89,9 +89,28 @@ func TestReconcile(t *testing.T) {
 		}}, &managed.Finding{Problem: managed.OtherDevice}, stays},
 		"a row that nobody understands": {[]func(*home){func(h *home) {
 			h.row(func(tx *database.Tx) error {
-				return tx.Record("v1", []byte(`{"driver_volume_type":"storpool","data":{}}`), "")
+				return tx.Record("v1", []byte(`{"driver_volume_type":"storpool","data":{}}`), h.boot())
 			})
 		}}, &managed.Finding{Problem: managed.BadRow}, stays},
+		"a start that was killed": {[]func(*home){func(h *home) {
+			h.row(func(tx *database.Tx) error {
+				return errors.Join(tx.Record("v1", []byte(nvme), h.boot()), tx.SetClaim(database.Claim{Volume: "v1", Domain: domain, Boot: h.boot(), Attached: true}))
+			})
+		}}, &managed.Finding{Problem: managed.Incomplete, Action: "detach"}, gone},
+		"what VDSM is attaching": {[]func(*home){func(h *home) {
+			h.row(func(tx *database.Tx) error { return tx.Record("v1", []byte(nvme), "") })
+		}}, &managed.Finding{Problem: managed.Incomplete}, stays},
+		"what VDSM has attached": {[]func(*home){func(h *home) {
+			h.localDevice()
+			h.row(func(tx *database.Tx) error {
+				return errors.Join(tx.Record("v1", []byte(`{"driver_volume_type":"storpool","data":{}}`), ""), tx.Attached(database.Volume{ID: "v1", Path: h.Dir + "/dev/drbd1"}))
+			})
+		}}, nil, stays},
+		"what vanished from VDSM": {[]func(*home){func(h *home) {
+			h.row(func(tx *database.Tx) error {
+				return errors.Join(tx.Record("v1", []byte(nvme), ""), tx.Attached(database.Volume{ID: "v1", Path: h.Dir + "/dev/nvme0n1"}))
+			})
+		}}, &managed.Finding{Problem: managed.Vanished}, stays},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHome(t)
@@ -163,4 +182,10 @@ func TestRowsOfVDSM(t *testing.T) {
 	}
 	must(t, h.Detach(t.Context(), "v1", ""))
 	h.clean()
+	h.row(func(tx *database.Tx) error {
+		return tx.Record("v1", []byte(`{"driver_volume_type":"storpool","data":{}}`), "")
+	})
+	if err := h.Detach(t.Context(), "v1", ""); failure.HintOf(err) != "VDSM has attached it: run `vdsm-client ManagedVolume detach_volume vol_id=v1`" {
+		t.Errorf("%v; %s", err, failure.HintOf(err))
+	}
 }

@@ -12,12 +12,15 @@
 //	diskhook_claims      which domain has a volume to itself
 //	diskhook_identities  what a volume was when it was attached first
 //
+// A trigger keeps the first two in step with the rows that VDSM deletes.
+//
 // A file of our own is made with mode 0600, since connection data holds
 // passwords. There is one writer at a time, across processes: an Update is one
 // transaction that has SQLite's write lock from its start, and waits for it.
 // Nothing is ever half written; a transaction that was cut off is rolled back
-// by whoever opens the file next. Errors of the file are plain failures, one
-// of a newer schema is a failure.Precondition.
+// by whoever opens the file next. A file of a newer schema, or a damaged one, is
+// a failure.Precondition, one that another program keeps for itself a
+// failure.Temporary; other errors of the file are plain failures.
 package database
 
 import (
@@ -83,6 +86,11 @@ var schema = [...]string{
 		wwn TEXT NOT NULL,
 		size INTEGER NOT NULL
 	)`,
+	// A row that VDSM deletes, and perhaps writes anew, is none of ours any more.
+	`CREATE TRIGGER IF NOT EXISTS diskhook_forget AFTER DELETE ON volumes BEGIN
+		DELETE FROM diskhook_rows WHERE vol_id = OLD.vol_id;
+		DELETE FROM diskhook_claims WHERE vol_id = OLD.vol_id;
+	END`,
 }
 
 // Open opens the file, and makes it and what is missing in it. The caller closes it.
@@ -131,13 +139,13 @@ func create(path string) error {
 const newest = 1
 
 func (d *DB) prepare(ctx context.Context) error {
-	var tables int
-	const ours = `SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN
-		('volumes', 'versions', 'diskhook_rows', 'diskhook_claims', 'diskhook_identities')`
-	if err := d.sql.QueryRowContext(ctx, ours).Scan(&tables); err != nil {
+	var there int
+	const ours = `SELECT count(*) FROM sqlite_master WHERE type IN ('table', 'trigger') AND name IN
+		('volumes', 'versions', 'diskhook_rows', 'diskhook_claims', 'diskhook_identities', 'diskhook_forget')`
+	if err := d.sql.QueryRowContext(ctx, ours).Scan(&there); err != nil {
 		return d.failed("read", err)
 	}
-	if tables < 5 {
+	if there < 6 {
 		if err := d.Update(ctx, func(tx *Tx) error {
 			for _, statement := range schema {
 				if err := tx.exec(statement); err != nil {
@@ -163,6 +171,8 @@ func (d *DB) prepare(ctx context.Context) error {
 // Close closes the file.
 func (d *DB) Close() error { return d.sql.Close() }
 
+// failed says what went wrong with the file, and what to do about it
+// (https://www.sqlite.org/rescode.html).
 func (d *DB) failed(what string, err error) error {
 	err = failure.Full(fmt.Errorf("%s: %s: %w", d.path, what, err))
 	said := new(sqlite.Error)
@@ -176,9 +186,13 @@ func (d *DB) failed(what string, err error) error {
 		return failure.Hint(err, "see which with `fuser %s`, and try again", d.path)
 	case sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT:
 		err = failure.New(failure.Precondition, "%s: it is damaged: %w", d.path, said)
-		return failure.Hint(err, "restore it from a backup, or move it away and attach again what is attached: `diskhook volume attach` finds what is connected")
+		return failure.Hint(err, "restore it from a backup; or move it away, restart libvirtd, which gives running domains theirs again, and attach what else is attached: `diskhook volume attach` finds what is connected")
 	case sqlite3.SQLITE_FULL:
 		return failure.Wrap(failure.NoSpace, err)
+	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY:
+		if os.Geteuid() != 0 {
+			return failure.Hint(failure.Wrap(failure.Precondition, err), "run this as root")
+		}
 	}
 	return err
 }

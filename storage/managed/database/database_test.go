@@ -206,6 +206,18 @@ func TestVDSMsFile(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o644 || versions != 1 {
 		t.Errorf("%v %v, %d versions", st.Mode(), err, versions)
 	}
+	// What VDSM deletes and writes anew is VDSM's, and no domain's.
+	must(t, db.Update(t.Context(), func(tx *database.Tx) error {
+		return tx.SetClaim(database.Claim{Volume: "ours", Domain: "d", Boot: "boot"})
+	}))
+	_, err = vdsm.Exec(`DELETE FROM volumes WHERE vol_id = 'ours'; INSERT INTO volumes (vol_id, connection_info) VALUES ('ours', ?)`, []byte(`{}`))
+	must(t, err)
+	again, err := db.Volumes(t.Context(), "ours")
+	must(t, err)
+	claims, err := db.Claims(t.Context())
+	if len(again) != 1 || again[0].Boot != "" || len(claims) != 0 || err != nil {
+		t.Errorf("%+v %v %v", again, claims, err)
+	}
 	_, err = vdsm.Exec(`INSERT INTO versions VALUES (2, 'Later', datetime('now'))`)
 	must(t, err)
 	if _, err := database.Open(t.Context(), path); !errors.Is(err, failure.Precondition) || failure.HintOf(err) == "" {
@@ -216,7 +228,8 @@ func TestVDSMsFile(t *testing.T) {
 func TestNotADatabase(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.db")
 	must(t, os.WriteFile(path, []byte(strings.Repeat("not a database ", 100)), 0o600))
-	if _, err := database.Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), path) {
+	_, err := database.Open(t.Context(), path)
+	if !errors.Is(err, failure.Precondition) || !strings.Contains(err.Error(), path) {
 		t.Errorf("%v", err)
 	}
 }

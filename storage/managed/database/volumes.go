@@ -110,7 +110,8 @@ func (t *Tx) GiveUpMultipathID(id, boot string) error {
 		AND vol_id IN (SELECT vol_id FROM diskhook_rows WHERE boot != ?)`, id, boot)
 }
 
-// Forget removes the row and the claim on it. One that is not there is no error.
+// Forget removes the row, and whatever claim there is. One that is not there is
+// no error.
 func (t *Tx) Forget(id string) error {
 	return errors.Join(
 		t.exec(`DELETE FROM volumes WHERE vol_id = ?`, id),

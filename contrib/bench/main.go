@@ -33,6 +33,7 @@ var parts = []part{
 	{"fill", "fill of a thin volume from a qcow2 chain, in the test guest", inGuest("guest-fill")},
 	{"template", "copies of twenty domains with one base, beside one, on this machine's disk", templatesOnFiles},
 	{"quorum", "disks of three replicas beside a plain file, on this machine's disk", quorums},
+	{"thin-metadata", "dm-thin metadata beside thin-provisioning-tools, on this machine's disk", thinMetadata},
 	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
 }
 
@@ -60,6 +61,9 @@ func run(ctx context.Context, out io.Writer, names []string) error {
 	}
 	if len(names) > 3 && names[0] == copyChild {
 		return copyEngine(ctx, names[1:])
+	}
+	if len(names) > 2 && names[0] == thinChild {
+		return thinMetadataChild(ctx, names[1:])
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(parts, func(p part) bool { return p.name == name }) {

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package format says what a storage repository needs of the storage below it:
+// small documents that are replaced as a whole, volumes of data, and locks.
+//
+// A format is one implementation, localfs-1.0 for instance. The repository's
+// meaning (images, plans, fixes) is in package repository and the same for all;
+// a format knows of none of it. Tests: formattest has what each has to do.
+//
+// Every method that takes a context may hang as long as the storage does; package
+// repository abandons it then (command.Abandon). Methods are safe for concurrent use.
+package format
+
+import (
+	"context"
+	"os"
+)
+
+// Format is a way to keep a repository on storage.
+type Format interface {
+	// Name is what connectStorageRepository calls it, with its version.
+	Name() string
+	// Create makes an empty repository's place; one that is there already, or
+	// begun, is fine, and anything else at its place a failure.Conflict.
+	Create(ctx context.Context, parameters map[string]string) error
+	// Open finds the place. Wrong parameters are a failure.Usage, a place that
+	// is not there a failure.NotFound, one that may not be used from here (no lock
+	// that works) a failure.Precondition.
+	Open(ctx context.Context, parameters map[string]string) (Place, error)
+}
+
+// Kind is a kind of documents.
+type Kind string
+
+// The kinds of documents.
+const (
+	Repository Kind = "repository" // one, with the id Descriptor
+	Image      Kind = "image"
+	Volume     Kind = "volume"
+	Operation  Kind = "operation" // of the image of the same id
+	Pin        Kind = "pin"       // of the image of the same id
+	Stop       Kind = "stop"      // asks who works on the image of that id to stop
+)
+
+// Kinds are all of them but Repository.
+var Kinds = [...]Kind{Image, Volume, Operation, Pin, Stop}
+
+// Descriptor is the id of the one document that says what repository this is.
+const Descriptor = "repo"
+
+// MaxDocument bounds a document in bytes: it and its header fit a block of 4096,
+// which formats on shared block devices write at once.
+const MaxDocument = 4000
+
+// Place is an open repository's storage.
+type Place interface {
+	Documents
+	Locks
+	Volumes
+	// Capacity is of the whole storage.
+	Capacity(ctx context.Context) (Capacity, error)
+	// Capabilities do not change while the place is open.
+	Capabilities() Capabilities
+	// Close lets go of the place. Locks are released before.
+	Close() error
+}
+
+// Documents are read, and replaced as a whole. IDs are UUIDs.
+type Documents interface {
+	// Read fails with fs.ErrNotExist when there is none. It sees the newest
+	// version that any host wrote.
+	Read(ctx context.Context, kind Kind, id string) ([]byte, error)
+	// Write replaces it or makes it. When it returns nil the document is durable;
+	// when it fails the old one or the new one is there, whole.
+	Write(ctx context.Context, kind Kind, id string, data []byte) error
+	// Remove is durable. That there is none is fine.
+	Remove(ctx context.Context, kind Kind, id string) error
+	// List names those there are, in order.
+	List(ctx context.Context, kind Kind) ([]string, error)
+}
+
+// Locks exclude everybody who has the repository connected, on any host. Names
+// are of [a-z0-9-].
+type Locks interface {
+	// Lock waits until ctx ends; it fails with lock.ErrHeld then.
+	Lock(ctx context.Context, name string) (Lock, error)
+	// TryLock does not wait.
+	TryLock(ctx context.Context, name string) (Lock, error)
+	// Held says whether somebody has the lock right now.
+	Held(ctx context.Context, name string) (bool, error)
+}
+
+// Lock is a held lock.
+type Lock interface {
+	// Check fails once the lock may be somebody else's. It does not wait.
+	Check() error
+	// TakenOver says that the last holder was not seen to end: it may wake up
+	// and go on writing to what it had open.
+	TakenOver() bool
+	// File is inherited by children that write, so that the lock lives as long
+	// as they do; nil where that does not work.
+	File() *os.File
+	Release()
+}
+
+// Volumes hold data. An id is a UUID and a kind one of imagecheck's formats; what
+// is in a volume is the caller's business.
+type Volumes interface {
+	// Make makes room for a volume of so many bytes and names it; one that is
+	// there is left alone if it is large enough. fresh says that the whole of it reads zero.
+	Make(ctx context.Context, id, kind string, bytes int64) (fresh bool, err error)
+	// Path is where the volume is while it is open.
+	Path(id, kind string) string
+	// Backing is what an overlay's header has to say of a volume of the same
+	// repository, so that every host finds it.
+	Backing(id, kind string) string
+	// OpenVolume makes Path usable on this host, CloseVolume ends that. They do
+	// not count: the caller closes what nobody uses any more.
+	OpenVolume(ctx context.Context, id, kind string, write bool) error
+	CloseVolume(ctx context.Context, id, kind string) error
+	// Grow makes a raw volume read zero from its end up to bytes, and one
+	// of another kind able to hold so many.
+	Grow(ctx context.Context, id, kind string, bytes int64) error
+	// Flush makes the volume's content and name durable.
+	Flush(ctx context.Context, id, kind string) error
+	// Allocated is how many bytes of storage it takes.
+	Allocated(ctx context.Context, id, kind string) (int64, error)
+	// Delete frees it, durably. That there is none is fine; one that somebody
+	// has open is a failure.Conflict.
+	Delete(ctx context.Context, id, kind string) error
+	// Data lists the volumes that take up storage.
+	Data(ctx context.Context) ([]Data, error)
+	// Cursor is the file that keeps how far a copy to the volume is.
+	Cursor(id string) string
+}
+
+// Data is what is known of a volume without looking at it.
+type Data struct{ ID, Kind string }
+
+// Capacity is in bytes.
+type Capacity struct {
+	Total     int64 `json:"total"`
+	Available int64 `json:"available"` // for us
+}
+
+// Capabilities are what a format can do on this host with this storage.
+type Capabilities struct {
+	Format string `json:"format"`
+	// Clones: a copy of a raw volume within the repository shares its blocks.
+	Clones bool `json:"clones"`
+	// Sparse: a raw volume takes only the storage that is written.
+	Sparse bool `json:"sparse"`
+	// Shared: other hosts may have the repository connected as well.
+	Shared bool `json:"shared"`
+	// ReadOnly: this host may make and change nothing.
+	ReadOnly bool `json:"read_only"`
+}

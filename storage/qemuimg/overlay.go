@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
@@ -33,9 +34,10 @@ func FullSize(virtual int64) int64 {
 
 // Format makes a file or block device that is there a qcow2 image of size
 // bytes with nothing in it, on top of a layer, which it does not open. It does
-// not flush.
+// not flush. A layer in the image's own directory may be named by its file name
+// alone, so that the header is true wherever that directory is mounted.
 func (q *QemuImg) Format(ctx context.Context, path string, size int64, below imagecheck.Layer) error {
-	if err := plain(below.Path); err != nil {
+	if err := named(below.Path); err != nil {
 		return err
 	}
 	return q.change(ctx, path, "make an image", formatArgs(path, size, below)...)
@@ -57,7 +59,7 @@ func formatArgs(path string, size int64, below imagecheck.Layer) []string {
 // SetBacking writes into the header of a qcow2 image on what layer it lies.
 // Nothing else of the image changes, and it does not flush.
 func (q *QemuImg) SetBacking(ctx context.Context, path string, below imagecheck.Layer) error {
-	if err := plain(below.Path); err != nil {
+	if err := named(below.Path); err != nil {
 		return err
 	}
 	return q.change(ctx, path, "set its backing file", "rebase", "-q", "-u", "-f", imagecheck.QCOW2, "-b", below.Path, "-F", below.Format, "--", path)
@@ -66,6 +68,15 @@ func (q *QemuImg) SetBacking(ctx context.Context, path string, below imagecheck.
 // RemoveBacking is SetBacking for an image that lies on nothing any more.
 func (q *QemuImg) RemoveBacking(ctx context.Context, path string) error {
 	return q.change(ctx, path, "remove its backing file", "rebase", "-q", "-u", "-f", imagecheck.QCOW2, "-b", "", "--", path)
+}
+
+// named takes a path, or the name of a file beside the image that means nothing
+// else to QEMU: no option, no protocol.
+func named(path string) error {
+	if path != "" && path[0] != '-' && path[0] != '.' && !strings.ContainsAny(path, "/:") {
+		return nil
+	}
+	return plain(path)
 }
 
 func plain(path string) error {
@@ -81,4 +92,9 @@ func (q *QemuImg) change(ctx context.Context, path, what string, args ...string)
 	}
 	_, err := q.Run.Run(ctx, command.Cmd{Name: program, Args: args, User: q.User, Limits: copyLimits, Timeout: lookTimeout})
 	return classify(path, what, err)
+}
+
+// Resize makes a qcow2 image larger; what is added reads zero. It does not flush.
+func (q *QemuImg) Resize(ctx context.Context, path string, size int64) error {
+	return q.change(ctx, path, "resize", "resize", "-q", "-f", imagecheck.QCOW2, "--", path, strconv.FormatInt(size, 10))
 }

@@ -100,7 +100,11 @@ type Lock interface {
 	// File is inherited by children that write, so that the lock lives as long
 	// as they do; nil where that does not work.
 	File() *os.File
+	// Release gives it up.
 	Release()
+	// Discard is Release of a lock that is not needed soon again, and that no
+	// child has: nothing of it needs to stay.
+	Discard()
 }
 
 // Volumes hold data. An id is a UUID and a kind one of imagecheck's formats; what

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+)
+
+// CopyImage brings an image, wherever it is connected, into a repository. A snapshot
+// keeps its id: if it is there already nothing is done. A disk gets a new one.
+//
+// With baseImageID, a snapshot that the image lies on, only what differs from that is
+// copied, and the copy is laid over the base in the target; as long as that is not there the
+// copy is broken. ErrNotAncestor: the image does not lie on it.
+func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImageID string, userData json.RawMessage, o Options) (string, error) {
+	userData, err := checkUserData(userData)
+	if err != nil {
+		return "", err
+	}
+	r, err := s.target(ctx, targetRepoID, o)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	from, err := s.search(ctx, r, imageID, o)
+	if err != nil {
+		return "", err
+	}
+	defer from.closeUnless(r)
+	if from.repo == r && from.image.Kind == Snapshot {
+		return imageID, nil
+	}
+	a := asked{
+		id: imageID, kind: from.image.Kind, size: from.image.Size, base: from.image.Base,
+		strategy: o.strategy(), userData: userData,
+		digest: o.digest(verbCopy, imageID, baseImageID, string(userData)),
+	}
+	if a.kind == Disk {
+		a.id = o.newID(r.about.Nonce)
+	}
+	if done, err := r.repeated(ctx, a); done || err != nil {
+		return a.id, err
+	}
+	a.plan = &plan{Verb: verbCopy, Size: a.size, From: imageID, Here: from.repo == r}
+	if err := s.planCopy(ctx, from, baseImageID, a.plan); err != nil {
+		return "", err
+	}
+	err = r.change(ctx, func(u *update) error {
+		if a.kind == Snapshot {
+			if back, err := u.unremove(ctx, a); back || err != nil {
+				return err
+			}
+		}
+		return s.commit(ctx, u, a)
+	})
+	if err != nil {
+		return "", err
+	}
+	s.proceed(ctx, r, a.id, o)
+	return a.id, nil
+}
+
+// planCopy says how: whole, or the volumes above the base's.
+func (s *Service) planCopy(ctx context.Context, from *found, baseID string, p *plan) error {
+	c, err := from.chain(ctx, from.image)
+	if err != nil {
+		return err
+	}
+	if err := s.readableNow(ctx, from); err != nil {
+		return err
+	}
+	p.Volume = uuid.NewString()
+	if baseID == "" {
+		p.copies()
+		return nil
+	}
+	if err := checkImageID(baseID); err != nil {
+		return err
+	}
+	base, err := from.repo.image(ctx, baseID)
+	if errors.Is(err, ErrNoImage) {
+		return fmt.Errorf("base %s: %w of %s: it is not in repository %s", baseID, ErrNotAncestor, from.image.ID, from.id)
+	}
+	if err != nil {
+		return err
+	}
+	if base.Kind != Snapshot {
+		return fmt.Errorf("base %s/%s: %w", from.id, baseID, ErrNotSnapshot)
+	}
+	for _, v := range c {
+		if v.ID == base.Volume && len(p.Parts) > 0 {
+			p.Base, p.Volume = baseID, p.Parts[0].Copy
+			p.Stages = []string{stageParts, stageLink, stagePublish}
+			return nil
+		}
+		p.Parts = append(p.Parts, part{Of: v.ID, Copy: uuid.NewString()})
+	}
+	err = fmt.Errorf("base %s: %w of %s: its data does not lie on it", baseID, ErrNotAncestor, from.image.ID)
+	return failure.Hint(err, "leave the base out, which copies all of it")
+}
+
+// readableNow refuses a disk that somebody writes.
+func (s *Service) readableNow(ctx context.Context, from *found) error {
+	if from.image.Kind != Disk {
+		return nil
+	}
+	holders, err := s.holders(ctx, from.repo, from.image.ID)
+	if err != nil {
+		return err
+	}
+	for _, h := range holders {
+		if h.Write {
+			return from.inUse(from.image.ID, holders)
+		}
+	}
+	return nil
+}
+
+// unremove makes a removed snapshot visible again whose data is still here: it
+// has the id of what is asked for, so it has its content.
+func (u *update) unremove(ctx context.Context, a asked) (bool, error) {
+	old, err := u.image(ctx, a.id)
+	if errors.Is(err, ErrNoImage) || err == nil && !old.Weak {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if _, err := u.chain(ctx, old); err != nil || old.Kind != Snapshot {
+		return false, nil //nolint:nilerr // what it had is of no use: commit refuses it
+	}
+	old.Weak, old.Plan, old.UserData, old.Strategy, old.Request = false, nil, a.userData, a.strategy, a.digest
+	return true, u.saveImage(ctx, old)
+}
+
+// ImportImage makes an image of a chain that is in no repository, top first. Every header is
+// inspected first; see package imagecheck for what is refused.
+func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers []imagecheck.Layer, kind Kind, userData json.RawMessage, o Options) (string, error) {
+	userData, err := checkUserData(userData)
+	if err != nil {
+		return "", err
+	}
+	if kind != Disk && kind != Snapshot {
+		return "", failure.New(failure.Usage, "kind %q: disk or snapshot", clip(string(kind)))
+	}
+	r, err := s.target(ctx, targetRepoID, o)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	a := asked{
+		id: o.newID(r.about.Nonce), kind: kind, strategy: o.strategy(), userData: userData,
+		digest: o.digest(verbImport, layers, kind, string(userData)),
+	}
+	if done, err := r.repeated(ctx, a); done || err != nil {
+		return a.id, err
+	}
+	info, err := imagecheck.Checker{Allowed: s.Allowed}.Chain(ctx, layers)
+	if err != nil {
+		return "", err
+	}
+	if a.size, err = checkSize(info.VirtualSize); err != nil {
+		return "", err
+	}
+	a.plan = &plan{Verb: verbImport, Volume: uuid.NewString(), Size: a.size, Layers: layers}
+	a.plan.copies()
+	if err := r.change(ctx, func(u *update) error { return s.commit(ctx, u, a) }); err != nil {
+		return "", err
+	}
+	s.proceed(ctx, r, a.id, o)
+	return a.id, nil
+}

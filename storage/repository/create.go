@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+)
+
+// asked is what a verb that makes an image was asked for, and what it decided.
+type asked struct {
+	id       string
+	digest   string // with a request id
+	kind     Kind
+	size     int64
+	base     string // the snapshot it descends from
+	strategy Strategy
+	userData json.RawMessage
+	volume   string // what it points to at once; a snapshot's
+	plan     *plan
+}
+
+// commit writes the image with its plan, the moment from which it exists. One that
+// is there already is the answer to a request that was made before, if it is the same.
+func (s *Service) commit(ctx context.Context, u *update, a asked) error {
+	old, err := u.image(ctx, a.id)
+	switch {
+	case errors.Is(err, ErrNoImage):
+	case err != nil:
+		return err
+	case old.Weak:
+		err := failure.New(failure.Conflict, "image %s/%s: it was removed, and its data is still needed", u.id, a.id)
+		return failure.Hint(err, "take another request id, or first `diskhook repo fix %s`", u.id)
+	default:
+		return failure.New(failure.Conflict, "image %s/%s: there is another one", u.id, a.id)
+	}
+	img := &image{
+		ID: a.id, Kind: a.kind, Size: a.size, Strategy: a.strategy, Base: a.base, Volume: a.volume,
+		UserData: a.userData, Created: now(), Request: a.digest,
+	}
+	a.plan.Nonce = uuid.NewString()
+	return u.begin(ctx, img, a.plan)
+}
+
+// repeated says that a request was made before, and its image is there.
+func (r *repo) repeated(ctx context.Context, a asked) (bool, error) {
+	if a.digest == "" {
+		return false, nil
+	}
+	old, err := r.image(ctx, a.id)
+	switch {
+	case errors.Is(err, ErrNoImage):
+		return false, nil
+	case err != nil:
+		return false, err
+	case old.Weak:
+		return false, nil
+	case old.Request != a.digest:
+		err := failure.New(failure.Conflict, "image %s/%s: the same request id was for something else", r.id, a.id)
+		return false, failure.Hint(err, "take a new request id")
+	}
+	return true, nil
+}
+
+// proceed starts the work of a plan that was committed, unless that is not wanted. That it fails
+// takes nothing back: the plan is there, and GetImageStatus says what became of it.
+func (s *Service) proceed(ctx context.Context, r *repo, imageID string, o Options) {
+	if o.NoAutoFix {
+		return
+	}
+	start := s.Start
+	if start == nil {
+		start = func(ctx context.Context, _, imageID string) error { return s.work(ctx, r, imageID) }
+	}
+	if err := start(ctx, r.id, imageID); err != nil {
+		s.Log.Warn("the work goes on later", "repository", r.id, "image", imageID, "error", err)
+	}
+}
+
+// target opens the repository that a verb is about, once its options are right.
+func (s *Service) target(ctx context.Context, repoID string, o Options) (*repo, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	return s.connected(ctx, repoID)
+}
+
+// CreateVirtualDisk makes a disk of size bytes, rounded up, that reads zero, or as
+// the snapshot base does and zero behind it; then size 0 is the snapshot's. It returns
+// the disk's id once the plan is committed.
+// ErrNotSnapshot: base is a disk. A disk smaller than its base is a failure.Usage.
+func (s *Service) CreateVirtualDisk(ctx context.Context, targetRepoID string, size int64, baseSnapshotID string, userData json.RawMessage, o Options) (string, error) {
+	userData, err := checkUserData(userData)
+	if err != nil {
+		return "", err
+	}
+	r, err := s.target(ctx, targetRepoID, o)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	a := asked{
+		id: o.newID(r.about.Nonce), kind: Disk, strategy: o.strategy(), userData: userData,
+		digest: o.digest(verbCreate, size, baseSnapshotID, string(userData)),
+	}
+	if done, err := r.repeated(ctx, a); done || err != nil {
+		return a.id, err
+	}
+	if baseSnapshotID == "" {
+		if a.size, err = checkSize(size); err != nil {
+			return "", err
+		}
+		a.plan = &plan{Verb: verbCreate, Stages: []string{stageAllocate, stagePublish}, Volume: uuid.NewString(), Format: imagecheck.Raw, Size: a.size}
+		err = r.change(ctx, func(u *update) error { return s.commit(ctx, u, a) })
+	} else {
+		err = s.createOn(ctx, r, &a, size, baseSnapshotID, o)
+	}
+	if err != nil {
+		return "", err
+	}
+	s.proceed(ctx, r, a.id, o)
+	return a.id, nil
+}
+
+// createOn commits a disk on a snapshot. It is laid over the snapshot's volume where
+// that is in the same repository and copying costs something; else its content is copied.
+func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, baseID string, o Options) error {
+	base, err := s.search(ctx, r, baseID, o)
+	if err != nil {
+		return err
+	}
+	defer base.closeUnless(r)
+	if base.image.Kind != Snapshot {
+		return fmt.Errorf("base %s/%s: %w", base.id, baseID, ErrNotSnapshot)
+	}
+	if a.size = base.image.Size; size != 0 {
+		if a.size, err = checkSize(size); err != nil {
+			return err
+		}
+	}
+	if a.size < base.image.Size {
+		err := failure.New(failure.Usage, "size %d: its base %s has %d bytes, and it cannot have less", a.size, baseID, base.image.Size)
+		return failure.Hint(err, "leave the size out")
+	}
+	a.base = baseID
+	a.plan = &plan{Verb: verbCreate, Volume: uuid.NewString(), Size: a.size, From: baseID, Here: base.repo == r}
+	commit := func(u *update) error {
+		if !a.plan.Here {
+			a.plan.copies()
+			return s.commit(ctx, u, *a)
+		}
+		now, err := u.visible(ctx, baseID)
+		if err != nil {
+			return err
+		}
+		c, err := u.chain(ctx, now)
+		if err == nil && now.Plan.creates() {
+			err = fmt.Errorf("base %s/%s: %w yet", u.id, baseID, ErrBroken)
+		}
+		if err != nil {
+			return err
+		}
+		if a.strategy == Performance || u.place.Capabilities().Clones && len(c) == 1 && c[0].Format == imagecheck.Raw {
+			a.plan.copies()
+		} else {
+			a.plan.Stages, a.plan.Format = []string{stageOverlay, stagePublish}, imagecheck.QCOW2
+		}
+		return s.commit(ctx, u, *a)
+	}
+	return r.change(ctx, commit)
+}
+
+// copies makes it the plan of an image whose content is copied whole.
+func (p *plan) copies() {
+	p.Stages, p.Format = []string{stageCopy, stagePublish}, imagecheck.Raw
+}
+
+// CreateSnapshot makes an immutable image of what a disk holds now, in the same
+// repository. The disk keeps its id. ErrInUse: a disk that is used cannot be
+// snapshotted here; ErrNotDisk.
+func (s *Service) CreateSnapshot(ctx context.Context, targetRepoID, baseVirtualDiskID string, userData json.RawMessage, o Options) (string, error) {
+	userData, err := checkUserData(userData)
+	if err != nil {
+		return "", err
+	}
+	if err := checkImageID(baseVirtualDiskID); err != nil {
+		return "", err
+	}
+	r, err := s.target(ctx, targetRepoID, o)
+	if err != nil {
+		return "", err
+	}
+	defer r.close()
+	a := asked{
+		id: o.newID(r.about.Nonce), kind: Snapshot, strategy: o.strategy(), userData: userData,
+		digest: o.digest(verbSnapshot, baseVirtualDiskID, string(userData)),
+	}
+	if done, err := r.repeated(ctx, a); done || err != nil {
+		return a.id, err
+	}
+	err = r.change(ctx, func(u *update) error {
+		disk, err := s.snapshottable(ctx, u, baseVirtualDiskID)
+		if err != nil {
+			return err
+		}
+		a.size, a.base, a.volume = disk.Size, disk.Base, disk.Volume
+		a.plan = &plan{Verb: verbSnapshot, Disk: disk.ID, Volume: uuid.NewString(), Size: disk.Size}
+		how := stageOverlay
+		a.plan.Format = imagecheck.QCOW2
+		if top, err := u.volume(ctx, disk.Volume); err == nil && top.Format == imagecheck.Raw && u.place.Capabilities().Clones {
+			how, a.plan.Format, a.plan.From, a.plan.Here = stageCopy, imagecheck.Raw, a.id, true
+		}
+		a.plan.Stages = []string{stageFreeze, how, stageSwitch, stagePublish}
+		if err := s.commit(ctx, u, a); err != nil {
+			return err
+		}
+		snapshot, err := u.image(ctx, a.id)
+		if err != nil {
+			return err
+		}
+		return s.cut(ctx, u, snapshot)
+	})
+	if err != nil {
+		return "", err
+	}
+	s.proceed(ctx, r, a.id, o)
+	return a.id, nil
+}
+
+// snapshottable returns a disk that can be snapshotted now.
+func (s *Service) snapshottable(ctx context.Context, u *update, id string) (*image, error) {
+	disk, err := u.visible(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if disk.Kind != Disk {
+		return nil, fmt.Errorf("image %s/%s: %w", u.id, id, ErrNotDisk)
+	}
+	if err := s.unused(ctx, u.repo, id); err != nil {
+		return nil, err
+	}
+	if cut, err := u.pendingCut(ctx, disk); err != nil {
+		return nil, err
+	} else if cut != "" {
+		err := fmt.Errorf("image %s/%s: %w: snapshot %s of it is not done", u.id, id, ErrBusy, cut)
+		return nil, failure.Hint(err, "`diskhook image status %s %s`", u.id, cut)
+	}
+	if disk.Plan != nil && !disk.Plan.creates() {
+		err := fmt.Errorf("image %s/%s: %w: %s is not done", u.id, id, ErrBusy, disk.Plan.Verb)
+		return nil, failure.Hint(err, "`diskhook image status %s %s`", u.id, id)
+	}
+	return disk, u.undisturbed(ctx, disk)
+}

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/repository/format"
+)
+
+// maxOrder bounds the opaque data of a fix, in bytes.
+const maxOrder = 64 << 10
+
+// seal renders an order, with a digest that tells a changed one; id is short.
+func (o order) seal() (data, id string) {
+	b, err := json.Marshal(o)
+	if err != nil {
+		return "", "" // it has nothing that could fail
+	}
+	sum := sha256.Sum256(b)
+	return base64.RawURLEncoding.EncodeToString(append(sum[:8], b...)), hex.EncodeToString(sum[:6])
+}
+
+// unseal reads what seal made.
+func unseal(data string) (order, error) {
+	var o order
+	wrong := failure.New(failure.Usage, "fix: its data is not as CheckStorageRepository gave it")
+	if len(data) > maxOrder {
+		return o, wrong
+	}
+	b, err := base64.RawURLEncoding.DecodeString(data)
+	if err != nil || len(b) < 8 {
+		return o, wrong
+	}
+	sum := sha256.Sum256(b[8:])
+	if string(sum[:8]) != string(b[:8]) || json.Unmarshal(b[8:], &o) != nil || o.V != documentVersion {
+		return o, wrong
+	}
+	ids := slices.Concat(sorted(o.Images), sorted(o.Volumes), o.Entries)
+	for _, d := range o.Data {
+		ids = append(ids, d.ID)
+	}
+	if slices.ContainsFunc(ids, func(id string) bool { return !host.IsUUID(id) }) {
+		return o, wrong
+	}
+	return o, nil
+}
+
+// FixStorageRepository begins a fix that CheckStorageRepository found; with
+// NoAutoFix one that copies is committed and left to Run. What it is about is looked at anew,
+// under the repository's lock. ErrStaleFix: it has changed, check again. ErrInUse: an
+// image in use is left alone. ErrBusy: somebody is at it.
+func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix Fix, o Options) error {
+	about, err := unseal(fix.Data)
+	if err != nil {
+		return err
+	}
+	r, err := s.target(ctx, repoID, o)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	if about.Nonce != r.about.Nonce {
+		return failure.New(failure.Usage, "fix: it is of another repository than %s", repoID)
+	}
+	f := &fixing{Service: s, repo: r, about: about}
+	switch about.Kind {
+	case orderGoOn:
+		return f.goOn(ctx)
+	case orderOptimize:
+		return f.begin(ctx, o, f.optimize)
+	case orderMerge:
+		return f.begin(ctx, o, f.merge)
+	case orderClean:
+		return f.clean(ctx)
+	case orderStrays:
+		return f.strays(ctx)
+	}
+	return failure.New(failure.Usage, "fix: kind %q: %w", clip(about.Kind), ErrVersion)
+}
+
+type fixing struct {
+	*Service
+	repo  *repo
+	about order
+}
+
+func (f *fixing) stale(what, id string) error {
+	err := fmt.Errorf("%s %s/%s: %w", what, f.repo.id, id, ErrStaleFix)
+	return failure.Hint(err, "`diskhook repo check %s` again", f.repo.id)
+}
+
+// fresh reads an image that the fix is about.
+func (f *fixing) fresh(ctx context.Context, id string) (*image, error) {
+	img, err := f.repo.image(ctx, id)
+	if errors.Is(err, ErrNoImage) || err == nil && img.Gen != f.about.Images[id] {
+		return nil, f.stale("image", id)
+	}
+	return img, err
+}
+
+// goOn walks an open plan.
+func (f *fixing) goOn(ctx context.Context) error {
+	for id := range f.about.Images {
+		img, err := f.repo.image(ctx, id)
+		if errors.Is(err, ErrNoImage) || err == nil && (img.Plan == nil || img.Plan.Nonce != f.about.Plan) {
+			return f.stale("image", id)
+		}
+		if err != nil {
+			return err
+		}
+		if f.Start != nil {
+			return f.Start(ctx, f.repo.id, id)
+		}
+		return f.work(ctx, f.repo, id)
+	}
+	return f.stale("image", "")
+}
+
+// begin commits a plan for an image and starts it.
+func (f *fixing) begin(ctx context.Context, o Options, plan func(context.Context, *update) (*image, *plan, error)) error {
+	var id string
+	err := f.repo.change(ctx, func(u *update) error {
+		img, p, err := plan(ctx, u)
+		if err != nil {
+			return err
+		}
+		p.Nonce, id = uuid.NewString(), img.ID
+		return u.begin(ctx, img, p)
+	})
+	if err != nil || o.NoAutoFix {
+		return err
+	}
+	if f.Start != nil {
+		return f.Start(ctx, f.repo.id, id)
+	}
+	return f.work(ctx, f.repo, id)
+}
+
+// optimize plans to copy an image whole.
+func (f *fixing) optimize(ctx context.Context, u *update) (*image, *plan, error) {
+	for id := range f.about.Images {
+		img, err := f.fresh(ctx, id)
+		if err == nil {
+			err = f.unused(ctx, u.repo, id)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		c, err := u.chain(ctx, img)
+		if cut, cutErr := u.pendingCut(ctx, img); cutErr != nil || cut != "" || img.Weak || img.Plan != nil || stateOf(img, c, err) != Degraded {
+			return nil, nil, errors.Join(f.stale("image", id), cutErr)
+		}
+		p := &plan{Verb: verbOptimize, Volume: uuid.NewString(), Size: img.Size, From: id, Here: true}
+		p.copies()
+		p.Stages = append(p.Stages, stageSweep)
+		return img, p, nil
+	}
+	return nil, nil, f.stale("image", "")
+}
+
+// merge plans to read a removed image's volume into the one above it.
+func (f *fixing) merge(ctx context.Context, u *update) (*image, *plan, error) {
+	for id := range f.about.Images {
+		if _, err := f.fresh(ctx, id); err != nil {
+			return nil, nil, err
+		}
+	}
+	v, err := u.scan(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, m := range v.mergeable() {
+		if _, ours := f.about.Images[m.removed.ID]; !ours || m.into.ID != f.about.Into || len(v.damaged) > 0 {
+			continue
+		}
+		if cut, err := u.pendingCut(ctx, m.into); err != nil || cut != "" {
+			return nil, nil, errors.Join(err, f.stale("image", m.into.ID))
+		}
+		if err := f.unusedVolume(ctx, u, m.into.Volume); err != nil {
+			return nil, nil, err
+		}
+		return m.into, &plan{Verb: verbMerge, Stages: []string{stageFlatten, stageRelink, stageSweep}, Old: []string{m.removed.Volume}}, nil
+	}
+	return nil, nil, f.stale("image", f.about.Into)
+}
+
+// clean removes what still is garbage, all of it or nothing.
+func (f *fixing) clean(ctx context.Context) error {
+	var freed []format.Data
+	err := f.repo.change(ctx, func(u *update) error {
+		v, err := u.scan(ctx)
+		if err != nil {
+			return err
+		}
+		if len(v.damaged) > 0 {
+			return fmt.Errorf("repository %s: %w", f.repo.id, errors.Join(v.damaged...))
+		}
+		images, volumes := v.garbage("")
+		wanted := func(all []string, gens map[string]int64, gen func(string) int64, what string) ([]string, error) {
+			ours := slices.DeleteFunc(all, func(id string) bool { seen, ok := gens[id]; return !ok || gen(id) != seen })
+			for id := range gens {
+				if !slices.Contains(ours, id) {
+					return nil, f.stale(what, id)
+				}
+			}
+			return ours, nil
+		}
+		if images, err = wanted(images, f.about.Images, func(id string) int64 { return v.images[id].Gen }, "image"); err != nil {
+			return err
+		}
+		if volumes, err = wanted(volumes, f.about.Volumes, func(id string) int64 { return v.volumes[id].Gen }, "volume"); err != nil {
+			return err
+		}
+		if id := v.needed(images, volumes); id != "" {
+			return f.stale("volume", id)
+		}
+		freed, err = u.discard(ctx, v, images, volumes)
+		return err
+	})
+	return errors.Join(err, f.repo.free(ctx, freed))
+}
+
+// needed is a volume to which something points that is not to go with it: another fix has
+// to be done before.
+func (v *view) needed(images, volumes []string) string {
+	for id, img := range v.images {
+		if !slices.Contains(images, id) && slices.Contains(volumes, img.Volume) {
+			return img.Volume
+		}
+	}
+	for id, vol := range v.volumes {
+		if !slices.Contains(volumes, id) && slices.Contains(volumes, vol.Below) {
+			return vol.Below
+		}
+	}
+	return ""
+}
+
+// strays deletes data without a document, and entries of plans that are done.
+func (f *fixing) strays(ctx context.Context) error {
+	err := f.repo.change(ctx, func(u *update) error {
+		for _, d := range f.about.Data {
+			v, err := u.volume(ctx, d.ID)
+			if err == nil && v.Format == d.Kind {
+				return f.stale("volume", d.ID)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		for _, id := range f.about.Entries {
+			img, err := u.image(ctx, id)
+			if err == nil && img.Plan != nil {
+				return f.stale("image", id)
+			}
+			if err != nil && !errors.Is(err, ErrNoImage) {
+				return err
+			}
+			if err := errors.Join(u.drop(ctx, format.Stop, id), u.drop(ctx, format.Operation, id)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return f.repo.free(ctx, f.about.Data)
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package directory keeps a repository's documents and volumes as files, as
+// every format on a file system does; formats differ in their locks and in how
+// a document is read.
+//
+//	ROOT/repo.json                what repository this is
+//	ROOT/images/ID.json           one document each; so volumes, operations, pins, stops
+//	ROOT/data/ID.raw, ID.qcow2    the volumes' content; overlays name each other by file name
+//	ROOT/cursors/ID               how far a copy to a volume is
+//	ROOT/locks/                   the format's
+//
+// Everything is root's. The directories may be passed by all, so that QEMU
+// reaches the file that libvirt gives it.
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/repository/format"
+)
+
+// Place is a repository's directory. It has all that format.Place asks for but
+// locks and capabilities.
+type Place struct {
+	Root string
+	// ReadFile reads a document; nil is os.ReadFile.
+	ReadFile func(path string) ([]byte, error)
+}
+
+// folders of documents, by kind.
+var folders = map[format.Kind]string{
+	format.Image: "images", format.Volume: "volumes", format.Operation: "operations",
+	format.Pin: "pins", format.Stop: "stops",
+}
+
+const (
+	dataFolder   = "data"
+	cursorFolder = "cursors"
+	lockFolder   = "locks"
+)
+
+// Locks is the directory that formats may keep locks in.
+func (p *Place) Locks() string { return filepath.Join(p.Root, lockFolder) }
+
+// Create makes the directories. A root that exists has to be empty, or what an
+// earlier Create made.
+func (p *Place) Create() error {
+	if err := p.ours(); err != nil {
+		return err
+	}
+	made := []string{dataFolder, cursorFolder, lockFolder}
+	for _, folder := range folders {
+		made = append(made, folder)
+	}
+	slices.Sort(made)
+	if err := atomicfile.MkdirAll(p.Root, 0o711); err != nil {
+		return err
+	}
+	for _, folder := range made {
+		if err := atomicfile.MkdirAll(filepath.Join(p.Root, folder), 0o711); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ours refuses a directory in which somebody else keeps something.
+func (p *Place) ours() error {
+	entries, err := os.ReadDir(p.Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return failure.Denied(err)
+	}
+	known := []string{dataFolder, cursorFolder, lockFolder, descriptorFile, "lost+found"}
+	for _, folder := range folders {
+		known = append(known, folder)
+	}
+	for _, e := range entries {
+		if !slices.Contains(known, e.Name()) && !isTemporary(e.Name()) {
+			err := failure.New(failure.Conflict, "%s: there is something else in it (%q)", p.Root, e.Name())
+			return failure.Hint(err, "name an empty directory, or one that does not exist")
+		}
+	}
+	return nil
+}
+
+// isTemporary says that a name is one that package atomicfile writes first.
+func isTemporary(name string) bool { return strings.HasPrefix(name, ".") }
+
+const descriptorFile = "repo.json"
+
+// path is where a document is.
+func (p *Place) path(kind format.Kind, id string) (string, error) {
+	if kind == format.Repository && id == format.Descriptor {
+		return filepath.Join(p.Root, descriptorFile), nil
+	}
+	folder, ok := folders[kind]
+	if !ok || !host.IsUUID(id) {
+		return "", failure.New(failure.Usage, "%s %q: not an id", kind, id)
+	}
+	return filepath.Join(p.Root, folder, id+".json"), nil
+}
+
+// Read implements format.Documents.
+func (p *Place) Read(_ context.Context, kind format.Kind, id string) ([]byte, error) {
+	path, err := p.path(kind, id)
+	if err != nil {
+		return nil, err
+	}
+	if p.ReadFile != nil {
+		return p.ReadFile(path)
+	}
+	return os.ReadFile(path)
+}
+
+// Write implements format.Documents.
+func (p *Place) Write(_ context.Context, kind format.Kind, id string, data []byte) error {
+	path, err := p.path(kind, id)
+	if err != nil {
+		return err
+	}
+	if len(data) > format.MaxDocument {
+		return failure.New(failure.Usage, "%s %s: %d bytes are more than a document holds (%d)", kind, id, len(data), format.MaxDocument)
+	}
+	return atomicfile.Write(path, data, 0o600)
+}
+
+// Remove implements format.Documents.
+func (p *Place) Remove(_ context.Context, kind format.Kind, id string) error {
+	path, err := p.path(kind, id)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Remove(path)
+}
+
+// List implements format.Documents.
+func (p *Place) List(ctx context.Context, kind format.Kind) ([]string, error) {
+	folder, ok := folders[kind]
+	if !ok {
+		return nil, failure.New(failure.Usage, "%s: not listed", kind)
+	}
+	names, err := p.names(ctx, folder)
+	if err != nil {
+		return nil, err
+	}
+	ids := names[:0]
+	for _, name := range names {
+		if id, ok := strings.CutSuffix(name, ".json"); ok && host.IsUUID(id) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}
+
+func (p *Place) names(ctx context.Context, folder string) ([]string, error) {
+	d, err := os.Open(filepath.Join(p.Root, folder))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err == nil {
+		err = ctx.Err()
+	}
+	return names, err
+}
+
+// Capacity is that of the file system.
+func (p *Place) Capacity(context.Context) (format.Capacity, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(p.Root, &st); err != nil {
+		return format.Capacity{}, fmt.Errorf("%s: statfs: %w", p.Root, err)
+	}
+	return format.Capacity{Total: int64(st.Blocks) * st.Frsize, Available: int64(st.Bavail) * st.Frsize}, nil
+}
+
+// Check fails where the directory is not a repository's.
+func (p *Place) Check() error {
+	for _, folder := range []string{folders[format.Image], folders[format.Volume], dataFolder, lockFolder} {
+		st, err := os.Stat(filepath.Join(p.Root, folder))
+		if err == nil && !st.IsDir() {
+			err = fs.ErrNotExist
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return failure.New(failure.NotFound, "%s: no repository is here: there is no directory %s", p.Root, folder)
+		}
+		if err != nil {
+			return failure.Denied(err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/repository/format"
+)
+
+// Preparing says who is going to use an image, and how.
+type Preparing struct {
+	// Holder names who uses it, until ReleaseImage with the same name or a
+	// reboot of this host: a domain's uuid.
+	Holder string
+	Write  bool
+	// Force takes the image from holders on other hosts, which the caller
+	// knows to be dead.
+	Force bool
+}
+
+// Prepared is an image that may be used.
+type Prepared struct {
+	Path   string             `json:"path"`
+	Format string             `json:"format"`
+	Size   int64              `json:"size"`
+	Layers []imagecheck.Layer `json:"layers"` // top first
+}
+
+// maxHolders bounds who uses an image at a time: they are in one document.
+const maxHolders = 24
+
+// PrepareImage makes an image usable on this host and keeps it from being merged,
+// cleaned, resized, snapshotted, or written by others, until ReleaseImage. The same again is fine.
+// ErrInUse: who wants to write has to be alone; ErrBroken; ErrNotDisk: a
+// snapshot is not for writing; ErrBusy: somebody changes its volumes.
+func (s *Service) PrepareImage(ctx context.Context, repoID, imageID string, p Preparing) (Prepared, error) {
+	if err := checkHolder(p.Holder); err != nil {
+		return Prepared{}, err
+	}
+	if err := checkImageID(imageID); err != nil {
+		return Prepared{}, err
+	}
+	r, err := s.connected(ctx, repoID)
+	if err != nil {
+		return Prepared{}, err
+	}
+	defer r.close()
+	cut, err := s.pin(ctx, r, imageID, p)
+	if cut != "" {
+		// A snapshot of it was promised: it goes on in a new volume first.
+		if err := s.work(ctx, r, cut); err != nil {
+			return Prepared{}, err
+		}
+		cut, err = s.pin(ctx, r, imageID, p)
+	}
+	if err == nil && cut != "" {
+		err = fmt.Errorf("image %s/%s: %w: a snapshot of it is being made", repoID, imageID, ErrBusy)
+	}
+	if err != nil {
+		return Prepared{}, err
+	}
+	ready, err := s.usable(ctx, r, imageID, p.Write)
+	if err != nil {
+		return Prepared{}, errors.Join(err, s.unpin(context.WithoutCancel(ctx), r, imageID, p.Holder))
+	}
+	return ready, nil
+}
+
+// usable opens what is pinned.
+func (s *Service) usable(ctx context.Context, r *repo, imageID string, write bool) (Prepared, error) {
+	img, err := r.image(ctx, imageID)
+	if err != nil {
+		return Prepared{}, err
+	}
+	c, err := r.chain(ctx, img)
+	if err != nil {
+		return Prepared{}, err
+	}
+	if err := r.openVolumes(ctx, c, write); err != nil {
+		return Prepared{}, err
+	}
+	opened, err := r.inspect(ctx, c)
+	if err != nil {
+		return Prepared{}, err
+	}
+	opened.Close()
+	layers := r.layers(c)
+	return Prepared{Path: layers[0].Path, Format: layers[0].Format, Size: img.Size, Layers: layers}, nil
+}
+
+// pin notes the holder. cut is the snapshot that has to be made first.
+func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing) (cut string, err error) {
+	err = r.change(ctx, func(u *update) error {
+		img, err := u.visible(ctx, imageID)
+		if err != nil {
+			return err
+		}
+		if p.Write && img.Kind != Disk {
+			return fmt.Errorf("image %s/%s: %w", r.id, imageID, ErrNotDisk)
+		}
+		if cut, err = u.pendingCut(ctx, img); err != nil || cut != "" {
+			return err
+		}
+		if err := u.undisturbed(ctx, img); err != nil {
+			return err
+		}
+		holders, err := s.holders(ctx, r, imageID)
+		if err != nil {
+			return err
+		}
+		holders, err = s.admit(u, img, holders, p)
+		if err != nil {
+			return err
+		}
+		if err := u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: holders}); err != nil || !p.Write {
+			return err
+		}
+		if img.Plan != nil && img.Plan.Verb == verbOptimize {
+			// It copies what is going to change; the next check finds it again.
+			img.Plan = nil
+		}
+		return u.saveImage(ctx, img) // a new generation: copies of it begin anew
+	})
+	return cut, err
+}
+
+// pendingCut is the snapshot that is being made of a disk, "" if none is.
+func (r *repo) pendingCut(ctx context.Context, disk *image) (string, error) {
+	if disk.Cut == "" {
+		return "", nil
+	}
+	snapshot, err := r.image(ctx, disk.Cut)
+	switch {
+	case errors.Is(err, ErrNoImage):
+		return "", nil
+	case err != nil:
+		return "", err
+	case snapshot.Plan == nil || snapshot.Plan.Verb != verbSnapshot || snapshot.Volume != disk.Volume:
+		return "", nil
+	}
+	return snapshot.ID, nil
+}
+
+// undisturbed refuses an image of which somebody changes or copies a volume; ErrBusy.
+func (r *repo) undisturbed(ctx context.Context, img *image) error {
+	c, err := r.chain(ctx, img)
+	if err == nil && img.Plan.creates() {
+		err = fmt.Errorf("image %s/%s: %w yet", r.id, img.ID, ErrBroken)
+	}
+	if err != nil {
+		return failure.Hint(err, "see `diskhook image status %s %s`", r.id, img.ID)
+	}
+	for _, v := range c {
+		held, err := step(ctx, r, "look at a lock", func(ctx context.Context) (bool, error) { return r.place.Held(ctx, volumeLock(v.ID)) })
+		if err != nil {
+			return err
+		}
+		if held {
+			err := fmt.Errorf("image %s/%s: %w: volume %s is being merged or copied", r.id, img.ID, ErrBusy, v.ID)
+			return failure.Hint(err, "wait, or stop that: `diskhook image tasks %s` shows it", r.id)
+		}
+	}
+	return nil
+}
+
+// admit adds the holder to those there are; ErrInUse.
+func (s *Service) admit(u *update, img *image, holders []holder, p Preparing) ([]holder, error) {
+	if p.Force {
+		holders = slices.DeleteFunc(holders, func(h holder) bool { return h.Host != s.HostID })
+	}
+	me := holder{Name: p.Holder, Host: s.HostID, Boot: s.BootID, Write: p.Write}
+	others := slices.DeleteFunc(slices.Clone(holders), func(h holder) bool { return h.Name == me.Name && h.Host == me.Host })
+	writer := slices.ContainsFunc(others, func(h holder) bool { return h.Write })
+	if len(others) > 0 && (p.Write || writer) {
+		return nil, u.inUse(img.ID, others)
+	}
+	if len(others) >= maxHolders {
+		return nil, fmt.Errorf("image %s/%s: %w by %d others already", u.id, img.ID, ErrInUse, len(others))
+	}
+	return append(others, me), nil
+}
+
+// inUse names who uses an image.
+func (r *repo) inUse(imageID string, holders []holder) error {
+	var by []string
+	for _, h := range holders {
+		by = append(by, fmt.Sprintf("%s on host %s", h.Name, h.Host))
+	}
+	err := fmt.Errorf("image %s/%s: %w: by %s", r.id, imageID, ErrInUse, strings.Join(by, ", "))
+	return failure.Hint(err, "shut that down, or `diskhook image release --holder %s %s %s`", holders[0].Name, r.id, imageID)
+}
+
+// holders are who uses an image, without those of an earlier boot of this host.
+func (s *Service) holders(ctx context.Context, r *repo, imageID string) ([]holder, error) {
+	doc, err := get[pins](ctx, r, format.Pin, imageID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(doc.Holders, func(h holder) bool { return h.Host == s.HostID && h.Boot != s.BootID }), nil
+}
+
+// unused refuses an image that somebody uses; ErrInUse.
+func (s *Service) unused(ctx context.Context, r *repo, imageID string) error {
+	holders, err := s.holders(ctx, r, imageID)
+	if err != nil || len(holders) == 0 {
+		return err
+	}
+	return r.inUse(imageID, holders)
+}
+
+// ReleaseImage ends what PrepareImage began. That the holder does not use it is fine.
+func (s *Service) ReleaseImage(ctx context.Context, repoID, imageID, holderName string) error {
+	if err := checkHolder(holderName); err != nil {
+		return err
+	}
+	if err := checkImageID(imageID); err != nil {
+		return err
+	}
+	r, err := s.connected(ctx, repoID)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	return s.unpin(ctx, r, imageID, holderName)
+}
+
+func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string) error {
+	return r.change(ctx, func(u *update) error {
+		holders, err := s.holders(ctx, r, imageID)
+		if err != nil {
+			return err
+		}
+		left := slices.DeleteFunc(holders, func(h holder) bool { return h.Name == name && h.Host == s.HostID })
+		if len(left) > 0 {
+			return u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: left})
+		}
+		if err := u.drop(ctx, format.Pin, imageID); err != nil {
+			return err
+		}
+		return s.closeVolumes(ctx, u, imageID)
+	})
+}
+
+// closeVolumes gives up on this host the volumes of an image that nobody uses
+// any more, as far as no image that is used has them.
+func (s *Service) closeVolumes(ctx context.Context, u *update, imageID string) error {
+	img, err := u.image(ctx, imageID)
+	if errors.Is(err, ErrNoImage) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c, err := u.chain(ctx, img)
+	if err != nil {
+		return nil //nolint:nilerr // a broken image has nothing open
+	}
+	for _, v := range c {
+		if err := s.unusedVolume(ctx, u, v.ID); errors.Is(err, ErrInUse) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		if _, err := step(ctx, u.repo, "close a volume", func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, u.place.CloseVolume(ctx, v.ID, v.Format)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkHolder(name string) error {
+	const most = 64
+	bad := strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+	if name == "" || len(name) > most || bad {
+		return failure.New(failure.Usage, "holder %q: 1 to %d visible characters", clip(name), most)
+	}
+	return nil
+}

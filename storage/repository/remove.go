@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/repository/format"
+)
+
+// RemoveImage hides an image at once; its data goes when no other image lies on it.
+// One that is being made is not made any further. One that is being removed already is
+// fine. ErrInUse.
+func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Options) error {
+	if err := checkImageID(imageID); err != nil {
+		return err
+	}
+	r, err := s.target(ctx, repoID, o)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	err = r.change(ctx, func(u *update) error {
+		img, err := u.image(ctx, imageID)
+		if err != nil || img.Weak {
+			return err
+		}
+		if err := s.unused(ctx, r, imageID); err != nil {
+			return err
+		}
+		if cut, err := u.pendingCut(ctx, img); err != nil {
+			return err
+		} else if cut != "" {
+			err := fmt.Errorf("image %s/%s: %w: snapshot %s of it is not done", r.id, imageID, ErrBusy, cut)
+			return failure.Hint(err, "`diskhook image status %s %s`, or remove that first", r.id, cut)
+		}
+		if err := u.drop(ctx, format.Pin, imageID); err != nil {
+			return err // those of an earlier boot
+		}
+		return u.hide(ctx, s.HostID, img)
+	})
+	if err != nil {
+		return err
+	}
+	s.proceed(ctx, r, imageID, o)
+	return nil
+}
+
+// hide makes an image weak, and whoever works on it stop.
+func (u *update) hide(ctx context.Context, hostID string, img *image) error {
+	p := &plan{Nonce: uuid.NewString(), Verb: verbRemove, Stages: []string{stageSweep}}
+	if img.Plan != nil {
+		p.Old = img.Plan.makes()
+		stop := stopRequest{V: documentVersion, Plan: img.Plan.Nonce, Host: hostID}
+		if err := u.put(ctx, format.Stop, img.ID, stop); err != nil {
+			return err
+		}
+	}
+	if img.Plan != nil && img.Plan.Verb == verbSnapshot {
+		// Before the disk goes on elsewhere its volume is the disk's alone.
+		if disk, err := u.image(ctx, img.Plan.Disk); err == nil && disk.Volume == img.Volume {
+			img.Volume = ""
+		}
+	}
+	img.Weak = true
+	return u.begin(ctx, img, p)
+}
+
+// ResizeVirtualDisk makes a disk larger; what is added reads zero. The same size is
+// fine, a smaller one a failure.Usage. ErrInUse, ErrNotDisk.
+func (s *Service) ResizeVirtualDisk(ctx context.Context, repoID, diskID string, size int64, o Options) error {
+	if err := checkImageID(diskID); err != nil {
+		return err
+	}
+	size, err := checkSize(size)
+	if err != nil {
+		return err
+	}
+	r, err := s.target(ctx, repoID, o)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	grown := false
+	err = r.change(ctx, func(u *update) error {
+		disk, err := s.snapshottable(ctx, u, diskID) // what changes a disk asks the same of it
+		if err != nil {
+			return err
+		}
+		if size < disk.Size {
+			return failure.New(failure.Usage, "image %s/%s: it has %d bytes, and cannot shrink to %d", r.id, diskID, disk.Size, size)
+		}
+		if grown = size > disk.Size; !grown {
+			return nil
+		}
+		return u.begin(ctx, disk, &plan{Nonce: uuid.NewString(), Verb: verbResize, Stages: []string{stageGrow}, Size: size})
+	})
+	if err == nil && grown {
+		s.proceed(ctx, r, diskID, o)
+	}
+	return err
+}
+
+// SetUserData replaces what callers keep with an image.
+func (s *Service) SetUserData(ctx context.Context, repoID, imageID string, userData json.RawMessage) error {
+	if err := checkImageID(imageID); err != nil {
+		return err
+	}
+	userData, err := checkUserData(userData)
+	if err != nil {
+		return err
+	}
+	r, err := s.connected(ctx, repoID)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	return r.change(ctx, func(u *update) error {
+		img, err := u.visible(ctx, imageID)
+		if err != nil {
+			return err
+		}
+		img.UserData = userData
+		return u.saveImage(ctx, img)
+	})
+}

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/qemuimg"
+	"diskhook/storage/repository/format"
+	"diskhook/storage/transfer"
+)
+
+// publish lets the image point to the new volume, and ends a plan that makes it.
+func (w *worker) publish(ctx context.Context) error {
+	return w.commit(ctx, func(_ *update, img *image) error {
+		p := img.Plan
+		if p.Verb != verbSnapshot {
+			if _, err := volumes(p.Volume, func(id string) (*volume, error) { return w.repo.volume(ctx, id) }); err != nil {
+				return err
+			}
+			if img.Volume != p.Volume && img.Volume != "" {
+				p.Old = append(p.Old, img.Volume)
+			}
+			img.Volume = p.Volume
+		}
+		if p.creates() {
+			w.end(img)
+		}
+		return nil
+	})
+}
+
+// freeze marks the disk, so that nobody writes it before it goes on in the new
+// volume.
+func (w *worker) freeze(ctx context.Context) error {
+	return w.repo.change(ctx, func(u *update) error { return w.cut(ctx, u, w.img) })
+}
+
+// cut is freeze under the repository's lock.
+func (s *Service) cut(ctx context.Context, u *update, snapshot *image) error {
+	disk, err := u.image(ctx, snapshot.Plan.Disk)
+	if errors.Is(err, ErrNoImage) || err == nil && (disk.Volume != snapshot.Volume || disk.Cut == snapshot.ID) {
+		return nil // it goes on elsewhere already
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.unused(ctx, u.repo, disk.ID); err != nil {
+		return err
+	}
+	disk.Cut = snapshot.ID
+	return u.saveImage(ctx, disk)
+}
+
+// switchOver lets the disk go on in the new volume; its old one is the snapshot's
+// alone from now on.
+func (w *worker) switchOver(ctx context.Context) error {
+	return w.repo.change(ctx, func(u *update) error {
+		if _, err := w.current(ctx); err != nil {
+			return err
+		}
+		disk, err := u.image(ctx, w.img.Plan.Disk)
+		if errors.Is(err, ErrNoImage) || err == nil && (disk.Volume != w.img.Volume || disk.Cut != w.img.ID) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := w.lock.Check(); err != nil {
+			return err
+		}
+		disk.Volume, disk.Base, disk.Cut = w.img.Plan.Volume, w.img.ID, ""
+		return u.saveImage(ctx, disk)
+	})
+}
+
+// parts copies the volumes above the base as they are, bottom first.
+func (w *worker) parts(ctx context.Context) error {
+	p := w.img.Plan
+	var from *found
+	for i := len(p.Parts) - 1; i >= 0; i-- {
+		v, err := w.part(ctx, p.Parts[i])
+		if err != nil {
+			return err
+		}
+		if v.Size > 0 {
+			continue // its content is here
+		}
+		if from == nil {
+			if from, err = w.from(ctx); err != nil {
+				return err
+			}
+			defer from.closeUnless(w.repo)
+		}
+		if err := w.bringPart(ctx, from, p.Parts[i], v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// part returns the document of a part's copy. Size 0 says that its content is not here.
+func (w *worker) part(ctx context.Context, p part) (*volume, error) {
+	v, err := w.repo.volume(ctx, p.Copy)
+	if !errors.Is(err, os.ErrNotExist) {
+		return v, err
+	}
+	v = &volume{ID: p.Copy, Format: imagecheck.QCOW2}
+	if err := w.repo.saveVolume(ctx, v); err != nil {
+		return nil, err
+	}
+	return v, failpoint.Hit("repository.part.document")
+}
+
+// bringPart copies a qcow2 volume byte by byte, with the name of what it lies on,
+// which means nothing here and is replaced when it is linked.
+func (w *worker) bringPart(ctx context.Context, from *found, p part, v *volume) error {
+	c, opened, err := from.readable(ctx) // the headers of the whole chain are looked at
+	if err != nil {
+		return err
+	}
+	opened.Close()
+	for _, of := range c {
+		if of.ID != p.Of {
+			continue
+		}
+		bytes := []imagecheck.Layer{{Path: from.place.Path(of.ID, of.Format), Format: imagecheck.Raw}}
+		file, err := imagecheck.Checker{Allowed: only(bytes)}.Open(ctx, bytes)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		if err := w.bring(ctx, v, file.VirtualSize, sourceOf(bytes, file, file.VirtualSize)); err != nil {
+			return err
+		}
+		if err := w.flush(ctx, v); err != nil {
+			return err
+		}
+		v.Size = of.Size
+		if err := w.repo.saveVolume(ctx, v); err != nil {
+			return err
+		}
+		return errors.Join(transfer.RemoveCursor(w.repo.place.Cursor(v.ID)), failpoint.Hit("repository.part.copied"))
+	}
+	return fmt.Errorf("image %s/%s: %w: it does not lie on volume %s any more; remove the copy and make another", from.id, from.image.ID, ErrBroken, p.Of)
+}
+
+// link lays the copied volumes over the base's volume here. The base has to be in this
+// repository by now: until then the image stays broken.
+func (w *worker) link(ctx context.Context) error {
+	p := w.img.Plan
+	base, err := w.repo.image(ctx, p.Base)
+	if err == nil && base.Plan.creates() {
+		err = fmt.Errorf("image %s: %w yet", base.ID, ErrBroken)
+	}
+	if err != nil {
+		return fmt.Errorf("base %w; copy it here first", err)
+	}
+	below := base.Volume
+	for i := len(p.Parts) - 1; i >= 0; i-- {
+		if err := w.linkPart(ctx, p.Parts[i].Copy, below); err != nil {
+			return err
+		}
+		below = p.Parts[i].Copy
+	}
+	return nil
+}
+
+func (w *worker) linkPart(ctx context.Context, id, below string) error {
+	v, err := w.repo.volume(ctx, id)
+	if err != nil || v.Complete {
+		return err
+	}
+	if v.Below == "" {
+		// In the document first: from now on nobody removes what it lies on.
+		err := w.repo.change(ctx, func(*update) error {
+			if _, err := w.repo.volume(ctx, below); err != nil {
+				return err
+			}
+			v.Below = below
+			return w.repo.saveVolume(ctx, v)
+		})
+		if err != nil {
+			return err
+		}
+		if err := failpoint.Hit("repository.part.below"); err != nil {
+			return err
+		}
+	}
+	lower, err := w.repo.volume(ctx, v.Below)
+	if err != nil {
+		return err
+	}
+	if err := w.repo.openVolumes(ctx, chain{v}, true); err != nil {
+		return err
+	}
+	if err := w.Images.SetBacking(ctx, w.repo.place.Path(v.ID, v.Format), w.backing(lower)); err != nil {
+		return err
+	}
+	return w.completed(ctx, v)
+}
+
+// grow makes the disk larger, its volume first.
+func (w *worker) grow(ctx context.Context) error {
+	p := w.img.Plan
+	err := w.inPlace(ctx, func(c chain) error {
+		v := c[0]
+		bytes := p.Size
+		if v.Format == imagecheck.QCOW2 {
+			bytes = qemuimg.FullSize(p.Size)
+		}
+		if _, err := step(ctx, w.repo, "grow", func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, w.repo.place.Grow(ctx, v.ID, v.Format, bytes)
+		}); err != nil {
+			return err
+		}
+		if v.Format == imagecheck.QCOW2 {
+			if err := w.Images.Resize(ctx, w.repo.place.Path(v.ID, v.Format), p.Size); err != nil {
+				return err
+			}
+		}
+		if err := w.flush(ctx, v); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("repository.grown"); err != nil {
+			return err
+		}
+		v.Size = p.Size
+		return w.repo.saveVolume(ctx, v)
+	})
+	if err != nil {
+		return err
+	}
+	return w.commit(ctx, func(_ *update, img *image) error {
+		img.Size = p.Size
+		w.end(img)
+		return nil
+	})
+}
+
+// deleteData frees a volume's storage.
+func (r *repo) deleteData(ctx context.Context, d format.Data) error {
+	_, err := step(ctx, r, "delete a volume", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, r.place.Delete(ctx, d.ID, d.Kind)
+	})
+	return err
+}
+
+func isBlock(path string) (bool, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return false, err
+	}
+	return st.Mode()&os.ModeDevice != 0, nil
+}

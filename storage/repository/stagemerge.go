@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+	"diskhook/storage/qemuimg"
+	"diskhook/storage/repository/format"
+)
+
+// flatten reads into the image's volume what it takes from the one below. What the
+// image reads as is the same at every moment, so it may be stopped at any, and used then.
+func (w *worker) flatten(ctx context.Context) error {
+	return w.inPlace(ctx, func(c chain) error {
+		if len(c) < 2 || !slices.Contains(w.img.Plan.Old, c[1].ID) {
+			return nil // it lies on something else already
+		}
+		layers := w.repo.layers(c)
+		extents, err := w.Images.Map(ctx, layers, nil)
+		if err != nil {
+			return err
+		}
+		wanted := []qemuimg.Range{}
+		for _, x := range extents {
+			// What the volume below does not have either reads zero, or from one
+			// further down, without it as well.
+			if x.Depth == 1 && (!x.Zero || len(c) > 2) {
+				wanted = append(wanted, qemuimg.Range{Offset: x.Start, Length: x.Length})
+			}
+		}
+		err = w.Images.Flatten(ctx, qemuimg.FlattenOptions{
+			Chain: layers, Size: c[0].Size, Only: wanted, Progress: w.progress, Locks: w.locks(),
+		})
+		if err != nil {
+			return err
+		}
+		return w.flush(ctx, c[0])
+	})
+}
+
+// relink lays the image's volume over what the one below lies on, in its header
+// first: until the document says so too, the headers do not agree with it and nobody uses it.
+func (w *worker) relink(ctx context.Context) error {
+	return w.inPlace(ctx, func(c chain) error {
+		if len(c) < 2 || !slices.Contains(w.img.Plan.Old, c[1].ID) {
+			return nil
+		}
+		path := w.repo.place.Path(c[0].ID, c[0].Format)
+		var err error
+		if len(c) > 2 {
+			err = w.Images.SetBacking(ctx, path, w.backing(c[2]))
+		} else {
+			err = w.Images.RemoveBacking(ctx, path)
+		}
+		if err != nil {
+			return err
+		}
+		if err := failpoint.Hit("repository.merge.header"); err != nil {
+			return err
+		}
+		if err := w.flush(ctx, c[0]); err != nil {
+			return err
+		}
+		c[0].Below = c[1].Below
+		return w.repo.saveVolume(ctx, c[0])
+	})
+}
+
+// inPlace changes an image's volume that others may read: nobody uses it
+// meanwhile, nor anything above it.
+func (w *worker) inPlace(ctx context.Context, do func(chain) error) error {
+	l, err := w.repo.lockVolume(ctx, w.img.Volume)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	err = w.repo.change(ctx, func(u *update) error { return w.unusedVolume(ctx, u, w.img.Volume) })
+	if err != nil {
+		return err
+	}
+	c, err := w.repo.chain(ctx, w.img)
+	if err != nil {
+		return err
+	}
+	if err := w.repo.openVolumes(ctx, c, true); err != nil {
+		return err
+	}
+	return do(c)
+}
+
+// lockVolume keeps everybody from using a volume; ErrBusy.
+func (r *repo) lockVolume(ctx context.Context, id string) (format.Lock, error) {
+	l, err := step(ctx, r, "lock", func(ctx context.Context) (format.Lock, error) { return r.place.TryLock(ctx, volumeLock(id)) })
+	if errors.Is(err, lock.ErrHeld) {
+		return nil, fmt.Errorf("volume %s/%s: %w", r.id, id, ErrBusy)
+	}
+	return l, err
+}
+
+// unusedVolume refuses a volume that somebody uses or that is below one; ErrInUse.
+func (s *Service) unusedVolume(ctx context.Context, u *update, id string) error {
+	pinned, err := u.list(ctx, format.Pin)
+	if err != nil {
+		return err
+	}
+	for _, imageID := range pinned {
+		holders, err := s.holders(ctx, u.repo, imageID)
+		if err != nil {
+			return err
+		}
+		if len(holders) == 0 {
+			continue
+		}
+		img, err := u.image(ctx, imageID)
+		if errors.Is(err, failure.NotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c, err := u.chain(ctx, img)
+		if err != nil && !errors.Is(err, ErrBroken) {
+			return err
+		}
+		if slices.ContainsFunc(c, func(v *volume) bool { return v.ID == id }) {
+			return u.inUse(imageID, holders)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/imagecheck"
+	"diskhook/storage/proctest"
+	"diskhook/storage/qemuimg"
+	"diskhook/storage/repository"
+	"diskhook/storage/repository/format"
+	"diskhook/storage/repository/format/localfs"
+	"diskhook/storage/transfer"
+)
+
+// formats are those that the whole suite runs with: how they are called, and the
+// parameters of a repository in a directory of the test's.
+var formats = []struct {
+	format.Format
+	parameters func(dir string) map[string]string
+}{
+	{localfs.Format{}, func(dir string) map[string]string { return map[string]string{"path": dir} }},
+}
+
+// eachFormat runs a test with every format.
+func eachFormat(t *testing.T, test func(t *testing.T, format string)) {
+	for _, f := range formats {
+		t.Run(f.Name(), func(t *testing.T) { test(t, f.Name()) })
+	}
+}
+
+const jobEnv = "REPOSITORY_TEST_JOB"
+
+func TestMain(m *testing.M) {
+	if job := os.Getenv(jobEnv); job != "" {
+		os.Exit(doJob(job))
+	}
+	os.Exit(proctest.Main(m))
+}
+
+// world is two repositories, a and b, that two hosts have connected.
+type world struct {
+	testing.TB
+	Dir    string
+	Format string
+}
+
+func newWorld(t testing.TB, format string) *world {
+	w := &world{t, t.TempDir(), format}
+	for _, repo := range []string{"a", "b"} {
+		must(t, w.on("h1").CreateStorageRepository(w.Context(), format, w.parameters(repo)))
+		for _, host := range []string{"h1", "h2"} {
+			must(t, w.on(host).ConnectStorageRepository(w.Context(), repo, format, w.parameters(repo)))
+		}
+	}
+	return w
+}
+
+func (w *world) parameters(repo string) map[string]string {
+	for _, f := range formats {
+		if f.Name() == w.Format {
+			return f.parameters(w.path("repos", repo))
+		}
+	}
+	panic(w.Format)
+}
+
+func (w *world) path(elem ...string) string {
+	return filepath.Join(append([]string{w.Dir}, elem...)...)
+}
+
+// logTo writes to a test's log, or to stderr in another process.
+type logTo struct{ testing.TB }
+
+func (l logTo) Write(b []byte) (int, error) {
+	if l.TB == nil {
+		return os.Stderr.Write(b)
+	}
+	l.Log(string(b))
+	return len(b), nil
+}
+
+// on is the service of a host.
+func (w *world) on(hostID string) *repository.Service {
+	log := slog.New(slog.NewTextHandler(logTo{w.TB}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	var all []format.Format
+	for _, f := range formats {
+		all = append(all, f.Format)
+	}
+	return &repository.Service{
+		Layout: host.Layout{Root: w.path(hostID)}, HostID: hostID, BootID: "boot-1", Formats: all, Deadline: time.Minute,
+		Engine: &transfer.Engine{Run: command.System{}, Log: log}, Images: &qemuimg.QemuImg{Run: command.System{}},
+		Allowed: host.Paths{Roots: []string{w.Dir}}.Allowed, Log: log,
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("%v (%s)", err, failure.HintOf(err))
+	}
+}
+
+func refused(t testing.TB, err error, what ...any) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("it was not refused")
+	}
+	for _, w := range what {
+		switch w := w.(type) {
+		case error:
+			if !errors.Is(err, w) {
+				t.Errorf("%v: it is not %v", err, w)
+			}
+		case string:
+			if !strings.Contains(failure.Line(err), w) {
+				t.Errorf("%q does not say %q", failure.Line(err), w)
+			}
+		}
+	}
+}
+
+func (w *world) tool(name string, args ...string) string {
+	w.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		w.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// zeros, as a pattern, are written as such: the image notes that it has none.
+const zeros = -1
+
+// write writes a byte to a range of a raw file and of an image.
+func (w *world) write(repo, image, reference string, pattern int, at, bytes string) {
+	w.Helper()
+	cmd := fmt.Sprintf("write -q -P %d %s %s", pattern, at, bytes)
+	if pattern == zeros {
+		cmd = fmt.Sprintf("write -q -z %s %s", at, bytes)
+	}
+	w.tool("qemu-io", "-f", "raw", "-c", cmd, reference)
+	s := w.on("h1")
+	p, err := s.PrepareImage(w.Context(), repo, image, repository.Preparing{Holder: "writer", Write: true})
+	must(w, err)
+	w.tool("qemu-io", "-f", p.Format, "-c", cmd, "-c", "flush", p.Path)
+	must(w, s.ReleaseImage(w.Context(), repo, image, "writer"))
+}
+
+// reference is a raw file of zeros.
+func (w *world) reference(name string, size int64) string {
+	path := w.path(name + ".raw")
+	f, err := os.Create(path)
+	must(w, err)
+	must(w, f.Truncate(size))
+	must(w, f.Close())
+	return path
+}
+
+// keep copies a reference as it is now.
+func (w *world) keep(reference, name string) string {
+	path := w.path(name + ".raw")
+	w.tool("cp", "--sparse=always", reference, path)
+	return path
+}
+
+// holds fails unless an image reads as a reference, on any host.
+func (w *world) holds(repo, image, reference string) {
+	w.Helper()
+	s := w.on("h2")
+	p, err := s.PrepareImage(w.Context(), repo, image, repository.Preparing{Holder: "reader"})
+	must(w, err)
+	same, err := s.Images.Compare(w.Context(), p.Layers, []imagecheck.Layer{{Path: reference, Format: imagecheck.Raw}})
+	must(w, err)
+	if !same {
+		w.Errorf("image %s/%s does not read as %s", repo, image, filepath.Base(reference))
+	}
+	must(w, s.ReleaseImage(w.Context(), repo, image, "reader"))
+}
+
+func (w *world) state(repo, image string, wanted repository.State) {
+	w.Helper()
+	st, err := w.on("h2").GetImageStatus(w.Context(), repo, image)
+	must(w, err)
+	if st.State != wanted || st.Open {
+		w.Errorf("image %s/%s is %+v, not %s", repo, image, st, wanted)
+	}
+}
+
+// repair does what a check finds until there is nothing left to do, and fails if
+// there are problems.
+func (w *world) repair(repo string) (done []repository.Fix) {
+	w.Helper()
+	s := w.on("h2")
+	for range 12 {
+		report, err := s.CheckStorageRepository(w.Context(), repo)
+		must(w, err)
+		if len(report.Problems) > 0 {
+			w.Fatalf("repository %s: %q", repo, report.Problems)
+		}
+		if len(report.Fixes) == 0 {
+			return done
+		}
+		must(w, s.FixStorageRepository(w.Context(), repo, report.Fixes[0], repository.Options{}))
+		done = append(done, report.Fixes[0])
+	}
+	w.Fatalf("repository %s: fixes without end: %+v", repo, done)
+	return nil
+}
+
+// files are the volumes' data in a repository on files.
+func (w *world) files(repo string) []string {
+	entries, err := os.ReadDir(w.path("repos", repo, "data"))
+	must(w, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// job is a verb for another process.
+type job struct {
+	Dir, Format, Host, Verb string
+	Args                    []string
+}
+
+// verbs are what jobs do.
+var verbs = map[string]func(ctx context.Context, s *repository.Service, args []string) error{}
+
+func doJob(encoded string) int {
+	var j job
+	if err := json.Unmarshal([]byte(encoded), &j); err != nil {
+		panic(err)
+	}
+	w := &world{nil, j.Dir, j.Format}
+	if err := verbs[j.Verb](context.Background(), w.on(j.Host), j.Args); err != nil {
+		fmt.Fprintln(os.Stderr, failure.Line(err))
+		return 1
+	}
+	return 0
+}
+
+// process does a job in another process, with more environment.
+func (w *world) process(hostID, verb string, args []string, env ...string) error {
+	encoded, err := json.Marshal(job{w.Dir, w.Format, hostID, verb, args})
+	must(w, err)
+	self, err := os.Executable()
+	must(w, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(append(os.Environ(), jobEnv+"="+string(encoded)), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}

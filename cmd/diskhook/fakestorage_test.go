@@ -29,7 +29,7 @@ func fakeStorage(s *managed.Service) error {
 	}
 	adapters := s.Host.Adapters
 	s.Host, s.Boot = w.Host(s.Log), w.Boot
-	s.Host.Run, s.Host.Adapters = command.System{}, adapters
+	s.Host.Run, s.Host.Find, s.Host.Adapters = command.System{}, command.Find, adapters
 	return nil
 }
 

@@ -112,7 +112,7 @@ func (s *Service) attach(ctx context.Context, r Request) (Attached, error) {
 		return Attached{}, err
 	}
 	defer unshare()
-	if err := a.unopened(ctx, connector.Attachment{}); err != nil {
+	if err := a.ready(ctx); err != nil {
 		return Attached{}, err
 	}
 	if err := a.record(ctx); err != nil {
@@ -164,6 +164,14 @@ func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, erro
 	return true, a.link(a.ID, row.Path)
 }
 
+// ready refuses what could not be connected, or must not, before anything is.
+func (a *attaching) ready(ctx context.Context) error {
+	if err := a.Host.Ready(a.info); err != nil {
+		return err
+	}
+	return a.unopened(ctx, connector.Attachment{})
+}
+
 // same says that the row is of the connection that is asked for.
 func (a *attaching) same(row database.Volume) bool {
 	known, err := connector.ParseInfo(row.Connection)
@@ -181,7 +189,9 @@ func (a *attaching) there(ctx context.Context, row database.Volume) (bool, error
 	if err != nil || !attached {
 		return false, err
 	}
-	if err := a.stillItself(ctx, row.Path); err != nil {
+	if err := a.stillItself(ctx, row.Path); errors.Is(err, connector.ErrMismatch) {
+		return false, failure.Hint(err, "run `diskhook volume detach %s`, then this again", a.ID)
+	} else if err != nil {
 		return false, err
 	}
 	if a.Domain == "" {

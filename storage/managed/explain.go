@@ -63,7 +63,7 @@ func (s *Service) explainAttach(ctx context.Context, r Request) ([]string, error
 	}); err != nil {
 		return nil, err
 	}
-	if err := a.unopened(ctx, connector.Attachment{}); err != nil {
+	if err := a.ready(ctx); err != nil {
 		return nil, err
 	}
 	lines = append(lines, fmt.Sprintf("# note in %s that volume %s is being attached", s.Database, r.ID))
@@ -129,8 +129,9 @@ func (s *Service) explainDetach(ctx context.Context, id, domain string) ([]strin
 	if _, err := os.Lstat(s.Link(id)); err == nil {
 		lines = append(lines, command.Quote([]string{"rm", "-f", "--", s.Link(id)}))
 	}
-	if row != nil {
+	claims, err := s.claims(ctx)
+	if _, stray := claims[id]; row != nil || stray {
 		lines = append(lines, fmt.Sprintf("# forget volume %s in %s", id, s.Database))
 	}
-	return lines, nil
+	return lines, err
 }

@@ -13,6 +13,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/managed"
 	"diskhook/storage/managed/connector/connectortest"
+	"diskhook/storage/managed/database"
 )
 
 // told is an explanation without the world's directory.
@@ -93,7 +94,23 @@ nvme disconnect -d nvme0
 	}
 }
 
-func second(_ []string, err error) error { return err }
+func second[T any](_ T, err error) error { return err }
+
+// A claim that is left without its volume is told of, too: it keeps others away.
+func TestExplainDetachOfAStrayClaim(t *testing.T) {
+	h := newHome(t)
+	h.row(func(tx *database.Tx) error {
+		return tx.SetClaim(database.Claim{Volume: "v1", Domain: domain, Boot: h.boot()})
+	})
+	if told := h.told(h.ExplainDetach(t.Context(), "v1", domain)); !strings.Contains(told, "# forget volume v1 in ") {
+		t.Errorf("told %q", told)
+	}
+	must(t, h.Detach(t.Context(), "v1", domain))
+	h.clean()
+	if told := h.told(h.ExplainDetach(t.Context(), "v1", domain)); told != "" {
+		t.Errorf("told %q", told)
+	}
+}
 
 func TestList(t *testing.T) {
 	h := newHome(t)

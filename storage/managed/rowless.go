@@ -99,6 +99,9 @@ func (s *Service) forVDSM(ctx context.Context, row Row) (connector.Connector, fu
 	host.NeedMultipath = true
 	id := "vdsm-" + info.Digest()[:32]
 	c, err := host.Open(id, info)
+	if err == nil {
+		err = host.Ready(info)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

@@ -41,7 +41,7 @@ func New(layout host.Layout, config host.Managed, log *slog.Logger) *Service {
 	return &Service{
 		Layout: layout, Database: config.Database, Log: log, Boot: layout.BootID,
 		Host: &connector.Host{
-			Run: command.System{}, Log: log, Root: "/",
+			Run: command.System{}, Log: log, Root: "/", Find: command.Find,
 			Private: filepath.Join(layout.Run(), "managed"), Mounts: filepath.Join(layout.Run(), "mounts"),
 			Adapters: config.Adapters, InUse: blockdev.InUse, Opened: blockdev.Opened,
 		},

@@ -8,10 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"diskhook/storage/command"
@@ -56,11 +58,17 @@ func newAdapter(h *Host, info Info) (Connector, error) {
 	case err != nil:
 		err = failure.New(failure.Precondition, "adapter %q: %w: %w", info.Adapter, ErrAdapter, err)
 		return nil, failure.Hint(err, "install it there, or name its path in `adapters` of [managed] in diskhook.toml")
-	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0 || st.Mode()&0o022 != 0:
-		err = failure.New(failure.Precondition, "adapter %q: %w: %s: not a program that only its owner can write", info.Adapter, ErrAdapter, program)
+	case !st.Mode().IsRegular() || st.Mode()&0o111 == 0 || st.Mode()&0o022 != 0 || !trusted(st):
+		err = failure.New(failure.Precondition, "adapter %q: %w: %s: not a program that only root can write", info.Adapter, ErrAdapter, program)
 		return nil, failure.Hint(err, "run `chown root: %[1]s && chmod 755 %[1]s`", program)
 	}
 	return &adapter{h, info, program}, nil
+}
+
+// trusted says that root owns the file, or whoever runs us.
+func trusted(st fs.FileInfo) bool {
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	return ok && (owner.Uid == 0 || int(owner.Uid) == os.Geteuid())
 }
 
 // Takes is the connection itself: what is behind it is the program's affair.

@@ -140,11 +140,40 @@ func TestAdapterFails(t *testing.T) {
 	}
 	w := world(t)
 	adapter(t, w, "")
-	must(t, os.Chmod(filepath.Join(w.Dir, "usr/libexec/vdsm/managedvolume-helper-lightos"), 0o777))
+	program := filepath.Join(w.Dir, "usr/libexec/vdsm/managedvolume-helper-lightos")
 	info, err := connector.ParseInfo([]byte(adapted))
 	must(t, err)
-	if _, err := host(w).Open("v1", info); !errors.Is(err, connector.ErrAdapter) || !errors.Is(err, failure.Precondition) {
-		t.Errorf("a program that everybody can write: %v", err)
+	refused := func(what string) {
+		t.Helper()
+		if _, err := host(w).Open("v1", info); !errors.Is(err, connector.ErrAdapter) || !errors.Is(err, failure.Precondition) || !strings.Contains(failure.HintOf(err), "chown root: "+program) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	must(t, os.Chmod(program, 0o777))
+	refused("a program that everybody can write")
+	if os.Geteuid() == 0 {
+		must(t, errors.Join(os.Chmod(program, 0o755), os.Chown(program, 65534, -1)))
+		refused("somebody else's program")
+	}
+}
+
+// A program is not run while somebody has the device open that it would take away.
+func TestAdapterWhoseDeviceIsOpen(t *testing.T) {
+	w := world(t)
+	device(t, w, "nvme7n1")
+	adapter(t, w, `echo '{"path": "`+w.Dir+`/dev/nvme7n1"}'`)
+	c := open(t, host(w), adapted)
+	a, err := c.Attach(t.Context())
+	must(t, err)
+	must(t, w.Change(func(s *connectortest.Storage) { s.Open = []string{"/dev/nvme7n1"} }))
+	if err := c.Detach(t.Context(), a, nil); !errors.Is(err, connector.ErrInUse) {
+		t.Errorf("%v", err)
+	}
+	if _, err := c.ExplainDetach(t.Context(), a, nil); !errors.Is(err, connector.ErrInUse) {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat(w.Dir + "/stdin.detach"); err == nil {
+		t.Error("it was run")
 	}
 }
 

@@ -115,6 +115,10 @@ type Host struct {
 	Pause time.Duration
 	// Patience is how long a device may take to appear; 0 is a default.
 	Patience time.Duration
+	// Find looks for a program; nil: all are there.
+	Find func(name string) (path string, err error)
+	// Resolve returns the addresses of a name; nil asks the host's resolver.
+	Resolve func(ctx context.Context, name string) ([]string, error)
 	// InUse says whether somebody has a device open (blockdev.InUse).
 	InUse func(path string) (holder string, inUse bool, err error)
 	// Opened is InUse without what is made of the device (blockdev.Opened).
@@ -150,6 +154,17 @@ func (h *Host) Open(volume string, info Info) (Connector, error) {
 		return nil, failure.Hint(err, "name a program for it: \"adapter\": \"NAME\" in the connection_info runs managedvolume-helper-NAME")
 	}
 	return open(&host, info)
+}
+
+// Ready refuses a volume without whose program nothing can be connected. A
+// missing one is a failure.Precondition.
+func (h *Host) Ready(info Info) error {
+	program := map[string]string{"iscsi": "iscsiadm", "nvmeof": "nvme", "rbd": "rbd"}[info.Type]
+	if h.Find == nil || info.Adapter != "" || program == "" {
+		return nil
+	}
+	_, err := h.Find(program)
+	return err
 }
 
 // at is a path of the host.

@@ -176,8 +176,8 @@ func (n *nvmeof) ExplainDetach(ctx context.Context, _ Attachment, others []Conne
 	return all, nil
 }
 
-func (r *rbd) Explain(context.Context) ([]string, error) {
-	name, err := r.mapped()
+func (r *rbd) Explain(ctx context.Context) ([]string, error) {
+	name, err := r.mapped(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -196,7 +196,7 @@ func (r *rbd) Explain(context.Context) ([]string, error) {
 }
 
 func (r *rbd) ExplainDetach(ctx context.Context, _ Attachment, _ []Connector) ([]string, error) {
-	name, err := r.mapped()
+	name, err := r.mapped(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,10 @@ func (i image) spec() string {
 	return i.pool + "/" + i.namespace + "/" + i.name
 }
 
-const rbdTime = 2 * time.Minute
+const (
+	rbdTime     = 2 * time.Minute
+	resolveTime = 10 * time.Second
+)
 
 func parseImage(info Info) (image, error) {
 	spec, err := info.text("name")
@@ -128,7 +131,7 @@ func (r *rbd) conf() string    { return filepath.Join(r.dir(), "ceph.conf") }
 func (r *rbd) keyring() string { return filepath.Join(r.dir(), "keyring") }
 
 func (r *rbd) Attach(ctx context.Context) (Attachment, error) {
-	name, err := r.mapped()
+	name, err := r.mapped(ctx)
 	if err != nil {
 		return Attachment{}, err
 	}
@@ -167,7 +170,7 @@ func (r *rbd) mapImage(ctx context.Context) (string, error) {
 	}); err != nil {
 		return "", fmt.Errorf("image %s: map: %w", r.image.spec(), err)
 	}
-	name, err := r.mapped()
+	name, err := r.mapped(ctx)
 	if err == nil && name == "" {
 		err = fmt.Errorf("image %s: rbd mapped it, and the kernel does not have it", r.image.spec())
 	}
@@ -222,26 +225,61 @@ func (r *rbd) mapping(keyring bool) []string {
 // mapped finds the image among what the kernel has mapped
 // (Documentation/ABI/testing/sysfs-bus-rbd), and returns rbdN or "". An image
 // of the same name from other monitors is another image.
-func (r *rbd) mapped() (string, error) {
+func (r *rbd) mapped(ctx context.Context) (string, error) {
 	for _, dir := range r.host.glob("sys/bus/rbd/devices/*") {
 		there := image{attr(dir, "pool"), attr(dir, "pool_ns"), attr(dir, "name")}
-		if there != r.image || attr(dir, "current_snap") != "-" || !r.ours(attr(dir, "config_info")) {
+		if there != r.image || attr(dir, "current_snap") != "-" {
 			continue
 		}
-		return "rbd" + filepath.Base(dir), nil
+		monitors, err := r.addresses(ctx)
+		if err != nil {
+			return "", err
+		}
+		if ours(monitors, attr(dir, "config_info")) {
+			return "rbd" + filepath.Base(dir), nil
+		}
 	}
 	return "", nil
 }
 
+// addresses are the monitors as the kernel knows them: rbd resolves their names.
+func (r *rbd) addresses(ctx context.Context) ([]string, error) {
+	resolve := r.host.Resolve
+	if resolve == nil {
+		resolve = net.DefaultResolver.LookupHost
+	}
+	var all []string
+	for _, monitor := range r.monitors {
+		host, port, err := net.SplitHostPort(monitor)
+		if err != nil {
+			return nil, err
+		}
+		if net.ParseIP(host) != nil {
+			all = append(all, monitor)
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, resolveTime)
+		found, err := resolve(ctx, host)
+		cancel()
+		if err != nil {
+			return nil, failure.New(failure.Temporary, "monitor %s of image %s: %w", host, r.image.spec(), err)
+		}
+		for _, address := range found {
+			all = append(all, net.JoinHostPort(address, port))
+		}
+	}
+	return all, nil
+}
+
 // ours compares monitors. config_info begins with them, as they were given to
 // the kernel: "1.2.3.4:6789,[::1]:6789 name=…".
-func (r *rbd) ours(config string) bool {
-	if len(r.monitors) == 0 || config == "" {
+func ours(monitors []string, config string) bool {
+	if len(monitors) == 0 || config == "" {
 		return true
 	}
 	given, _, _ := strings.Cut(config, " ")
 	for _, monitor := range strings.Split(given, ",") {
-		if slices.Contains(r.monitors, monitor) {
+		if slices.Contains(monitors, monitor) {
 			return true
 		}
 	}
@@ -249,7 +287,7 @@ func (r *rbd) ours(config string) bool {
 }
 
 func (r *rbd) Detach(ctx context.Context, _ Attachment, _ []Connector) error {
-	name, err := r.mapped()
+	name, err := r.mapped(ctx)
 	if err != nil {
 		return err
 	}

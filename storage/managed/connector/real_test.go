@@ -126,3 +126,30 @@ func TestNVMeWithoutModule(t *testing.T) {
 		t.Errorf("%v (%s)", err, failure.HintOf(err))
 	}
 }
+
+// Monitors may have names. The kernel gets their addresses.
+func TestMonitorsWithNames(t *testing.T) {
+	w := world(t)
+	must(t, w.Change(func(s *connectortest.Storage) {
+		s.RBD = map[string]connectortest.Image{"p/i": {ID: "1", Sectors: 8}}
+	}))
+	named := `{"driver_volume_type":"rbd","data":{"name":"p/i","hosts":["mon.example"],"ports":["6789"]}}`
+	c := open(t, host(w), named)
+	was, err := c.Attach(t.Context())
+	must(t, err)
+	_, err = c.Attach(t.Context()) // finds it
+	must(t, err)
+	// The image of that name in another cluster is another image.
+	if err := open(t, host(w), strings.Replace(named, "mon.example", "10.0.0.9", 1)).Detach(t.Context(), was, nil); err != nil || len(w.Left()) == 0 {
+		t.Errorf("%v, left: %v", err, w.Left())
+	}
+	unknown := open(t, host(w), strings.Replace(named, "mon.example", "nosuch", 1))
+	if err := unknown.Detach(t.Context(), was, nil); !errors.Is(err, failure.Temporary) || !strings.Contains(err.Error(), "monitor nosuch") {
+		t.Errorf("%v", err)
+	}
+	must(t, c.Detach(t.Context(), was, nil))
+	must(t, unknown.Detach(t.Context(), was, nil)) // nothing is mapped, and nobody asked
+	if left := w.Left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}

@@ -3,6 +3,7 @@
 package connectortest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -86,6 +87,16 @@ func (w *World) showNamespaces(s *Storage, nqn string) {
 	}
 }
 
+// The monitor that has a name.
+const monitorName, monitorAddress = "mon.example", "1.2.3.4"
+
+func resolve(_ context.Context, name string) ([]string, error) {
+	if name != monitorName {
+		return nil, errors.New(name + ": no such host")
+	}
+	return []string{"fd00::4", monitorAddress}, nil
+}
+
 func rbd(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 	f := flags(cmd.Args)
 	last := cmd.Args[len(cmd.Args)-1]
@@ -102,6 +113,7 @@ func rbd(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 		conf, _ := os.ReadFile(f["--conf"])
 		_, monitors, _ := strings.Cut(string(conf), "mon_host = ")
 		monitors, _, _ = strings.Cut(monitors, "\n")
+		monitors = strings.ReplaceAll(monitors, monitorName, monitorAddress) // which the kernel gets
 		n := strings.TrimPrefix(w.free(func(i int) string { return fmt.Sprintf("rbd%d", i) }), "rbd")
 		dir := "sys/bus/rbd/devices/" + n + "/"
 		parts := strings.Split(last, "/")

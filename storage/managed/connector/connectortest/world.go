@@ -133,7 +133,7 @@ func (w *World) Boot() (string, error) { return w.attr("proc/boot"), nil }
 func (w *World) Host(log *slog.Logger) *connector.Host {
 	return &connector.Host{
 		Run: w, Log: log, Root: w.Dir, Private: w.at("run/diskhook/managed"), Mounts: w.at("run/diskhook/mounts"),
-		Pause: time.Millisecond, Patience: 200 * time.Millisecond, InUse: w.inUse, Opened: w.opened, WriteAttr: w.WriteAttr,
+		Pause: time.Millisecond, Patience: 200 * time.Millisecond, InUse: w.inUse, Opened: w.opened, WriteAttr: w.WriteAttr, Resolve: resolve,
 	}
 }
 

@@ -65,6 +65,8 @@ func New(p *program) *cli.App {
 			localCommand(p),
 			volumeCommand(p),
 			quorumCommand(p),
+			repoCommand(p),
+			imageCommand(p),
 			rewriteCommand(p),
 			showCommand(p),
 			doctorCommand(p),

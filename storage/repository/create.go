@@ -250,11 +250,11 @@ func (s *Service) snapshottable(ctx context.Context, u *update, id string) (*ima
 		return nil, err
 	} else if cut != "" {
 		err := fmt.Errorf("image %s/%s: %w: snapshot %s of it is not done", u.id, id, ErrBusy, cut)
-		return nil, failure.Hint(err, "`diskhook image status %s %s`", u.id, cut)
+		return nil, failure.Hint(err, "`diskhook image status %s/%s`", u.id, cut)
 	}
 	if disk.Plan != nil && !disk.Plan.creates() {
 		err := fmt.Errorf("image %s/%s: %w: %s is not done", u.id, id, ErrBusy, disk.Plan.Verb)
-		return nil, failure.Hint(err, "`diskhook image status %s %s`", u.id, id)
+		return nil, failure.Hint(err, "`diskhook image status %s/%s`", u.id, id)
 	}
 	return disk, u.undisturbed(ctx, disk)
 }

@@ -156,7 +156,7 @@ func (r *repo) undisturbed(ctx context.Context, img *image) error {
 		err = fmt.Errorf("image %s/%s: %w yet", r.id, img.ID, ErrBroken)
 	}
 	if err != nil {
-		return failure.Hint(err, "see `diskhook image status %s %s`", r.id, img.ID)
+		return failure.Hint(err, "see `diskhook image status %s/%s`", r.id, img.ID)
 	}
 	for _, v := range c {
 		held, err := step(ctx, r, "look at a lock", func(ctx context.Context) (bool, error) { return r.place.Held(ctx, volumeLock(v.ID)) })
@@ -195,7 +195,7 @@ func (r *repo) inUse(imageID string, holders []holder) error {
 		by = append(by, fmt.Sprintf("%s on host %s", h.Name, h.Host))
 	}
 	err := fmt.Errorf("image %s/%s: %w: by %s", r.id, imageID, ErrInUse, strings.Join(by, ", "))
-	return failure.Hint(err, "shut that down, or `diskhook image release --holder %s %s %s`", holders[0].Name, r.id, imageID)
+	return failure.Hint(err, "shut that down, or `diskhook image release --holder %s %s/%s`", holders[0].Name, r.id, imageID)
 }
 
 // holders are who uses an image, without those of an earlier boot of this host.

@@ -37,7 +37,7 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 			return err
 		} else if cut != "" {
 			err := fmt.Errorf("image %s/%s: %w: snapshot %s of it is not done", r.id, imageID, ErrBusy, cut)
-			return failure.Hint(err, "`diskhook image status %s %s`, or remove that first", r.id, cut)
+			return failure.Hint(err, "`diskhook image status %s/%s`, or remove that first", r.id, cut)
 		}
 		if err := u.drop(ctx, format.Pin, imageID); err != nil {
 			return err // those of an earlier boot

@@ -84,7 +84,7 @@ func (s *Service) busy(ctx context.Context, r *repo, imageID string) error {
 		by = "host " + op.Host
 	}
 	err := fmt.Errorf("image %s/%s: %w: %s", r.id, imageID, ErrBusy, by)
-	return failure.Hint(err, "see `diskhook image status %s %s`", r.id, imageID)
+	return failure.Hint(err, "see `diskhook image status %s/%s`", r.id, imageID)
 }
 
 func (w *worker) run(ctx context.Context, imageID string) (err error) {

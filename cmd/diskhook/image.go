@@ -44,7 +44,7 @@ func imageCommand(p *program) *cli.Command {
 				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "raw", Usage: "`FORMAT` of the file: raw or qcow2"},
 				&cli.StringFlag{Name: "kind", Value: "snapshot", Usage: "what it becomes: snapshot or disk"})...),
 			verb("remove", "hide an image at once; `repo fix` frees its space", "REPO/IMAGE", imageRemove, dryRunFlag()),
-			verb("resize", "make a virtual disk larger", "REPO/IMAGE SIZE", imageResize, dryRunFlag()),
+			verb("resize", "make a virtual disk larger", "REPO/IMAGE SIZE", imageResize, waitFlag(), dryRunFlag()),
 			verb("annotate", "replace the user data of an image", "REPO/IMAGE JSON", imageAnnotate, dryRunFlag()),
 			verb("list", "list the images of a repository", "REPO", imageList,
 				&cli.StringFlag{Name: "kind", Usage: "only of this `KIND`: disk or snapshot"},
@@ -257,7 +257,11 @@ func imageResize(p *program, c *cli.Context) error {
 		steps = append(steps, fmt.Sprintf("make image %s %d bytes large, from %d", ref, bytes, info.Size))
 	}
 	return p.change(f, c.Bool("dry-run"), imageOf(ref), steps, func() (string, error) {
-		return "resized", s.ResizeVirtualDisk(c.Context, ref.repo, ref.id, bytes, repository.Options{})
+		err := s.ResizeVirtualDisk(c.Context, ref.repo, ref.id, bytes, repository.Options{})
+		if err != nil || !c.Bool("wait") {
+			return "grows", err
+		}
+		return "resized", p.await(c.Context, f, s, ref)
 	})
 }
 

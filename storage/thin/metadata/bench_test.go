@@ -3,7 +3,9 @@
 package metadata_test
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"testing"
 
@@ -105,3 +107,37 @@ func scratch(b *testing.B) *os.File {
 	must(b, f.Truncate(1<<17*metadata.BlockSize))
 	return f
 }
+
+// BenchmarkXML has no image on either side: what the text alone costs.
+func BenchmarkXML(b *testing.B) {
+	const n = 1_000_000
+	var xml bytes.Buffer
+	write := func(w io.Writer) {
+		must(b, mapped(n, 1, func(sb metadata.Superblock) metadata.Sink {
+			x, err := metadata.NewXMLWriter(w, sb)
+			must(b, err)
+			return x
+		}))
+	}
+	b.Run("write", func(b *testing.B) {
+		for b.Loop() {
+			write(io.Discard)
+		}
+		b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mmappings/s")
+	})
+	write(&xml)
+	b.Run("read", func(b *testing.B) {
+		for b.Loop() {
+			must(b, metadata.ReadXML(b.Context(), bytes.NewReader(xml.Bytes()),
+				func(metadata.Superblock) (metadata.Sink, error) { return discard{}, nil }))
+		}
+		b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mmappings/s")
+	})
+}
+
+// discard is a Sink that forgets.
+type discard struct{}
+
+func (discard) Device(metadata.Device) error { return nil }
+func (discard) Map(metadata.Run) error       { return nil }
+func (discard) Finish() error                { return nil }

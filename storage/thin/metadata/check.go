@@ -75,10 +75,6 @@ func Check(ctx context.Context, image io.ReaderAt, blocks uint64, options CheckO
 		err = c.forgive(err)
 		return c.Report, err
 	}
-	if bitmapsFor(reader.sb.DataBlocks) > blocks { // before there is memory for them
-		err = c.forgive(damaged("block 0: %d data blocks, whose bitmaps do not fit", reader.sb.DataBlocks))
-		return c.Report, err
-	}
 	c.r, c.Superblock = reader, reader.sb
 	c.data, c.nodes = newCounts(reader.sb.DataBlocks), newCounts(reader.src.blocks)
 	if reader.src.blocks > 0 {

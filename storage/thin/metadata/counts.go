@@ -36,7 +36,13 @@ func newCounts(blocks uint64) counts {
 }
 
 // bitmapsFor is how many bitmap blocks a space map of this size has.
-func bitmapsFor(blocks uint64) uint64 { return (blocks + entriesPerBitmap - 1) / entriesPerBitmap }
+func bitmapsFor(blocks uint64) uint64 {
+	n := blocks / entriesPerBitmap
+	if blocks%entriesPerBitmap > 0 {
+		n++
+	}
+	return n
+}
 
 // add counts one more reference to each of n blocks, which must exist.
 func (c *counts) add(first, n uint64) {

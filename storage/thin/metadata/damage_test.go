@@ -268,7 +268,7 @@ func TestAbsurdImages(t *testing.T) {
 		"version":         {40, 1, "block 0: superblock of version 1"},
 		"features":        {360, 1, "block 0: superblock with unknown features 0x1"},
 		"metadata blocks": {192, 255*16320 + 1, "block 0: 4161601 metadata blocks"},
-		"data blocks":     {64, 1 << 40, "block 0: 1099511627776 data blocks"},
+		"data blocks":     {64, 1 << 40, "block 0: 1099511627776 data blocks, whose bitmaps do not fit into 24"},
 		"data block size": {336, 100 | 8<<32, "block 0: data blocks of 100 sectors"},
 		"metadata sector": {340, 9, "block 0: metadata blocks of 9 sectors"},
 	} {

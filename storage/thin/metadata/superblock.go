@@ -81,10 +81,10 @@ func decodeSuperblock(b []byte, number uint64) (Superblock, roots, error) {
 		return sb, at, damaged("block %d: metadata blocks of %d sectors", number, u32(atMetadataSectors))
 	case !validDataBlockSize(sb.DataBlockSize):
 		return sb, at, damaged("block %d: data blocks of %d sectors", number, sb.DataBlockSize)
-	case sb.DataBlocks > MaxDataBlocks:
-		return sb, at, damaged("block %d: %d data blocks", number, sb.DataBlocks)
 	case sb.MetadataBlocks > MaxBlocks:
 		return sb, at, damaged("block %d: %d metadata blocks", number, sb.MetadataBlocks)
+	case bitmapsFor(sb.DataBlocks) > sb.MetadataBlocks: // nobody needs memory for more
+		return sb, at, damaged("block %d: %d data blocks, whose bitmaps do not fit into %d", number, sb.DataBlocks, sb.MetadataBlocks)
 	}
 	return sb, at, nil
 }

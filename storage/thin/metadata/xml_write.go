@@ -97,6 +97,7 @@ func (x *XMLWriter) attribute(name string, v uint64) {
 }
 
 func (x *XMLWriter) end(text string) error {
-	_, err := x.w.Write(append(x.line, text...))
+	x.line = append(x.line, text...)
+	_, err := x.w.Write(x.line)
 	return failure.Full(err)
 }

@@ -69,6 +69,8 @@ type attaching struct {
 	connector connector.Connector
 	boot      string
 	others    []connector.Connector
+	// dead says that it is attached, and that none of its paths works.
+	dead bool
 }
 
 // attaching checks a request and touches nothing.
@@ -115,8 +117,10 @@ func (s *Service) attach(ctx context.Context, r Request) (Attached, error) {
 	if err := a.ready(ctx); err != nil {
 		return Attached{}, err
 	}
-	if err := a.record(ctx); err != nil {
-		return Attached{}, err
+	if !a.dead { // its row is there, and stays
+		if err := a.record(ctx); err != nil {
+			return Attached{}, err
+		}
 	}
 	return a.connect(ctx)
 }
@@ -143,7 +147,7 @@ func (a *attaching) answer(path string, attachment []byte) Attached {
 
 // resume looks at a row that is there. It returns true when the volume is
 // attached and the domain has it; otherwise the caller connects, which
-// finishes what an earlier call began.
+// finishes what an earlier call began, or brings back paths of which none works.
 func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, error) {
 	if stale(row, a.boot) {
 		a.Log.WarnContext(ctx, "the volume was attached in an earlier boot", "volume", a.ID)
@@ -198,7 +202,8 @@ func (a *attaching) there(ctx context.Context, row database.Volume) (bool, error
 		err := failure.New(failure.Conflict, "%w: vol_id=%s path=%s attachment=%s", AlreadyAttached, a.ID, row.Path, row.Attachment)
 		return false, failure.Hint(err, "use it, or run `diskhook volume detach %s`", a.ID)
 	}
-	return true, nil
+	a.dead = !a.Host.Works(row.Path)
+	return !a.dead, nil
 }
 
 // stale says that the row is of an earlier boot: what it tells of the kernel
@@ -282,10 +287,14 @@ func (a *attaching) finish(ctx context.Context, attachment connector.Attachment)
 	return failpoint.Hit("attach.linked")
 }
 
-// undo takes away what was connected and forgets the volume. Where that fails
+// undo takes away what was connected and forgets the volume, unless it was
+// attached before. Where that fails
 // the row stays, so that a later detach knows what to look for. A device that
 // is another volume's is left to that, and a domain that runs keeps its claim.
 func (a *attaching) undo(ctx context.Context, was connector.Attachment, cause error) error {
+	if a.dead {
+		return cause
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	if !errors.Is(cause, errTaken) && !errors.Is(cause, database.ErrMultipathTaken) {

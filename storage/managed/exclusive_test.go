@@ -216,35 +216,3 @@ func TestWayOutOfAnotherDevice(t *testing.T) {
 	_, err = h.fulfil("v1", domain)
 	must(t, err)
 }
-
-// Without its program nothing is begun, and a volume that is there is given out.
-func TestMissingProgram(t *testing.T) {
-	h := newHome(t)
-	h.define("v1", iscsi)
-	_, err := h.fulfil("v1", "")
-	must(t, err)
-	h.Service.Host.Find = func(name string) (string, error) {
-		return "", failure.New(failure.Precondition, "%s: no such program", name)
-	}
-	_, err = h.fulfil("v1", domain)
-	must(t, err)
-	h.Service.Host.Find, err = nil, h.Detach(t.Context(), "v1", domain)
-	must(t, err)
-	h.Service.Host.Find = func(name string) (string, error) {
-		return "", failure.New(failure.Precondition, "%s: no such program", name)
-	}
-	h.World.Forget()
-	for what, err := range map[string]error{
-		"attach":    second(h.fulfil("v1", domain)),
-		"attach -n": second(h.ExplainAttach(t.Context(), managed.Request{ID: "v1", Domain: domain})),
-		"of VDSM's": second(h.Connect(t.Context(), managed.Row{Connection: []byte(iscsi)})),
-	} {
-		if !errors.Is(err, failure.Precondition) || !strings.Contains(err.Error(), "iscsiadm: no such program") {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	if lines := h.Lines(); lines != nil {
-		t.Errorf("ran %v", lines)
-	}
-	h.clean()
-}

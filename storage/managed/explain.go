@@ -49,10 +49,10 @@ func (s *Service) explainAttach(ctx context.Context, r Request) ([]string, error
 		if err == nil && there {
 			err = a.unopened(ctx, outcome(*row))
 		}
-		if err != nil || there {
+		if err != nil || there && a.Host.Works(row.Path) {
 			return a.explainClaim(ctx, *row), err
 		}
-		lines = append(lines, "# it was left half attached: go on")
+		lines = append(lines, map[bool]string{false: "# it was left half attached: go on", true: "# none of its paths works: look for others"}[there])
 	}
 	if err := s.reading(ctx, func(db *database.DB) error {
 		rows, err := db.Volumes(ctx)

@@ -31,6 +31,7 @@ const (
 	OtherDevice  Problem = "its device is another volume"          // reported
 	BadRow       Problem = "its connection can not be understood"  // reported
 	NoAnswer     Problem = "its storage does not answer"           // reported
+	NoPath       Problem = "none of its paths works"               // reported
 	VanishedUsed Problem = "its device has vanished under a guest" // reported
 )
 
@@ -156,6 +157,9 @@ func (s *Service) judge(ctx context.Context, row database.Volume, boot string, u
 	other, err := s.otherDevice(ctx, row, info)
 	if err != nil || other {
 		return OtherDevice, "", err
+	}
+	if !s.Host.Works(row.Path) {
+		return NoPath, "", nil
 	}
 	if to, err := os.Readlink(s.Link(row.ID)); err != nil || to != row.Path {
 		return NoLink, linkIt, nil

@@ -213,6 +213,8 @@ type connected struct {
 func (c *iscsi) connect(ctx context.Context, targets []iscsiTarget, password string, many bool) ([]connected, error) {
 	sessions, failed := make([]*iscsiSession, len(targets)), make([]error, len(targets))
 	if many {
+		ctx, cancel := portion(ctx, 0, min(len(targets), 2)) // all at once
+		defer cancel()
 		var wait sync.WaitGroup
 		for i, t := range targets {
 			wait.Go(func() { sessions[i], failed[i] = c.session(ctx, t, password) })
@@ -220,7 +222,10 @@ func (c *iscsi) connect(ctx context.Context, targets []iscsiTarget, password str
 		wait.Wait()
 	} else {
 		for i, t := range targets {
-			if sessions[i], failed[i] = c.session(ctx, t, password); failed[i] == nil {
+			ctx, cancel := portion(ctx, i, len(targets))
+			sessions[i], failed[i] = c.session(ctx, t, password)
+			cancel()
+			if failed[i] == nil {
 				break
 			}
 		}

@@ -56,6 +56,18 @@ type iscsiSession struct {
 	target string // SCSI target on that host, or "-"
 	iqn    string
 	portal portal
+	state  string // LOGGED_IN, FAILED or FREE
+}
+
+// works refuses a session that has lost its connection, while open-iscsi tries
+// to bring it back: whoever asks such a one for a LUN waits in the kernel until
+// it gives up, and cannot be stopped.
+func (s iscsiSession) works(t iscsiTarget) error {
+	if s.state == "" || s.state == "LOGGED_IN" {
+		return nil
+	}
+	err := failure.New(failure.Temporary, "target %s at %s: its session is %s", t.iqn, t.portal, s.state)
+	return failure.Hint(err, "bring the portal back, or give the session up with `%s`", line("iscsiadm", t.node("--logout")...))
 }
 
 // has says whether a device, by its resolved directory in sysfs, is of the session.
@@ -66,7 +78,7 @@ func (s iscsiSession) has(dir string) bool { return strings.Contains(dir, "/sess
 func (h *Host) iscsiSessions() []iscsiSession {
 	var all []iscsiSession
 	for _, dir := range h.glob("sys/class/iscsi_session/session*") {
-		s := iscsiSession{id: strings.TrimPrefix(filepath.Base(dir), "session"), iqn: attr(dir, "targetname")}
+		s := iscsiSession{id: strings.TrimPrefix(filepath.Base(dir), "session"), iqn: attr(dir, "targetname"), state: attr(dir, "state")}
 		connection := h.at("sys/class/iscsi_connection", "connection"+s.id+":0")
 		p, err := parsePortal(net.JoinHostPort(strings.Trim(attr(connection, "persistent_address"), "[]"), attr(connection, "persistent_port")))
 		resolved, err2 := filepath.EvalSymlinks(dir)
@@ -129,6 +141,9 @@ func recordSettings() []string {
 // session logs in at the target, unless that has been done, and returns the session.
 func (c *iscsi) session(ctx context.Context, t iscsiTarget, password string) (*iscsiSession, error) {
 	if s := c.host.iscsiSession(t); s != nil {
+		if err := s.works(t); err != nil {
+			return nil, err
+		}
 		return s, nil
 	}
 	run := func(also int, args ...string) error {

@@ -184,7 +184,7 @@ func (n *nvmeof) Attach(ctx context.Context) (Attachment, error) {
 func (n *nvmeof) connect(ctx context.Context) error {
 	have, failed := 0, []error(nil)
 	native := n.native()
-	for _, p := range n.portals {
+	for i, p := range n.portals {
 		if have > 0 && !native {
 			break
 		}
@@ -192,7 +192,10 @@ func (n *nvmeof) connect(ctx context.Context) error {
 			have++
 			continue
 		}
-		if err := n.dial(ctx, p); err != nil {
+		ctx, cancel := portion(ctx, i, len(n.portals))
+		err := n.dial(ctx, p)
+		cancel()
+		if err != nil {
 			err = fmt.Errorf("subsystem %s at %s: connect: %w", n.nqn, net.JoinHostPort(p.address, p.port), err)
 			n.host.Log.WarnContext(ctx, "no path", "err", err)
 			failed = append(failed, err)

@@ -239,6 +239,21 @@ func (h *Host) unusedNodes(ctx context.Context, maps []string, paths []scsiPath)
 	return nil
 }
 
+// Works says whether I/O on an attached device gets anywhere, as far as the
+// kernel knows: a SCSI disk that runs, or a multipath map with such a path. A map
+// without one keeps what it is sent until there is one again.
+func (h *Host) Works(path string) bool {
+	name, err := h.device(path)
+	if err != nil {
+		return true
+	}
+	if strings.HasPrefix(attr(h.at("sys/class/block", name, "dm/uuid")), mapPrefix) {
+		return h.alive(name)
+	}
+	state := attr(h.at("sys/class/block", name), "device/state")
+	return !strings.HasPrefix(name, "sd") || state == "running" || state == ""
+}
+
 // deletePath writes out what is in the page cache of a path, unless that went
 // through a map, and has the kernel forget it.
 func (h *Host) deletePath(ctx context.Context, p scsiPath, mapped bool) error {

@@ -83,6 +83,16 @@ func (h *Host) await(ctx context.Context, what string, ready func() bool) error 
 	return nil
 }
 
+// portion is the time that try i of several may take, if there is a deadline:
+// one that hangs must leave time for the others, and for what comes after them.
+func portion(ctx context.Context, i, tries int) (context.Context, context.CancelFunc) {
+	until, limited := ctx.Deadline()
+	if !limited || tries == 1 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(until)/time.Duration(max(tries-i, 2)))
+}
+
 // device follows links from path to a node of /dev and returns the kernel's
 // name of the block device. What is none is a failure.Precondition.
 func (h *Host) device(path string) (string, error) {

@@ -26,20 +26,6 @@ type crash struct {
 	torn  func(w *world, args []string) // what is true right after the crash
 }
 
-// The images of the crash tests: disk lies on snapshot base, both in repository a.
-func (w *world) diskOnBase() (disk, base string) {
-	s, ctx := w.on("h1"), w.Context()
-	disk, err := s.CreateVirtualDisk(ctx, "a", 4*mib, "", nil, repository.Options{})
-	must(w, err)
-	now := w.reference("now", 4*mib)
-	w.write("a", disk, now, 1, "1M", "1M")
-	base, err = s.CreateSnapshot(ctx, "a", disk, nil, repository.Options{})
-	must(w, err)
-	w.keep(now, "before")
-	w.write("a", disk, now, 2, "1536k", "1M")
-	return disk, base
-}
-
 const request = "the same request"
 
 func (w *world) count(repo string) int {

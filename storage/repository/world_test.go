@@ -161,6 +161,21 @@ func (w *world) write(repo, image, reference string, pattern int, at, bytes stri
 	must(w, s.ReleaseImage(w.Context(), repo, image, "writer"))
 }
 
+// diskOnBase makes two images in repository a: a disk that lies on a snapshot.
+// What they hold is in the files now.raw and before.raw.
+func (w *world) diskOnBase() (disk, base string) {
+	s, ctx := w.on("h1"), w.Context()
+	disk, err := s.CreateVirtualDisk(ctx, "a", 4*mib, "", nil, repository.Options{})
+	must(w, err)
+	now := w.reference("now", 4*mib)
+	w.write("a", disk, now, 1, "1M", "1M")
+	base, err = s.CreateSnapshot(ctx, "a", disk, nil, repository.Options{})
+	must(w, err)
+	w.keep(now, "before")
+	w.write("a", disk, now, 2, "1536k", "1M")
+	return disk, base
+}
+
 // reference is a raw file of zeros.
 func (w *world) reference(name string, size int64) string {
 	path := w.path(name + ".raw")

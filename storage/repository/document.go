@@ -121,18 +121,21 @@ func encode(v any) ([]byte, error) {
 
 // decode reads what encode made. ErrDamaged or ErrVersion.
 func decode(data []byte, v any) error {
+	known := fmt.Appendf(nil, `{"v":%d,`, documentVersion) // as encode writes it
 	line := bytes.IndexByte(data, '\n') + 1
 	if line == 0 || fmt.Sprintf(crcFormat, crc32.Checksum(data[:line], crcTable)) != string(data[line:]) {
 		return fmt.Errorf("%w: its checksum is wrong", ErrDamaged)
 	}
-	var version struct {
-		V int `json:"v"`
-	}
-	if err := json.Unmarshal(data[:line], &version); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
-	}
-	if version.V != documentVersion {
-		return fmt.Errorf("version %d: %w (%d is)", version.V, ErrVersion, documentVersion)
+	if !bytes.HasPrefix(data, known) {
+		var version struct {
+			V int `json:"v"`
+		}
+		if err := json.Unmarshal(data[:line], &version); err != nil {
+			return fmt.Errorf("%w: %w", ErrDamaged, err)
+		}
+		if version.V != documentVersion {
+			return fmt.Errorf("version %d: %w (%d is)", version.V, ErrVersion, documentVersion)
+		}
 	}
 	if err := json.Unmarshal(data[:line], v); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)

@@ -47,16 +47,12 @@ func (s *Service) GetImage(ctx context.Context, repoID, imageID string) (Info, e
 }
 
 func (s *Service) info(ctx context.Context, r *repo, img *image) (Info, error) {
-	st, err := s.status(ctx, r, img)
+	st, c, err := s.status(ctx, r, img)
 	if err != nil {
 		return Info{}, err
 	}
 	holders, err := s.holders(ctx, r, img.ID)
 	if err != nil {
-		return Info{}, err
-	}
-	c, err := r.chain(ctx, img)
-	if err != nil && !errors.Is(err, ErrBroken) {
 		return Info{}, err
 	}
 	info := Info{

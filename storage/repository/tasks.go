@@ -40,7 +40,7 @@ func (s *Service) ListTasks(ctx context.Context, repoID string) ([]Task, error) 
 		if err != nil {
 			return nil, err
 		}
-		st, err := s.status(ctx, r, img)
+		st, _, err := s.status(ctx, r, img)
 		if err != nil {
 			return nil, err
 		}
@@ -120,24 +120,26 @@ func (s *Service) GetImageStatus(ctx context.Context, repoID, imageID string) (S
 	return info.Status, err
 }
 
-func (s *Service) status(ctx context.Context, r *repo, img *image) (Status, error) {
+// status derives the state and reads the record; the chain is nil where it is
+// broken.
+func (s *Service) status(ctx context.Context, r *repo, img *image) (st Status, c chain, err error) {
 	c, broken := r.chain(ctx, img)
 	if broken != nil && !errors.Is(broken, ErrBroken) {
-		return Status{}, broken
+		return Status{}, nil, broken
 	}
-	st := Status{State: stateOf(img, c, broken), PercentComplete: -1, Open: img.Plan != nil}
+	st = Status{State: stateOf(img, c, broken), PercentComplete: -1, Open: img.Plan != nil}
 	last := img.Last
 	if img.Plan != nil {
 		op, err := get[operation](ctx, r, format.Operation, img.ID)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return st, err
+			return st, c, err
 		}
 		if err == nil && op.Plan == img.Plan.Nonce {
 			last = &op.record
 		}
 		held, err := step(ctx, r, "look at a lock", func(ctx context.Context) (bool, error) { return r.place.Held(ctx, workLock(img.ID)) })
 		if err != nil {
-			return st, err
+			return st, c, err
 		}
 		st.Running = held
 	}
@@ -148,5 +150,5 @@ func (s *Service) status(ctx context.Context, r *repo, img *image) (Status, erro
 	if st.LastError == "" && broken != nil && !st.Open {
 		st.LastError = failure.Line(broken)
 	}
-	return st, nil
+	return st, c, nil
 }

@@ -276,4 +276,3 @@ func (m *model) reads(b *believed) {
 		m.Fatalf("%s %s/%s", b.kind, b.repo, b.id)
 	}
 }
-

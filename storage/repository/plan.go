@@ -84,9 +84,6 @@ func (p *plan) makes() []string {
 	return append(ids, p.Old...)
 }
 
-// needs says whether the plan reads an image's content in its own repository.
-func (p *plan) needs(id string) bool { return p != nil && (p.From == id || p.Base == id) }
-
 // creates says that the image is nothing before its plan is done.
 func (p *plan) creates() bool {
 	return p != nil && slices.Contains([]string{verbCreate, verbSnapshot, verbCopy, verbImport}, p.Verb)

@@ -139,15 +139,15 @@ func (w *worker) backing(v *volume) imagecheck.Layer {
 
 // copy makes a volume with the content of an image, or of an imported chain.
 func (w *worker) copy(ctx context.Context) error {
-	v, done, err := w.begun(ctx, nil)
-	if err != nil || done {
+	v, complete, err := w.begun(ctx, nil)
+	if err != nil || complete {
 		return err
 	}
-	source, close, err := w.source(ctx)
+	source, done, err := w.source(ctx)
 	if err != nil {
 		return err
 	}
-	defer close()
+	defer done()
 	return w.fill(ctx, v, source)
 }
 

@@ -131,12 +131,6 @@ func (v *view) chain(id string) (chain, error) {
 	})
 }
 
-// state is an image's in the view.
-func (v *view) state(img *image) State {
-	c, err := v.chain(img.Volume)
-	return stateOf(img, c, err)
-}
-
 // uses counts who needs what.
 type uses struct {
 	images map[string]int // of a volume: images that point to it, plans that make it

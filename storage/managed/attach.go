@@ -165,7 +165,8 @@ func (a *attaching) resume(ctx context.Context, row database.Volume) (bool, erro
 	if err := a.update(ctx, func(tx *database.Tx) error { return a.claim(tx, false) }); err != nil {
 		return false, err
 	}
-	return true, a.link(a.ID, row.Path)
+	a.dead = !a.Host.Works(row.Path)
+	return !a.dead, a.link(a.ID, row.Path)
 }
 
 // ready refuses what could not be connected, or must not, before anything is.
@@ -202,8 +203,7 @@ func (a *attaching) there(ctx context.Context, row database.Volume) (bool, error
 		err := failure.New(failure.Conflict, "%w: vol_id=%s path=%s attachment=%s", AlreadyAttached, a.ID, row.Path, row.Attachment)
 		return false, failure.Hint(err, "use it, or run `diskhook volume detach %s`", a.ID)
 	}
-	a.dead = !a.Host.Works(row.Path)
-	return !a.dead, nil
+	return true, nil
 }
 
 // stale says that the row is of an earlier boot: what it tells of the kernel

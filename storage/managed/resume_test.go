@@ -47,6 +47,9 @@ func TestMapWithoutPaths(t *testing.T) {
 	_, err = h.fulfil("v1", domain)
 	must(t, err)
 	problem("")
+	if owner := h.owner("v1"); owner != domain {
+		t.Errorf("%q has it", owner)
+	}
 	must(t, h.Release(t.Context(), "v1", domain))
 	problem("") // it was attached before, and stays
 	must(t, h.Detach(t.Context(), "v1", ""))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"diskhook/storage/command"
+	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/metadata"
 )
 
@@ -129,12 +130,16 @@ func self() string {
 const thinChild = "thin-metadata-child"
 
 func thinMetadataChild(ctx context.Context, args []string) error {
-	in, err := os.OpenFile(args[1], os.O_RDWR, 0)
+	verb, path := args[0], args[1]
+	if verb == "restore" {
+		path = args[2]
+	}
+	image, err := layout.Open(path, verb == "build" || verb == "restore")
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	switch verb := args[0]; verb {
+	defer image.Close()
+	switch verb {
 	case "build":
 		n, err := strconv.ParseUint(args[2], 10, 64)
 		if err != nil {
@@ -144,42 +149,36 @@ func thinMetadataChild(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return buildMetadata(in, n, length)
+		return buildMetadata(image, n, length)
 	case "read":
-		return readMetadata(in)
+		return readMetadata(image)
 	case "check":
-		end, err := in.Seek(0, io.SeekEnd)
-		if err != nil {
-			return err
-		}
-		report, err := metadata.Check(ctx, in, uint64(end)/metadata.BlockSize, metadata.CheckOptions{})
+		report, err := metadata.Check(ctx, image, uint64(image.Size())/metadata.BlockSize, metadata.CheckOptions{})
 		if len(report.Problems) > 0 {
 			return errors.New(report.Problems[0].Text)
 		}
 		return err
-	case "dump", "restore":
-		flags := os.O_RDWR
-		if verb == "dump" {
-			flags |= os.O_CREATE
-		}
-		to, err := os.OpenFile(args[2], flags, 0o600)
+	case "dump":
+		xml, err := os.Create(args[2])
 		if err != nil {
 			return err
 		}
-		if verb == "dump" {
-			err = dumpMetadata(ctx, in, to)
-		} else {
-			err = restoreMetadata(ctx, in, to)
+		return errors.Join(dumpMetadata(ctx, image, xml), xml.Close())
+	case "restore":
+		xml, err := os.Open(args[1])
+		if err != nil {
+			return err
 		}
-		return errors.Join(err, to.Close())
+		defer xml.Close()
+		return restoreMetadata(ctx, xml, image)
 	}
-	return fmt.Errorf("no such child: %s", args[0])
+	return fmt.Errorf("no such child: %s", verb)
 }
 
 // buildMetadata maps n blocks in runs of this length, no two of which lie side
 // by side.
-func buildMetadata(f *os.File, n, length uint64) error {
-	b, err := metadata.NewBuilder(f, metadataBlocks(n), metadata.Superblock{Time: 1, DataBlockSize: 128, DataBlocks: n})
+func buildMetadata(to metadata.Target, n, length uint64) error {
+	b, err := metadata.NewBuilder(to, metadataBlocks(n), metadata.Superblock{Time: 1, DataBlockSize: 128, DataBlocks: n})
 	if err != nil {
 		return err
 	}
@@ -197,8 +196,8 @@ func buildMetadata(f *os.File, n, length uint64) error {
 	return b.Finish()
 }
 
-func readMetadata(f *os.File) error {
-	r, err := metadata.Open(f)
+func readMetadata(image io.ReaderAt) error {
+	r, err := metadata.Open(image)
 	if err != nil {
 		return err
 	}
@@ -215,7 +214,7 @@ func readMetadata(f *os.File) error {
 	return nil
 }
 
-func dumpMetadata(ctx context.Context, image *os.File, xml io.Writer) error {
+func dumpMetadata(ctx context.Context, image io.ReaderAt, xml io.Writer) error {
 	r, err := metadata.Open(image)
 	if err != nil {
 		return err
@@ -227,7 +226,7 @@ func dumpMetadata(ctx context.Context, image *os.File, xml io.Writer) error {
 	return r.Stream(ctx, x)
 }
 
-func restoreMetadata(ctx context.Context, xml io.Reader, image *os.File) error {
+func restoreMetadata(ctx context.Context, xml io.Reader, image metadata.Target) error {
 	return metadata.ReadXML(ctx, xml, func(sb metadata.Superblock) (metadata.Sink, error) {
 		return metadata.NewBuilder(image, metadataBlocks(sb.DataBlocks), sb)
 	})

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"testing"
 
+	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/metadata"
 )
 
@@ -99,13 +101,12 @@ func BenchmarkCheck(b *testing.B) {
 }
 
 // scratch is a file; TMPDIR says on which disk.
-func scratch(b *testing.B) *os.File {
+func scratch(b *testing.B) *layout.Volume {
 	b.Helper()
-	f, err := os.CreateTemp(b.TempDir(), "image")
-	must(b, err)
-	b.Cleanup(func() { f.Close() })
-	must(b, f.Truncate(1<<17*metadata.BlockSize))
-	return f
+	path := filepath.Join(b.TempDir(), "image")
+	must(b, os.WriteFile(path, nil, 0o600))
+	must(b, os.Truncate(path, 1<<17*metadata.BlockSize))
+	return open(b, path)
 }
 
 // BenchmarkXML has no image on either side: what the text alone costs.

@@ -14,7 +14,7 @@ const maxDepth = 16
 
 // readAhead is how many neighbouring nodes are read in one request. Leaves that
 // were written in bulk lie side by side.
-const readAhead = 64
+const readAhead = 256
 
 // errStop ends a walk that nobody wants to go on.
 var errStop = errors.New("stop")

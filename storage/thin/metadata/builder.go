@@ -5,7 +5,6 @@ package metadata
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 	"math"
 
 	"diskhook/storage/failure"
@@ -14,10 +13,9 @@ import (
 // Builder is a Sink that writes a whole new image, in which all trees are
 // packed and nothing else is left.
 //
-// The superblock is written last, after everything else is durable (where the
-// image has a Sync method). Until then block 0 says that this is no pool, for
-// the kernel takes a metadata device that begins with 4 KiB of zeros for a new
-// one and would make each data block free.
+// The superblock is written last, after everything else is durable. Until then
+// block 0 says that this is no pool, for the kernel takes a metadata device that
+// begins with 4 KiB of zeros for a new one and would make each data block free.
 type Builder struct {
 	out      *output
 	sb       Superblock
@@ -35,10 +33,10 @@ type Builder struct {
 // unfinished begins an image that has no superblock yet.
 const unfinished = "diskhook: not all of this metadata has been written\n"
 
-// NewBuilder begins an image on w, a device of that many blocks of BlockSize.
+// NewBuilder begins an image on a device of that many blocks of BlockSize.
 // Of sb it reads what comes before DataUsed. An image that does not fit is a
 // failure.NoSpace, here or later; a bad superblock is failure.Usage.
-func NewBuilder(w io.WriterAt, blocks uint64, sb Superblock) (*Builder, error) {
+func NewBuilder(to Target, blocks uint64, sb Superblock) (*Builder, error) {
 	usable := min(blocks, MaxBlocks)
 	switch {
 	case !validDataBlockSize(sb.DataBlockSize):
@@ -49,7 +47,7 @@ func NewBuilder(w io.WriterAt, blocks uint64, sb Superblock) (*Builder, error) {
 	case bitmapsFor(sb.DataBlocks) >= usable: // before there is memory for them
 		return nil, failure.New(failure.NoSpace, "%d metadata blocks are not enough for %d data blocks", blocks, sb.DataBlocks)
 	}
-	out := &output{w: w, limit: usable, next: 1, buf: aligned(chunk)}
+	out := &output{to: to, limit: usable, next: 1, buf: aligned(chunk)}
 	b := &Builder{
 		out: out, sb: sb, device: blocks, data: newCounts(sb.DataBlocks),
 		details: newTreeWriter(out, detailsSize), devices: newTreeWriter(out, mappingSize), mappings: newTreeWriter(out, mappingSize),
@@ -61,13 +59,13 @@ func NewBuilder(w io.WriterAt, blocks uint64, sb Superblock) (*Builder, error) {
 
 // writeFirst makes block 0 durable, which means nothing else may be in flight.
 func (b *Builder) writeFirst(first []byte) error {
-	if err := b.out.sync(); err != nil {
+	if err := failure.Full(b.out.to.Flush()); err != nil {
 		return err
 	}
-	if _, err := b.out.w.WriteAt(first, 0); err != nil {
+	if _, err := b.out.to.WriteAt(first, 0); err != nil {
 		return failure.Full(fmt.Errorf("metadata superblock: %w", err))
 	}
-	return b.out.sync()
+	return failure.Full(b.out.to.Flush())
 }
 
 // Device begins a device. Its id is greater than the one before's.

@@ -123,8 +123,8 @@ func (c *calls) WriteAt(b []byte, at int64) (int, error) {
 	return c.image.WriteAt(b, at)
 }
 
-func (c *calls) Sync() error {
-	c.log = append(c.log, "sync")
+func (c *calls) Flush() error {
+	c.log = append(c.log, "flush")
 	return nil
 }
 
@@ -133,7 +133,7 @@ func TestSuperblockIsWrittenLast(t *testing.T) {
 	b, err := metadata.NewBuilder(c, 64, small().Superblock)
 	must(t, err)
 	must(t, small().stream(b))
-	want := "sync, write 1 blocks at 0, sync, write 16 blocks at 1, sync, write 1 blocks at 0, sync"
+	want := "flush, write 1 blocks at 0, flush, write 16 blocks at 1, flush, write 1 blocks at 0, flush"
 	if diff := cmp.Diff(want, strings.Join(c.log, ", ")); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -89,6 +89,8 @@ func (m image) WriteAt(b []byte, at int64) (int, error) {
 	return copy(m[at:], b), nil
 }
 
+func (m image) Flush() error { return nil }
+
 func (m image) block(n uint64) []byte {
 	return m[n*metadata.BlockSize : (n+1)*metadata.BlockSize]
 }

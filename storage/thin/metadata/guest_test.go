@@ -129,10 +129,7 @@ func (g guest) table() string {
 
 // builder begins an image on the metadata device.
 func (g guest) builder() *metadata.Builder {
-	f, err := os.OpenFile(g.meta, os.O_RDWR, 0)
-	must(g, err)
-	g.Cleanup(func() { f.Close() })
-	b, err := metadata.NewBuilder(f, metaBlocks, metadata.Superblock{Time: 1, TransactionID: 7, DataBlockSize: 128, DataBlocks: dataBlocks})
+	b, err := metadata.NewBuilder(open(g, g.meta), metaBlocks, metadata.Superblock{Time: 1, TransactionID: 7, DataBlockSize: 128, DataBlocks: dataBlocks})
 	must(g, err)
 	return b
 }
@@ -199,10 +196,7 @@ func (g guest) used() {
 		g.dmsetup("remove", "--retry", name)
 	}
 
-	f, err := os.Open(g.meta)
-	must(g, err)
-	defer f.Close()
-	report, err := metadata.Check(g.Context(), f, metaBlocks, metadata.CheckOptions{Times: true, Sharing: true, Reserved: []uint32{0}})
+	report, err := metadata.Check(g.Context(), open(g, g.meta), metaBlocks, metadata.CheckOptions{Times: true, Sharing: true, Reserved: []uint32{0}})
 	must(g, err)
 	if len(report.Problems) > 0 {
 		g.Errorf("what the kernel left: %v", report.Problems)
@@ -213,10 +207,7 @@ func (g guest) used() {
 // readLive reads what device 5 maps while it is in use.
 func (g guest) readLive() {
 	g.dmsetup("message", "pool", "0", "reserve_metadata_snap")
-	f, err := os.Open(g.meta)
-	must(g, err)
-	defer f.Close()
-	r, err := metadata.Open(directio.New(f))
+	r, err := metadata.Open(open(g, g.meta))
 	must(g, err)
 	held, err := r.Snapshot()
 	must(g, err)

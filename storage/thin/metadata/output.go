@@ -9,13 +9,20 @@ import (
 	"diskhook/storage/failure"
 )
 
+// Target is where an image is written. Offsets, lengths and memory of requests
+// are multiples of 4 KiB. Flush returns when what was written is durable.
+type Target interface {
+	io.WriterAt
+	Flush() error
+}
+
 // chunk is how many blocks are written in one request.
 const chunk = 256
 
 // output writes blocks one behind the other. It has no holes, so the blocks in
 // use are those below next.
 type output struct {
-	w     io.WriterAt
+	to    Target
 	limit uint64 // blocks that may be used
 	next  uint64 // the first block that is not in use
 	buf   []byte // what is not written yet ends before next
@@ -50,17 +57,9 @@ func (o *output) append(b []byte, k kind) (uint64, error) {
 
 func (o *output) flush() error {
 	first := o.next - uint64(o.n/BlockSize)
-	if _, err := o.w.WriteAt(o.buf[:o.n], int64(first)*BlockSize); err != nil {
+	if _, err := o.to.WriteAt(o.buf[:o.n], int64(first)*BlockSize); err != nil {
 		return failure.Full(fmt.Errorf("metadata block %d: %w", first, err))
 	}
 	o.n = 0
-	return nil
-}
-
-// sync makes durable what was written, if w knows how.
-func (o *output) sync() error {
-	if f, ok := o.w.(interface{ Sync() error }); ok {
-		return failure.Full(f.Sync())
-	}
 	return nil
 }

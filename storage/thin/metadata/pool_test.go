@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/metadata"
 )
 
@@ -124,12 +125,12 @@ func newImage(t testing.TB) string {
 	return f.Name()
 }
 
-func open(t testing.TB, path string) *os.File {
+func open(t testing.TB, path string) *layout.Volume {
 	t.Helper()
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	v, err := layout.Open(path, true)
 	must(t, err)
-	t.Cleanup(func() { f.Close() })
-	return f
+	t.Cleanup(func() { v.Close() })
+	return v
 }
 
 // read gives what an image says; sizes of the metadata are left out, as each
@@ -192,9 +193,9 @@ func dump(ctx context.Context, image io.ReaderAt, w io.Writer, only ...uint32) e
 }
 
 // restore makes an image of XML.
-func restore(ctx context.Context, xml io.Reader, w io.WriterAt) error {
+func restore(ctx context.Context, xml io.Reader, to metadata.Target) error {
 	return metadata.ReadXML(ctx, xml, func(sb metadata.Superblock) (metadata.Sink, error) {
-		return metadata.NewBuilder(w, metadataBlocks, sb)
+		return metadata.NewBuilder(to, metadataBlocks, sb)
 	})
 }
 

@@ -70,6 +70,7 @@ type comparison struct {
 	what string
 	want *counts
 	said spaceMapRoot
+	buf  []byte
 	next uint64 // bitmap
 	used uint64 // blocks in use so far, as the bitmaps say
 
@@ -83,6 +84,7 @@ type comparison struct {
 	ahead   *largeCount
 
 	differ difference
+	empty  countPage // of blocks that nobody refers to
 }
 
 type largeCount struct {
@@ -97,7 +99,7 @@ type difference struct {
 }
 
 func (c *checker) comparison(what string, want *counts, said spaceMapRoot) *comparison {
-	m := &comparison{c: c, what: what, want: want, said: said}
+	m := &comparison{c: c, what: what, want: want, said: said, buf: aligned(1)}
 	m.large, m.stop = iter.Pull2(m.largeCounts)
 	return m
 }
@@ -128,13 +130,13 @@ func (m *comparison) largeCounts(yield func(largeCount, error) bool) {
 func (m *comparison) bitmap(entry indexEntry) error {
 	i := m.next
 	m.next++
-	b := aligned(1)
+	b := m.buf
 	if err := m.c.r.src.block(b, entry.block, bitmap); err != nil {
 		return err
 	}
 	page := m.want.pages[i]
 	if page == nil {
-		page = new(countPage)
+		page = &m.empty
 	}
 	first := i * entriesPerBitmap
 	entries := int(min(entriesPerBitmap, m.want.blocks-first))

@@ -59,7 +59,7 @@ func (x *xmlReader) or(err error, what string) error {
 }
 
 // inside calls each for each element in the one that was opened last.
-func (x *xmlReader) inside(name string, each func(name string) error) error {
+func (x *xmlReader) inside(name string, each func() error) error {
 	if x.scan.closes {
 		return nil
 	}
@@ -67,15 +67,15 @@ func (x *xmlReader) inside(name string, each func(name string) error) error {
 		if err := x.scan.next(); err != nil {
 			return x.or(err, name+" does not end")
 		}
-		switch found := string(x.scan.name); {
+		switch {
 		case x.scan.opens:
-			if err := each(found); err != nil {
+			if err := each(); err != nil {
 				return err
 			}
-		case found == name:
+		case string(x.scan.name) == name:
 			return nil
 		default:
-			return x.scan.damaged(name + " ends as " + found)
+			return x.scan.damaged(name + " ends as " + string(x.scan.name))
 		}
 	}
 }
@@ -129,14 +129,14 @@ func (x *xmlReader) superblock() (sb Superblock, err error) {
 }
 
 // part reads an element of the superblock.
-func (x *xmlReader) part(name string) error {
-	switch name {
+func (x *xmlReader) part() error {
+	switch string(x.scan.name) {
 	case "device":
 		return x.device()
 	case "def":
 		return x.define()
 	}
-	return x.scan.damaged("superblock with " + name)
+	return x.scan.damaged("superblock with " + string(x.scan.name))
 }
 
 func (x *xmlReader) device() error {
@@ -155,8 +155,8 @@ func (x *xmlReader) device() error {
 		return err
 	}
 	var mapped uint64
-	err = x.inside("device", func(name string) error {
-		return x.mappings(name, func(run Run) error {
+	err = x.inside("device", func() error {
+		return x.mappings(func(run Run) error {
 			mapped += run.Length
 			return x.sink.Map(run)
 		})
@@ -168,14 +168,14 @@ func (x *xmlReader) device() error {
 }
 
 // mappings gives what an element inside a device or a <def> stands for.
-func (x *xmlReader) mappings(name string, emit func(Run) error) error {
+func (x *xmlReader) mappings(emit func(Run) error) error {
 	if err := x.ctx.Err(); err != nil {
 		return err
 	}
 	if !x.scan.closes { // they have nothing inside
-		return x.scan.damaged(name + " does not end")
+		return x.scan.damaged(string(x.scan.name) + " does not end")
 	}
-	if name == "ref" {
+	if string(x.scan.name) == "ref" {
 		runs, known := x.defined[x.label()]
 		if !known {
 			return x.scan.damaged("ref to what has not been defined")
@@ -187,16 +187,16 @@ func (x *xmlReader) mappings(name string, emit func(Run) error) error {
 		}
 		return nil
 	}
-	run, err := x.run(name)
+	run, err := x.run()
 	if err != nil {
 		return err
 	}
 	return emit(run)
 }
 
-func (x *xmlReader) run(name string) (run Run, err error) {
+func (x *xmlReader) run() (run Run, err error) {
 	origin, data := "origin_begin", "data_begin"
-	switch name {
+	switch string(x.scan.name) {
 	case "single_mapping":
 		origin, data, run.Length = "origin_block", "data_block", 1
 	case "range_mapping":
@@ -204,7 +204,7 @@ func (x *xmlReader) run(name string) (run Run, err error) {
 			return run, err
 		}
 	default:
-		return run, x.scan.damaged(name + " among mappings")
+		return run, x.scan.damaged(string(x.scan.name) + " among mappings")
 	}
 	if run.Origin, err = x.scan.number(origin, math.MaxUint64); err != nil {
 		return run, err
@@ -232,8 +232,8 @@ func (x *xmlReader) define() error {
 	if err := x.hold(); err != nil {
 		return err
 	}
-	err := x.inside("def", func(name string) error {
-		return x.mappings(name, func(run Run) error {
+	err := x.inside("def", func() error {
+		return x.mappings(func(run Run) error {
 			runs = append(runs, run)
 			return x.hold()
 		})

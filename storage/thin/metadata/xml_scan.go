@@ -42,7 +42,7 @@ func (s *xmlScanner) next() error {
 	for {
 		tag, err := s.r.ReadSlice('>')
 		s.line += uint64(bytes.Count(tag, []byte{'\n'}))
-		tag = bytes.TrimLeft(tag, " \t\r\n")
+		tag = skipBlanks(tag)
 		switch {
 		case errors.Is(err, io.EOF) && len(tag) == 0:
 			return io.EOF
@@ -94,7 +94,7 @@ func (s *xmlScanner) tag(text []byte) error {
 		return s.damaged("an element without a name")
 	}
 	for {
-		rest := bytes.TrimLeft(text, " \t\r\n")
+		rest := skipBlanks(text)
 		switch {
 		case len(rest) == 0:
 			return nil
@@ -103,11 +103,11 @@ func (s *xmlScanner) tag(text []byte) error {
 		}
 		var a xmlAttribute
 		a.name, text = word(rest)
-		text = bytes.TrimLeft(text, " \t\r\n")
+		text = skipBlanks(text)
 		if len(a.name) == 0 || len(text) == 0 || text[0] != '=' {
 			return s.damaged("an attribute without a value")
 		}
-		text = bytes.TrimLeft(text[1:], " \t\r\n")
+		text = skipBlanks(text[1:])
 		if len(text) == 0 || text[0] != '"' && text[0] != '\'' {
 			return s.damaged("an attribute without a quoted value")
 		}
@@ -118,6 +118,14 @@ func (s *xmlScanner) tag(text []byte) error {
 		a.value, text = text[1:1+end], text[end+2:]
 		s.attributes = append(s.attributes, a)
 	}
+}
+
+func skipBlanks(text []byte) []byte {
+	i := 0
+	for i < len(text) && (text[i] == ' ' || text[i] == '\t' || text[i] == '\r' || text[i] == '\n') {
+		i++
+	}
+	return text[i:]
 }
 
 // word splits text behind the name that it begins with.

@@ -207,6 +207,9 @@ func (c *checker) pool(r *Reader, of string) ([]checkedDevice, error) {
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	for i := range devices {
 		if d := &devices[i]; !d.mapped && !c.torn {
 			c.report(Damage, "%sthin device %d: details, but no mappings", of, d.ID)
@@ -215,7 +218,7 @@ func (c *checker) pool(r *Reader, of string) ([]checkedDevice, error) {
 			c.report(Rule, "%sthin device %d: created at %d, snapshot at %d, while the time is %d", of, d.ID, d.CreationTime, d.SnapTime, r.sb.Time)
 		}
 	}
-	return devices, err
+	return devices, nil
 }
 
 type checkedDevice struct {

@@ -125,10 +125,13 @@ func (r *Reader) mappingRoot(id uint32) (uint64, error) {
 	switch {
 	case err != nil:
 		return 0, err
-	case v == nil:
-		return 0, failure.New(failure.NotFound, "thin device %d: not in the metadata", id)
+	case v != nil:
+		return binary.LittleEndian.Uint64(v), nil
 	}
-	return binary.LittleEndian.Uint64(v), nil
+	if _, err := r.Device(id); err != nil {
+		return 0, err
+	}
+	return 0, damaged("block %d: thin device %d: details, but no mappings", r.at.mappings, id)
 }
 
 func (r *Reader) runs(root uint64, yield func(Run, error) bool) error {

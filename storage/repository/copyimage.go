@@ -17,9 +17,9 @@ import (
 // CopyImage brings an image, wherever it is connected, into a repository. A snapshot
 // keeps its id: if it is there already nothing is done. A disk gets a new one.
 //
-// With baseImageID, a snapshot that the image lies on, only what differs from that is
+// With baseImageID, a snapshot that the image descends from, only what differs from that is
 // copied, and the copy is laid over the base in the target; as long as that is not there the
-// copy is broken. ErrNotAncestor: the image does not lie on it.
+// copy is broken. ErrNotAncestor: the image does not descend from it.
 func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImageID string, userData json.RawMessage, o Options) (string, error) {
 	userData, err := checkUserData(userData)
 	if err != nil {
@@ -95,16 +95,39 @@ func (s *Service) planCopy(ctx context.Context, from *found, baseID string, p *p
 	if base.Kind != Snapshot {
 		return fmt.Errorf("base %s/%s: %w", from.id, baseID, ErrNotSnapshot)
 	}
+	if ok, err := from.descends(ctx, from.image, baseID); err != nil || !ok {
+		return errors.Join(err, fmt.Errorf("base %s: %w of %s", baseID, ErrNotAncestor, from.image.ID))
+	}
+	p.Base = baseID
 	for _, v := range c {
 		if v.ID == base.Volume && len(p.Parts) > 0 {
-			p.Base, p.Volume = baseID, p.Parts[0].Copy
-			p.Stages = []string{stageParts, stageLink, stagePublish}
+			p.Volume, p.Stages = p.Parts[0].Copy, []string{stageParts, stageLink, stagePublish}
 			return nil
 		}
 		p.Parts = append(p.Parts, part{Of: v.ID, Copy: uuid.NewString()})
 	}
-	err = fmt.Errorf("base %s: %w of %s: its data does not lie on it", baseID, ErrNotAncestor, from.image.ID)
-	return failure.Hint(err, "leave the base out, which copies all of it")
+	// Its data does not lie on the base's: it shares blocks, or was copied.
+	p.Parts, p.Format, p.Stages = nil, imagecheck.QCOW2, []string{stageDiffer, stagePublish}
+	return nil
+}
+
+// descends says whether an image was made of a snapshot, or of one that was.
+func (r *repo) descends(ctx context.Context, img *image, baseID string) (bool, error) {
+	for range imagecheck.MaxLayers {
+		if img.Base == baseID {
+			return true, nil
+		}
+		if img.Base == "" {
+			return false, nil
+		}
+		var err error
+		if img, err = r.image(ctx, img.Base); errors.Is(err, ErrNoImage) {
+			return false, nil
+		} else if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 // readableNow refuses a disk that somebody writes.

@@ -77,6 +77,7 @@ func init() {
 		_, err := s.CopyImage(ctx, "b", args[0], args[1], nil, same)
 		return err
 	}
+	verbs["differ"], verbs["differing"] = verbs["difference"], verbs["difference"]
 	verbs["import"] = func(ctx context.Context, s *repository.Service, args []string) error {
 		_, err := s.ImportImage(ctx, "a", []imagecheck.Layer{{Path: args[2], Format: imagecheck.Raw}}, repository.Snapshot, nil, same)
 		return err
@@ -104,6 +105,27 @@ func init() {
 func both(w *world) []string {
 	disk, base := w.diskOnBase()
 	return []string{disk, base, w.path("now.raw")}
+}
+
+// apart are a disk, or a snapshot of it, and the snapshot it was copied from, so that it
+// does not lie on that. The latter is in repository b as well.
+func (w *world) apart(snapshot bool) []string {
+	s, ctx := w.on("h1"), w.Context()
+	old, base := w.diskOnBase()
+	must(w, s.RemoveImage(ctx, "a", old, repository.Options{}))
+	image, err := s.CreateVirtualDisk(ctx, "a", 0, base, nil, repository.Options{Strategy: repository.Performance})
+	must(w, err)
+	w.write("a", image, w.keep(w.path("before.raw"), "now"), 7, "1900k", "1M")
+	w.write("a", image, w.path("now.raw"), zeros, "1M", "256k")
+	if snapshot {
+		disk := image
+		image, err = s.CreateSnapshot(ctx, "a", disk, nil, repository.Options{})
+		must(w, err)
+		must(w, s.RemoveImage(ctx, "a", disk, repository.Options{}))
+	}
+	_, err = s.CopyImage(ctx, "b", base, "", nil, repository.Options{})
+	must(w, err)
+	return []string{image, base}
 }
 
 func unharmed(w *world, args []string) {
@@ -143,6 +165,17 @@ func crashes() map[string]crash {
 		}, func(w *world, args []string) {
 			w.holds("b", w.newest("b", args[1]), w.path("now.raw"))
 			w.holds("b", args[1], w.path("before.raw"))
+			unharmed(w, args)
+		}, unharmed},
+		"differ": {9, func(w *world) []string { return w.apart(false) }, func(w *world, args []string) {
+			w.holds("b", w.newest("b", args[1]), w.path("now.raw"))
+			unharmed(w, args)
+			if info, err := w.on("h2").GetImage(w.Context(), "b", w.newest("b", args[1])); err != nil || info.Chain != 2 {
+				w.Errorf("%+v: %v", info, err)
+			}
+		}, unharmed},
+		"differing": {9, func(w *world) []string { return w.apart(true) }, func(w *world, args []string) {
+			w.holds("b", args[0], w.path("now.raw"))
 			unharmed(w, args)
 		}, unharmed},
 		"import": {8, both, func(w *world, args []string) {
@@ -202,6 +235,8 @@ func TestOverlayConvergesAfterACrashAtEveryPoint(t *testing.T)    { crashing(t, 
 func TestCloneConvergesAfterACrashAtEveryPoint(t *testing.T)      { crashing(t, "clone") }
 func TestSnapshotConvergesAfterACrashAtEveryPoint(t *testing.T)   { crashing(t, "snapshot") }
 func TestCopyConvergesAfterACrashAtEveryPoint(t *testing.T)       { crashing(t, "copy") }
+func TestDifferConvergesAfterACrashAtEveryPoint(t *testing.T)     { crashing(t, "differ") }
+func TestDifferingConvergesAfterACrashAtEveryPoint(t *testing.T)  { crashing(t, "differing") }
 func TestDifferenceConvergesAfterACrashAtEveryPoint(t *testing.T) { crashing(t, "difference") }
 func TestImportConvergesAfterACrashAtEveryPoint(t *testing.T)     { crashing(t, "import") }
 func TestRemoveConvergesAfterACrashAtEveryPoint(t *testing.T)     { crashing(t, "remove") }

@@ -62,6 +62,7 @@ const (
 	stageSwitch   = "switch"   // let the disk go on in the new volume
 	stageParts    = "parts"    // copy the volumes above the base, one by one
 	stageLink     = "link"     // lay them over the base that is here
+	stageDiffer   = "differ"   // make a volume over the base that is here, with what differs
 	stageFlatten  = "flatten"  // read in what the volume below has
 	stageRelink   = "relink"   // lay it over what that lies on
 	stageGrow     = "grow"

@@ -154,14 +154,10 @@ func (w *worker) bringPart(ctx context.Context, from *found, p part, v *volume) 
 // repository by now: until then the image stays broken.
 func (w *worker) link(ctx context.Context) error {
 	p := w.img.Plan
-	base, err := w.repo.image(ctx, p.Base)
-	if err == nil && base.Plan.creates() {
-		err = fmt.Errorf("image %s: %w yet", base.ID, ErrBroken)
-	}
+	below, err := w.base(ctx)
 	if err != nil {
-		return fmt.Errorf("base %w; copy it here first", err)
+		return err
 	}
-	below := base.Volume
 	for i := len(p.Parts) - 1; i >= 0; i-- {
 		if err := w.linkPart(ctx, p.Parts[i].Copy, below); err != nil {
 			return err
@@ -169,6 +165,18 @@ func (w *worker) link(ctx context.Context) error {
 		below = p.Parts[i].Copy
 	}
 	return nil
+}
+
+// base is the volume of the plan's base in this repository.
+func (w *worker) base(ctx context.Context) (string, error) {
+	base, err := w.repo.image(ctx, w.img.Plan.Base)
+	if err == nil && base.Plan.creates() {
+		err = fmt.Errorf("image %s: %w yet", base.ID, ErrBroken)
+	}
+	if err != nil {
+		return "", fmt.Errorf("base: %w; copy it here first", err)
+	}
+	return base.Volume, nil
 }
 
 func (w *worker) linkPart(ctx context.Context, id, below string) error {

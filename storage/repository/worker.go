@@ -36,7 +36,7 @@ type worker struct {
 func (w *worker) stages() map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		stageAllocate: w.allocate, stageOverlay: w.overlay, stageCopy: w.copy,
-		stageFreeze: w.freeze, stageSwitch: w.switchOver, stageParts: w.parts, stageLink: w.link,
+		stageFreeze: w.freeze, stageSwitch: w.switchOver, stageParts: w.parts, stageLink: w.link, stageDiffer: w.differ,
 		stageFlatten: w.flatten, stageRelink: w.relink, stageGrow: w.grow,
 		stagePublish: w.publish, stageSweep: w.sweep,
 	}

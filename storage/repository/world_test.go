@@ -61,13 +61,18 @@ type world struct {
 
 func newWorld(t testing.TB, format string) *world {
 	w := &world{t, t.TempDir(), format}
+	w.connect()
+	return w
+}
+
+// connect makes the repositories, and has both hosts connect them.
+func (w *world) connect() {
 	for _, repo := range []string{"a", "b"} {
-		must(t, w.on("h1").CreateStorageRepository(w.Context(), format, w.parameters(repo)))
+		must(w, w.on("h1").CreateStorageRepository(w.Context(), w.Format, w.parameters(repo)))
 		for _, host := range []string{"h1", "h2"} {
-			must(t, w.on(host).ConnectStorageRepository(w.Context(), repo, format, w.parameters(repo)))
+			must(w, w.on(host).ConnectStorageRepository(w.Context(), repo, w.Format, w.parameters(repo)))
 		}
 	}
-	return w
 }
 
 func (w *world) parameters(repo string) map[string]string {

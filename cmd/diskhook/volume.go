@@ -41,7 +41,7 @@ func volumeCommand(p *program) *cli.Command {
 			verb("connector", "show what the storage has to know of this host before it can show it a volume", "", volumeConnector),
 			verb("devices", "list block and multipath devices that are no managed volumes", "", volumeDevices),
 			verb("reconcile", "compare database, links and kernel, and say what has to be done", "", volumeReconcile,
-				&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it"}, dryRunFlag()),
+				&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it"}, connectFlag(), dryRunFlag()),
 			{
 				Name: "helper", Usage: "VDSM's managedvolume-helper (called by VDSM)", ArgsUsage: "connector_info|attach|detach", Hidden: true,
 				Action: func(c *cli.Context) error { return volumeHelper(p, c) },

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -117,11 +118,22 @@ func volumeDevices(p *program, c *cli.Context) error {
 	return p.print(f, l)
 }
 
+// activeDomains are the domains that libvirt says run, by UUID.
+func (s *services) activeDomains(ctx context.Context) (map[string]bool, error) {
+	all, err := s.domains.Libvirt.List(ctx, false)
+	active := map[string]bool{}
+	for _, d := range all {
+		active[d.UUID] = d.Active
+	}
+	return active, err
+}
+
 func volumeReconcile(p *program, c *cli.Context) error {
 	f, s, _, err := verbArgs(p, c)
 	if err != nil {
 		return err
 	}
+	s.volumes.Active = s.activeDomains
 	apply := c.Bool("yes") && !c.Bool("dry-run")
 	findings, err := s.volumes.Reconcile(c.Context, apply)
 	if err != nil {

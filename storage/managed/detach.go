@@ -205,6 +205,11 @@ func (s *Service) Release(ctx context.Context, id, domain string) error {
 	case c.Attached:
 		return s.Detach(ctx, id, domain)
 	}
+	return s.dropClaim(ctx, id, domain)
+}
+
+// dropClaim ends the domain's claim, and leaves the volume attached.
+func (s *Service) dropClaim(ctx context.Context, id, domain string) error {
 	return s.update(ctx, func(tx *database.Tx) error {
 		if now, err := tx.Claim(id); err != nil || now == nil || now.Domain != domain {
 			return err

@@ -26,6 +26,7 @@ const (
 	Incomplete   Problem = "it was left half attached"             // detached, and forgotten; reported, if VDSM did it
 	Vanished     Problem = "its device has vanished"               // the same, unless a domain has it
 	NoLink       Problem = "its link is missing or leads astray"   // linked
+	Ended        Problem = "its domain does not run"               // released, as the domain's end would have done
 	StrayLink    Problem = "there is a link, and no such volume"   // the link goes
 	StrayClaim   Problem = "there is a claim, and no such volume"  // the claim goes
 	OtherDevice  Problem = "its device is another volume"          // reported
@@ -49,6 +50,7 @@ type Finding struct {
 // Actions.
 const (
 	detachIt = "detach"
+	release  = "release"
 	linkIt   = "link"
 	unlinkIt = "remove link"
 	unclaim  = "remove claim"
@@ -97,17 +99,22 @@ func (s *Service) findings(ctx context.Context, boot string) ([]Finding, error) 
 	if err != nil {
 		return nil, err
 	}
+	running := s.runningNow(ctx, claims)
 	var all []Finding
 	for _, row := range rows {
 		claim, claimed := claims[row.ID]
+		used := claimed && claim.Boot == boot
 		delete(links, row.ID)
 		delete(claims, row.ID)
 		if s.busy(row.ID) {
 			continue
 		}
-		problem, action, err := s.judge(ctx, row, boot, claimed && claim.Boot == boot)
+		problem, action, err := s.judge(ctx, row, boot, used)
 		if err != nil {
 			return nil, err
+		}
+		if used && !running(claim.Domain) && slices.Contains([]Problem{"", NoLink, NoPath, VanishedUsed}, problem) {
+			problem, action = Ended, release
 		}
 		if problem != "" {
 			all = append(all, Finding{Volume: row.ID, Problem: problem, Action: action})
@@ -223,7 +230,10 @@ func (s *Service) busy(id string) bool {
 
 // repair does what was found to be needed, if it still is.
 func (s *Service) repair(ctx context.Context, f Finding, boot string) error {
-	if f.Action == detachIt {
+	switch f.Action {
+	case release:
+		return s.releaseEnded(ctx, f.Volume)
+	case detachIt:
 		domain := ""
 		if f.Problem == Incomplete { // the start that was to have it came to nothing
 			claims, err := s.claims(ctx)

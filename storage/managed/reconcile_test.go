@@ -3,6 +3,7 @@
 package managed_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -30,6 +31,39 @@ func (h *home) boot() string {
 	boot, err := h.World.Boot()
 	must(h.t, err)
 	return boot
+}
+
+// runs says which domains run.
+func (h *home) runs(domains ...string) {
+	active := map[string]bool{}
+	for _, d := range domains {
+		active[d] = true
+	}
+	h.Active = func(context.Context) (map[string]bool, error) { return active, nil }
+}
+
+// A start that began after the look keeps its volume.
+func TestReconcileAndAStart(t *testing.T) {
+	for _, before := range []string{"", domain} { // attached for the domain, or before
+		h := newHome(t)
+		h.define("v1", nvme)
+		if before == "" {
+			_, err := h.fulfil("v1", "")
+			must(t, err)
+		}
+		_, err := h.fulfil("v1", domain)
+		must(t, err)
+		looks := 0
+		h.Active = func(context.Context) (map[string]bool, error) {
+			looks++
+			return map[string]bool{domain: looks > 1}, nil
+		}
+		_, err = h.Reconcile(t.Context(), true)
+		must(t, err)
+		if owner := h.owner("v1"); owner != domain || looks != 2 {
+			t.Errorf("%q has it, after %d looks", owner, looks)
+		}
+	}
 }
 
 // What Reconcile finds, what it says it would do, and what is there once it has.
@@ -97,6 +131,23 @@ func TestReconcile(t *testing.T) {
 				return errors.Join(tx.Record("v1", []byte(nvme), h.boot()), tx.SetClaim(database.Claim{Volume: "v1", Domain: domain, Boot: h.boot(), Attached: true}))
 			})
 		}}, &managed.Finding{Problem: managed.Incomplete, Action: "detach"}, gone},
+		"a domain that has ended": {[]func(*home){attached(nvme, domain), func(h *home) { h.runs(another) }},
+			&managed.Finding{Problem: managed.Ended, Action: "release"}, gone},
+		"one whose volume was attached before": {[]func(*home){attached(nvme, ""), func(h *home) {
+			_, err := h.fulfil("v1", domain)
+			must(h.t, err)
+			h.runs()
+		}}, &managed.Finding{Problem: managed.Ended, Action: "release"}, func(h *home) {
+			if h.owner("v1") != "" || h.path("v1") == "" {
+				h.t.Error(h.info())
+			}
+		}},
+		"one whose volume has vanished": {[]func(*home){attached(nvme, domain), lost, func(h *home) { h.runs() }},
+			&managed.Finding{Problem: managed.Ended, Action: "release"}, gone},
+		"a domain that runs": {[]func(*home){attached(nvme, domain), func(h *home) { h.runs(domain) }}, nil, stays},
+		"a libvirt that does not answer": {[]func(*home){attached(nvme, domain), func(h *home) {
+			h.Active = func(context.Context) (map[string]bool, error) { return nil, errors.New("no answer") }
+		}}, nil, stays},
 		"what VDSM is attaching": {[]func(*home){func(h *home) {
 			h.row(func(tx *database.Tx) error { return tx.Record("v1", []byte(nvme), "") })
 		}}, &managed.Finding{Problem: managed.Incomplete}, stays},

@@ -23,7 +23,7 @@ import (
 	"diskhook/storage/managed/database"
 )
 
-// Service attaches and detaches. All fields are needed. It keeps no state
+// Service attaches and detaches. All fields but Active are needed. It keeps no state
 // between calls and may be used from any goroutine.
 type Service struct {
 	Layout host.Layout
@@ -33,6 +33,9 @@ type Service struct {
 	Log      *slog.Logger
 	// Boot identifies this boot (random(4)).
 	Boot func() (string, error)
+	// Active has the UUIDs of the domains that run. Reconcile alone asks; nil:
+	// nobody knows.
+	Active func(context.Context) (map[string]bool, error)
 }
 
 // New returns the service of this host. The root of the layout moves what

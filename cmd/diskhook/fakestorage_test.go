@@ -36,6 +36,7 @@ func fakeStorage(s *managed.Service) error {
 // storage: a host with storage for a volume of each type.
 // storage open NODE…: somebody has these open.
 // storage other: the LUN of iSCSI is another volume.
+// storage grown: it has been enlarged.
 // storage single: no multipathd runs.
 // storage reboot: all that memory held is lost.
 func storage(ts *testscript.TestScript, _ bool, args []string) {
@@ -56,6 +57,10 @@ func storage(ts *testscript.TestScript, _ bool, args []string) {
 	case "other":
 		ts.Check(w.Change(func(s *connectortest.Storage) {
 			s.ISCSI["iqn.x:t"].LUNs[1] = connectortest.LUN{Designator: "naa.6001405ff", Sectors: 2048}
+		}))
+	case "grown":
+		ts.Check(w.Change(func(s *connectortest.Storage) {
+			s.ISCSI["iqn.x:t"].LUNs[1] = connectortest.LUN{Designator: "naa.6001405aa", Sectors: 4096}
 		}))
 	case "single":
 		ts.Check(w.Change(func(s *connectortest.Storage) { s.Multipathd = false }))

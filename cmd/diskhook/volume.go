@@ -37,6 +37,8 @@ func volumeCommand(p *program) *cli.Command {
 			verb("list", "list volumes that are defined or attached, and what is wrong with them", "", volumeList),
 			verb("attach", "connect a volume, and link its device below /run/diskhook/volumes", "ID", volumeAttach, domain(), connectFlag(), dryRunFlag()),
 			verb("detach", "take a volume away from this host", "ID", volumeDetach, domain(), connectFlag(), dryRunFlag()),
+			verb("rescan", "have the host see that the storage has enlarged an attached volume", "ID", volumeRescan),
+			verb("which", "show which managed volume a device is, or a partition, path or map of", "DEVICE", volumeWhich),
 			verb("info", "show connection, device and attachment of volumes, as VDSM's volumes_info", "[ID...]", volumeInfo),
 			verb("connector", "show what the storage has to know of this host before it can show it a volume", "", volumeConnector),
 			verb("devices", "list block and multipath devices that are no managed volumes", "", volumeDevices),

@@ -38,6 +38,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		"-rwxr-xr-x /usr/libexec/diskhook/qemu-hook",
 		"-rw-r--r-- /usr/libexec/diskhook/directories",
 		"-rw-r--r-- /usr/lib/tmpfiles.d/diskhook.conf",
+		"-rw-r--r-- /usr/lib/udev/rules.d/62-diskhook-volumes.rules",
 		"-rw-r--r-- /usr/share/bash-completion/completions/diskhook",
 		"-rw-r--r-- /usr/share/doc/diskhook/CHANGELOG.md",
 		"-rw-r--r-- /usr/share/doc/diskhook/LICENSE",

@@ -74,6 +74,9 @@ func managedVolumes(ctx context.Context, h *Host) []Finding {
 	if types["iscsi"] && !strings.Contains(read(h.at("/etc/iscsi/initiatorname.iscsi")), "InitiatorName=") {
 		found = append(found, fail("run `iscsi-iname`, and write its answer there as InitiatorName=…", "%s names no initiator", h.at("/etc/iscsi/initiatorname.iscsi")))
 	}
+	if len(types) > 1 || len(types) == 1 && !types["nfs"] { // there are devices
+		found = append(found, h.guestLVM(ctx, s)...)
+	}
 	if len(found) == 0 {
 		found = append(found, ok("volumes that are defined, and need no program: %d", len(definitions)))
 	}

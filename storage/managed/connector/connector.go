@@ -50,6 +50,11 @@ type Connector interface {
 	// Detach takes away what Attach made. The attachment is empty where a
 	// crash lost it; others are those of the volumes that stay.
 	Detach(ctx context.Context, was Attachment, others []Connector) error
+	// Disks names the disks that the volume has on this host now, attached or
+	// not: sdX of each path, nvmeXnY, rbdN. Maps over them are not among them.
+	Disks() []string
+	// Rescan has the kernel ask the storage how large the attached volume is.
+	Rescan(ctx context.Context, was Attachment) error
 	// Explain tells what Attach, called now, would do: command lines as they
 	// would be run, and lines with # for what no command does or what an
 	// answer decides. It changes nothing.
@@ -125,6 +130,8 @@ type Host struct {
 	Opened func(path string) (holder string, inUse bool, err error)
 	// WriteAttr writes to a file of sysfs; nil is the kernel's.
 	WriteAttr func(path, value string) error
+
+	scsi []scsiDevice // see Snapshot
 }
 
 // drivers are the connectors by driver_volume_type.

@@ -30,18 +30,51 @@ type scsiPath struct {
 // scsiDevices lists the disks whose address is accepted, in order of name.
 func (h *Host) scsiDevices(accept func(address [4]uint64, dir string) bool) []scsiPath {
 	var all []scsiPath
-	for _, dir := range h.glob("sys/bus/scsi/devices/*:*:*:*") {
-		address, ok := parseAddress(filepath.Base(dir))
-		resolved, err := filepath.EvalSymlinks(dir)
-		if !ok || err != nil || !accept(address, resolved) {
-			continue
-		}
-		for _, block := range h.glob(filepath.Join("sys/bus/scsi/devices", filepath.Base(dir), "block/*")) {
-			all = append(all, scsiPath{filepath.Base(dir), filepath.Base(block), dir})
+	devices := h.scsi
+	if devices == nil {
+		devices = h.scsiTree()
+	}
+	for _, d := range devices {
+		if accept(d.address, d.resolved) {
+			all = append(all, d.disks(h)...)
 		}
 	}
 	slices.SortFunc(all, func(a, b scsiPath) int { return strings.Compare(a.disk, b.disk) })
 	return all
+}
+
+// scsiDevice is a device of any kind, H:C:T:L.
+type scsiDevice struct {
+	address       [4]uint64
+	dir, resolved string // in /sys/bus/scsi/devices, and what that leads to
+}
+
+func (h *Host) scsiTree() []scsiDevice {
+	all := []scsiDevice{}
+	for _, dir := range h.glob("sys/bus/scsi/devices/*:*:*:*") {
+		address, ok := parseAddress(filepath.Base(dir))
+		resolved, err := filepath.EvalSymlinks(dir)
+		if ok && err == nil {
+			all = append(all, scsiDevice{address, dir, resolved})
+		}
+	}
+	return all
+}
+
+func (d scsiDevice) disks(h *Host) []scsiPath {
+	var all []scsiPath
+	for _, block := range h.glob(filepath.Join("sys/bus/scsi/devices", filepath.Base(d.dir), "block/*")) {
+		all = append(all, scsiPath{filepath.Base(d.dir), filepath.Base(block), d.dir})
+	}
+	return all
+}
+
+// Snapshot is the host with the SCSI devices that it has now, for who asks many
+// connectors about one device.
+func (h *Host) Snapshot() *Host {
+	now := *h
+	now.scsi = h.scsiTree()
+	return &now
 }
 
 func parseAddress(s string) (address [4]uint64, ok bool) {

@@ -265,6 +265,7 @@ func (w *World) Partition(id string) error {
 	}
 	part := w.free(func(i int) string { return "dm-" + strconv.Itoa(i) })
 	w.symlink("sys/class/block/"+part, "sys/class/block/"+filepath.Base(node)+"/holders/"+part)
+	w.symlink("sys/class/block/"+filepath.Base(node), "sys/class/block/"+part+"/slaves/"+filepath.Base(node))
 	w.symlink("dev/"+part, "dev/mapper/"+id+"-part1")
 	return errors.Join(w.broken, w.write("sys/class/block/"+part+"/dm/uuid", "part1-mpath-"+id),
 		w.write("sys/class/block/"+part+"/dm/name", id+"-part1"), w.write("dev/"+part, ""))
@@ -278,6 +279,15 @@ func multipathd(w *World, s *Storage, cmd command.Cmd) (string, string, int) {
 		w.addPath(s, cmd.Args[2])
 		if s.SaysNo {
 			return "fail", "", 1
+		}
+	case cmd.Args[0] == "resize":
+		node, err := filepath.EvalSymlinks(w.at("dev/mapper/" + cmd.Args[2]))
+		if err != nil {
+			return "fail", "", 1
+		}
+		dm := "sys/class/block/" + filepath.Base(node)
+		for _, path := range w.glob(dm + "/slaves/*") {
+			w.need(w.write(dm+"/size", w.attr("sys/class/block/"+filepath.Base(path)+"/size")))
 		}
 	}
 	return "ok", "", 0

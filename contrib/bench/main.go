@@ -34,6 +34,7 @@ var parts = []part{
 	{"template", "copies of twenty domains with one base, beside one, on this machine's disk", templatesOnFiles},
 	{"quorum", "disks of three replicas beside a plain file, on this machine's disk", quorums},
 	{"thin-metadata", "dm-thin metadata beside thin-provisioning-tools, on this machine's disk", thinMetadata},
+	{"volumes", "attach and detach of a managed volume beside os-brick's way, with 500 known, on this machine", managedVolumes},
 	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
 }
 

@@ -7,9 +7,9 @@
 //	after_disk_prepare        JSON of one disk: make it ready, write its path
 //	before_vm_start           XML: the same for all disks at once, and set the drivers right
 //	before_disk_hotplug       XML of one disk
-//	after_disk_hotunplug      XML of one disk: stop the replica set that it was
+//	after_disk_hotunplug      XML of one disk: stop the replica set that it was, detach the volume
 //	before_vm_migrate_source  refuse a VM with disks that cannot be migrated
-//	after_vm_destroy          deactivate, and discard what was bound so
+//	after_vm_destroy          deactivate, detach, and discard what was bound so
 //	before_vm_dehibernate     refuse to resume where the disks are not those of the saved memory
 //	after_vm_hibernate        the VM has saved memory that needs its disks as they are
 //	after_vm_dehibernate      it has none any more

@@ -9,7 +9,8 @@
 //
 //	managed            the service: definitions, claims, Attach, Detach,
 //	                   VolumesInfo, ConnectorInfo, Reconcile; what a dry run
-//	                   tells (explain.go); VDSM's helper (rowless.go)
+//	                   tells (explain.go); VDSM's helper (rowless.go); whose a
+//	                   device is (which.go); growing (rescan.go)
 //	managed/database   which volumes are attached: VDSM's schema, and ours beside it
 //	managed/connector  how: one file for each type of connection
 //

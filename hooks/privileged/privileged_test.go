@@ -261,7 +261,7 @@ func TestUnheard(t *testing.T) {
 		"no sudoers": {"", &command.Error{Argv: []string{"sudo", "-n"}, Code: 1, Stderr: "sudo: a password is required"}, failure.Precondition, "password is required"},
 		"garbage":    {"hello", nil, failure.Precondition, "diskhook-helper"},
 		"crashed":    {"", &command.Error{Argv: []string{"sudo"}, Code: 2, Stderr: "panic: x"}, failure.Precondition, "panic"},
-		"timed out":  {"", &command.Error{Argv: []string{"sudo"}, Code: -1, Err: context.DeadlineExceeded}, failure.Temporary, "deadline"},
+		"timed out":  {"", &command.Error{Argv: []string{"sudo"}, Code: -1, Err: context.DeadlineExceeded}, failure.Temporary, "took too long"},
 		"a new kind": {`{"error":{"code":"novel","message":"something else","hint":"do that"}}`, errors.New("exit 1"), nil, "do that"},
 	} {
 		client := privileged.NewClient(answer{c.stdout, c.err}, host.Layout{}, host.Config{})

@@ -35,7 +35,7 @@ func (s *Service) Which(ctx context.Context, device string) (string, error) {
 			was = connector.Attachment{}
 		}
 		c, _ := seen.connector(row) // of a type that only VDSM knows
-		if beneath.Has(seen.Host, was, c) {
+		if beneath.Has(ctx, seen.Host, was, c) {
 			return row.ID, nil
 		}
 	}
@@ -45,7 +45,7 @@ func (s *Service) Which(ctx context.Context, device string) (string, error) {
 		if err != nil {
 			continue
 		}
-		if c, err := seen.Host.Open(d.ID, info); err == nil && beneath.Has(seen.Host, connector.Attachment{}, c) {
+		if c, err := seen.Host.Open(d.ID, info); err == nil && beneath.Has(ctx, seen.Host, connector.Attachment{}, c) {
 			return d.ID, nil
 		}
 	}

@@ -52,7 +52,7 @@ type Connector interface {
 	Detach(ctx context.Context, was Attachment, others []Connector) error
 	// Disks names the disks that the volume has on this host now, attached or
 	// not: sdX of each path, nvmeXnY, rbdN. Maps over them are not among them.
-	Disks() []string
+	Disks(ctx context.Context) []string
 	// Rescan has the kernel ask the storage how large the attached volume is.
 	Rescan(ctx context.Context, was Attachment) error
 	// Explain tells what Attach, called now, would do: command lines as they

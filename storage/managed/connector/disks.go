@@ -17,14 +17,14 @@ import (
 // Which disks of the kernel's a volume is, by its connection alone, so that a
 // device can be told from others as soon as it appears.
 
-func (c *iscsi) Disks() []string        { return disksOf(c.paths(c.mine())) }
-func (f *fibreChannel) Disks() []string { return disksOf(f.paths()) }
-func (n *nfs) Disks() []string          { return nil }
+func (c *iscsi) Disks(context.Context) []string        { return disksOf(c.paths(c.mine())) }
+func (f *fibreChannel) Disks(context.Context) []string { return disksOf(f.paths()) }
+func (n *nfs) Disks(context.Context) []string          { return nil }
 
 // Disks of an adapter's volumes only the adapter knows.
-func (a *adapter) Disks() []string { return nil }
+func (a *adapter) Disks(context.Context) []string { return nil }
 
-func (l *local) Disks() []string {
+func (l *local) Disks(context.Context) []string {
 	name, err := l.host.device(l.host.at(l.path))
 	if err != nil {
 		return nil
@@ -32,7 +32,7 @@ func (l *local) Disks() []string {
 	return []string{name}
 }
 
-func (n *nvmeof) Disks() []string {
+func (n *nvmeof) Disks(context.Context) []string {
 	name, err := n.namespace()
 	if err != nil || name == "" {
 		return nil
@@ -40,8 +40,8 @@ func (n *nvmeof) Disks() []string {
 	return []string{name}
 }
 
-func (r *rbd) Disks() []string {
-	name, err := r.mapped()
+func (r *rbd) Disks(ctx context.Context) []string {
+	name, err := r.mapped(ctx)
 	if err != nil || name == "" {
 		return nil
 	}
@@ -96,7 +96,7 @@ func (h *Host) Beneath(path string) (Beneath, error) {
 }
 
 // Has says whether the device lies on the volume, which may be attached or not.
-func (b Beneath) Has(h *Host, was Attachment, c Connector) bool {
+func (b Beneath) Has(ctx context.Context, h *Host, was Attachment, c Connector) bool {
 	if was.MultipathID != "" && slices.Contains(b.WWIDs, was.MultipathID) {
 		return true
 	}
@@ -105,7 +105,7 @@ func (b Beneath) Has(h *Host, was Attachment, c Connector) bool {
 			return true
 		}
 	}
-	return c != nil && slices.ContainsFunc(c.Disks(), func(d string) bool { return slices.Contains(b.Disks, d) })
+	return c != nil && slices.ContainsFunc(c.Disks(ctx), func(d string) bool { return slices.Contains(b.Disks, d) })
 }
 
 // How a volume that has grown becomes larger here: each path is asked again, and

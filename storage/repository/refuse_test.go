@@ -20,7 +20,7 @@ import (
 const nowhere = "5f3b8b0c-9a53-4a87-a5b5-2d5a9cb4b1d6"
 
 func TestRefusesNamesThatAreNone(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	none := repository.Options{}
 	for _, id := range []string{"", ".", "..", "../a", "a/b", "/etc/passwd", strings.ToUpper(nowhere), nowhere + "\n", strings.Repeat("a", 5000)} {
@@ -71,7 +71,7 @@ func (w *world) untouched(repo string) {
 }
 
 func TestRefusesUserDataAndSizes(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	full := json.RawMessage(`"` + strings.Repeat("<", repository.MaxUserData-2) + `"`)
 	for _, bad := range []string{"{", "nonsense", string(full[:len(full)-1]) + `<"`} {
@@ -103,7 +103,7 @@ func TestRefusesUserDataAndSizes(t *testing.T) {
 }
 
 func TestRefusesWrongKindsOfImages(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	none := repository.Options{}
 	disk, base := w.diskOnBase()
@@ -134,7 +134,7 @@ func TestRefusesWrongKindsOfImages(t *testing.T) {
 }
 
 func TestWhatIsUsedIsLeftAlone(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	none := repository.Options{}
 	disk, base := w.diskOnBase()
@@ -178,7 +178,7 @@ func TestWhatIsUsedIsLeftAlone(t *testing.T) {
 }
 
 func TestStaleFixesAreRefused(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	disk, base := w.diskOnBase()
 	must(t, s.RemoveImage(ctx, "a", base, repository.Options{}))
@@ -207,7 +207,7 @@ func TestStaleFixesAreRefused(t *testing.T) {
 }
 
 func TestConnecting(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	must(t, s.ConnectStorageRepository(ctx, "a", w.Format, w.parameters("a")))
 	refused(t, s.ConnectStorageRepository(ctx, "a", w.Format, w.parameters("b")), repository.ErrRepoIDInUse)
@@ -230,7 +230,7 @@ func TestConnecting(t *testing.T) {
 // A repository that a later program made, and damaged documents, are refused
 // before anything is changed.
 func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	disk, _ := w.diskOnBase()
 	path := w.path("repos", "a", "images", disk+".json")
@@ -261,7 +261,7 @@ func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
 }
 
 func TestImportRefusesHostileImages(t *testing.T) {
-	w := newWorld(t, formats[0].Name())
+	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()
 	secret := w.path("secret")
 	must(t, os.WriteFile(secret, bytes.Repeat([]byte("secret"), 1024), 0o600))

@@ -13,6 +13,7 @@ import (
 	"diskhook/storage/qemuimg"
 	"diskhook/storage/repository/format"
 	"diskhook/storage/repository/format/localfs"
+	"diskhook/storage/repository/format/nfs"
 	"diskhook/storage/transfer"
 )
 
@@ -50,7 +51,7 @@ func New(layout host.Layout, config host.Config, log *slog.Logger) (*Service, er
 	run := command.System{Log: log}
 	return &Service{
 		Layout: layout, HostID: machine, BootID: boot,
-		Formats:  []format.Format{localfs.Format{}},
+		Formats:  []format.Format{localfs.Format{}, nfs.Format{HostID: machine, BootID: boot}},
 		Deadline: time.Duration(config.Repository.Deadline),
 		Engine:   &transfer.Engine{Run: run, Log: log},
 		Images:   &qemuimg.QemuImg{Run: run},

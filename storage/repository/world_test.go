@@ -24,22 +24,32 @@ import (
 	"diskhook/storage/repository"
 	"diskhook/storage/repository/format"
 	"diskhook/storage/repository/format/localfs"
+	"diskhook/storage/repository/format/nfs"
 	"diskhook/storage/transfer"
 )
 
 // formats are those that the whole suite runs with: how they are called, and the
 // parameters of a repository in a directory of the test's.
 var formats = []struct {
-	format.Format
+	name       string
+	on         func(hostID string) format.Format
 	parameters func(dir string) map[string]string
 }{
-	{localfs.Format{}, func(dir string) map[string]string { return map[string]string{"path": dir} }},
+	{localfs.Name, func(string) format.Format { return localfs.Format{} }, inDirectory},
+	// The directory stands in for an export; the guest's tests have a real one.
+	{nfs.Name, func(hostID string) format.Format {
+		return nfs.Format{HostID: hostID, BootID: hostID + "-boot", Beat: 100 * time.Millisecond, Mounted: mountedWell}
+	}, inDirectory},
 }
+
+func inDirectory(dir string) map[string]string { return map[string]string{"path": dir} }
+
+func mountedWell(string) ([]string, error) { return []string{"lookupcache=pos"}, nil }
 
 // eachFormat runs a test with every format.
 func eachFormat(t *testing.T, test func(t *testing.T, format string)) {
 	for _, f := range formats {
-		t.Run(f.Name(), func(t *testing.T) { test(t, f.Name()) })
+		t.Run(f.name, func(t *testing.T) { test(t, f.name) })
 	}
 }
 
@@ -77,7 +87,7 @@ func (w *world) connect() {
 
 func (w *world) parameters(repo string) map[string]string {
 	for _, f := range formats {
-		if f.Name() == w.Format {
+		if f.name == w.Format {
 			return f.parameters(w.path("repos", repo))
 		}
 	}
@@ -104,7 +114,7 @@ func (w *world) on(hostID string) *repository.Service {
 	log := slog.New(slog.NewTextHandler(logTo{w.TB}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	var all []format.Format
 	for _, f := range formats {
-		all = append(all, f.Format)
+		all = append(all, f.on(hostID))
 	}
 	return &repository.Service{
 		Layout: host.Layout{Root: w.path(hostID)}, HostID: hostID, BootID: "boot-1", Formats: all, Deadline: time.Minute,

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nfs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+)
+
+// record is what stands in a lock's file: who has it, and how often that was
+// renewed. It is written by the holder only.
+type record struct {
+	Host  string `json:"host"`
+	Boot  string `json:"boot"`
+	Nonce string `json:"nonce"` // of this holding
+	Beat  uint64 `json:"beat"`
+	// Released says that the holder gave it up. Without it the holder died, or
+	// its host fell silent and the server took the lock from it.
+	Released bool `json:"released"`
+}
+
+// recordSize is written at once, padded with blanks.
+const recordSize = 512
+
+// Times in beats. A holder that could not renew its record for mostBeats does
+// nothing more: a server gives a silent host's lock to others after 90 s (Linux,
+// nfsv4leasetime), and a host that slept finds out by the clock.
+const (
+	judgeBeats = 3
+	mostBeats  = 10
+)
+
+type held struct {
+	lock  *lock.Lock
+	every time.Duration
+	taken bool
+	done  chan struct{}
+
+	// beaten is when the record was written last (sinceBoot), failed why it
+	// could not be since. Check must not wait for a write that hangs.
+	beaten atomic.Int64
+	failed atomic.Pointer[error]
+
+	mu   sync.Mutex // held during a write
+	mine record
+}
+
+// take makes a lock that we have ours. It looks whether the one who had it
+// goes on, for as long as that takes, only where that one was another host, and gave nothing up.
+func (p *place) take(ctx context.Context, l *lock.Lock) (*held, error) {
+	was, err := readRecord(l.File())
+	if err != nil {
+		return nil, err
+	}
+	h := &held{lock: l, every: p.host.Beat, done: make(chan struct{}), mine: record{Host: p.host.HostID, Boot: p.host.BootID, Nonce: uuid.NewString()}}
+	if was.Nonce != "" && !was.Released && was.Boot != p.host.BootID {
+		if err := h.silent(ctx, was); err != nil {
+			return nil, err
+		}
+		// A boot of our own that has ended writes no more.
+		h.taken = was.Host != p.host.HostID
+	}
+	if err := h.write(func(*record) {}); err != nil {
+		return nil, err
+	}
+	go h.renew()
+	return h, nil
+}
+
+// silent waits for a sign of life of the last holder, which must not come:
+// we have the lock.
+func (h *held) silent(ctx context.Context, was record) error {
+	for range judgeBeats {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", lock.ErrHeld, ctx.Err())
+		case <-time.After(h.every):
+		}
+		now, err := readRecord(h.lock.File())
+		if err != nil {
+			return err
+		}
+		if now != was {
+			err := failure.New(failure.Precondition, "lock %s: host %s goes on with it, though this host has it: locks exclude nobody here", h.lock.File().Name(), was.Host)
+			return failure.Hint(err, "mount it such that locks are the server's, on all hosts; see nfs(5), local_lock")
+		}
+	}
+	return nil
+}
+
+// readRecord reads what is there; nothing, or what is no record, is the zero
+// value: the file of a lock is made before its record.
+func readRecord(f *os.File) (record, error) {
+	b := make([]byte, recordSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return record{}, err
+	}
+	var r record
+	if json.Unmarshal(b[:n], &r) != nil {
+		return record{}, nil
+	}
+	return r, nil
+}
+
+// write changes the record and writes it, durably: past the cache of this host.
+func (h *held) write(change func(*record)) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	change(&h.mine)
+	b, err := json.Marshal(h.mine)
+	if err == nil && len(b) > recordSize {
+		err = failure.New(failure.Usage, "lock: host id %q is too long", h.mine.Host)
+	}
+	began := sinceBoot()
+	if err == nil {
+		_, err = h.lock.File().WriteAt([]byte(string(b)+strings.Repeat(" ", recordSize-len(b))), 0)
+	}
+	if err == nil {
+		err = h.lock.File().Sync()
+	}
+	if err != nil {
+		err = fmt.Errorf("lock %s: renew: %w", h.lock.File().Name(), failure.Full(err))
+		h.failed.Store(&err)
+		return err
+	}
+	h.beaten.Store(int64(began))
+	return nil
+}
+
+func (h *held) renew() {
+	for {
+		select {
+		case <-h.done:
+			return
+		case <-time.After(h.every):
+		}
+		_ = h.write(func(r *record) { r.Beat++ }) // Check tells, once it has failed for long
+	}
+}
+
+// sinceBoot counts while the host is asleep, too (clock_gettime(2)).
+func sinceBoot() time.Duration {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0
+	}
+	return time.Duration(now.Nano())
+}
+
+// Check implements format.Lock.
+func (h *held) Check() error {
+	silent := sinceBoot() - time.Duration(h.beaten.Load())
+	if silent < mostBeats*h.every {
+		return nil
+	}
+	err := failure.New(failure.Temporary, "lock %s: it was not renewed for %v, and may be another host's", h.lock.File().Name(), silent.Round(time.Second))
+	if why := h.failed.Load(); why != nil {
+		err = fmt.Errorf("%w: %w", err, *why)
+	}
+	return err
+}
+
+// TakenOver implements format.Lock.
+func (h *held) TakenOver() bool { return h.taken }
+
+// File implements format.Lock.
+func (h *held) File() *os.File { return h.lock.File() }
+
+// Release implements format.Lock. A record that cannot be written has the next
+// holder take us for one that was not seen to end, which is safe. Storage that
+// hangs is left to the kernel, which gives the lock up with the process.
+func (h *held) Release() {
+	close(h.done)
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		_ = h.write(func(r *record) { r.Released = true })
+		h.lock.Release()
+	}()
+	select {
+	case <-released:
+	case <-time.After(mostBeats * h.every):
+	}
+}
+
+// Discard implements format.Lock. The file stays: another host may have it open,
+// and wait for it.
+func (h *held) Discard() { h.Release() }

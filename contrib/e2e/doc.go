@@ -23,6 +23,7 @@
 //	ovirt_test.go     VDSM's hook points as the user vdsm
 //	managed_*_test.go volumes from the kernel's iSCSI and NVMe targets, LV, NFS server
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
+//	thin_*_test.go    dm-thin behaves as the kernel in memory that unit tests use
 //
 // Everything is checked by content (qemu-img compare with the source's chain),
 // by what must not have changed, and by the line an operator would read.

@@ -100,6 +100,15 @@ type VolumeRecord struct {
 	Bases      []uint32 // shared blocks that it may map, ascending
 }
 
+// Stored is the generation of the mapping in UUID.thin that counts: at a host the
+// one that it came from.
+func (v VolumeRecord) Stored() uint64 {
+	if v.State.On() {
+		return v.Generation - 1
+	}
+	return v.Generation
+}
+
 // Map is the master's map of the cluster.
 type Map struct {
 	Geometry

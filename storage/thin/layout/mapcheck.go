@@ -80,7 +80,7 @@ func (m Map) checkVolumes(hosts map[uint32]HostRecord) (map[uint32]VolumeRecord,
 			return nil, fmt.Errorf("volume %d: name %q", v.Number, v.Name)
 		case v.Size == 0 || v.Size%sector != 0 || v.Size > 1<<63-1:
 			return nil, fmt.Errorf("volume %d: size %d", v.Number, v.Size)
-		case v.State < Offline || v.State > Suspect || v.Generation == 0:
+		case v.State < Offline || v.State > Suspect || v.Generation == 0 || v.Stored() == 0:
 			return nil, fmt.Errorf("volume %d: state %d generation %d", v.Number, v.State, v.Generation)
 		case v.State.On() != (v.Host != 0) || v.Host != 0 && (!there || at.State == Recovered):
 			return nil, fmt.Errorf("volume %d: state %d at host %d", v.Number, v.State, v.Host)

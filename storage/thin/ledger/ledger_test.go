@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger_test
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/extent"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/ledger"
+)
+
+// What is refused, and that it leaves the map as it was.
+func TestRefused(t *testing.T) {
+	g := layout.Geometry{BlockSize: blockSize, Blocks: blocks}
+	id := func(b byte) uuid.UUID { return uuid.UUID{0: b, 15: 1} }
+	start := layout.NewMap(g)
+	start, one, _ := ledger.Join(start, id(1), "one")
+	start, two, _ := ledger.Join(start, id(2), "two")
+	start, given, _ := ledger.Grant(start, one, 10)
+	start, vol, _ := ledger.Create(start, id(3), "vol", blockSize)
+	start, err := ledger.BeginAttach(start, vol, one, layout.Mapping{})
+	if err == nil {
+		start, err = ledger.FinishAttach(start, vol, one)
+	}
+	if err != nil || start.Check() != nil {
+		t.Fatal(err, start.Check())
+	}
+	foreign := layout.Mapping{Number: vol, BlockSize: blockSize, Size: blockSize, Runs: []layout.MappingRun{{Physical: 40, Length: 1}}}
+	for name, c := range map[string]struct {
+		do   func(m layout.Map) (layout.Map, error)
+		kind *failure.Kind
+	}{
+		"a host that is not there": {func(m layout.Map) (layout.Map, error) { m, _, err := ledger.Grant(m, 9, 1); return m, err }, failure.NotFound},
+		"more than there is":       {func(m layout.Map) (layout.Map, error) { m, _, err := ledger.Grant(m, one, 50); return m, err }, failure.NoSpace},
+		"a name that is taken":     {func(m layout.Map) (layout.Map, error) { m, _, err := ledger.Join(m, id(9), "one"); return m, err }, failure.Conflict},
+		"blocks of another host":   {func(m layout.Map) (layout.Map, error) { return ledger.Return(m, two, given) }, failure.Problems},
+		"attached elsewhere":       {func(m layout.Map) (layout.Map, error) { return ledger.BeginAttach(m, vol, two, layout.Mapping{}) }, failure.Conflict},
+		"detached while in use": {func(m layout.Map) (layout.Map, error) {
+			return ledger.FinishDetach(m, vol, one, layout.Mapping{}, false)
+		}, failure.Conflict},
+		"detached by another":  {func(m layout.Map) (layout.Map, error) { return ledger.BeginDetach(m, vol, two) }, failure.Conflict},
+		"deleted while in use": {func(m layout.Map) (layout.Map, error) { return ledger.Delete(m, vol) }, failure.Conflict},
+		"cloned offline while in use": {func(m layout.Map) (layout.Map, error) {
+			m, _, _, err := ledger.Clone(m, vol, id(5), "x")
+			return m, err
+		}, failure.Conflict},
+		"a clone's name": {func(m layout.Map) (layout.Map, error) {
+			m, _, _, err := ledger.CloneAttached(m, vol, one, nil, id(5), "vol")
+			return m, err
+		}, failure.Conflict},
+		"cloned blocks of nobody": {func(m layout.Map) (layout.Map, error) {
+			m, _, _, err := ledger.CloneAttached(m, vol, one, extent.Of(extent.Extent{Start: 40, Length: 1}), id(5), "x")
+			return m, err
+		}, failure.Problems},
+		"smaller":                        {func(m layout.Map) (layout.Map, error) { return ledger.Resize(m, vol, 512) }, failure.Usage},
+		"fenced without evidence":        {func(m layout.Map) (layout.Map, error) { return ledger.Fence(m, one, "") }, failure.Precondition},
+		"recovered without being fenced": {func(m layout.Map) (layout.Map, error) { return ledger.FinishRecovery(m, one) }, failure.Precondition},
+		"grown without a host knowing": {func(m layout.Map) (layout.Map, error) {
+			return ledger.Grow(m, 70, func(h uint32) bool { return h == one })
+		}, failure.Precondition},
+		"shrunk": {func(m layout.Map) (layout.Map, error) { return ledger.Grow(m, 50, func(uint32) bool { return true }) }, failure.Usage},
+		"collected without every mapping": {func(m layout.Map) (layout.Map, error) {
+			m.Volumes[0].Bases = []uint32{1}
+			m, _, err := ledger.Collect(m, 1, nil)
+			return m, err
+		}, failure.Precondition},
+		"a mapping of foreign blocks": {func(m layout.Map) (layout.Map, error) {
+			m, err := ledger.BeginDetach(m, vol, one)
+			if err != nil {
+				return m, err
+			}
+			return ledger.FinishDetach(m, vol, one, foreign, false)
+		}, failure.Problems},
+		"recovered with volumes": {func(m layout.Map) (layout.Map, error) {
+			m, err := ledger.Fence(m, one, "typed")
+			if err != nil {
+				return m, err
+			}
+			return ledger.FinishRecovery(m, one)
+		}, failure.Conflict},
+		"granted after being fenced": {func(m layout.Map) (layout.Map, error) {
+			m, err := ledger.Fence(m, one, "typed")
+			if err != nil {
+				return m, err
+			}
+			m, _, err = ledger.Grant(m, one, 1)
+			return m, err
+		}, failure.Conflict},
+		"no number left": {func(m layout.Map) (layout.Map, error) {
+			m.NextVolume = layout.MaxVolume + 1
+			m, _, err := ledger.Create(m, id(7), "last", 512)
+			return m, err
+		}, failure.NoSpace},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := start
+			m.Volumes, m.Hosts = slices.Clone(start.Volumes), slices.Clone(start.Hosts)
+			before := m
+			_, err := c.do(m)
+			if failure.KindOf(err) != c.kind || failure.HintOf(err) == "" && c.kind != failure.Usage && name != "collected without every mapping" {
+				t.Errorf("%v of kind %v, hint %q", err, failure.KindOf(err), failure.HintOf(err))
+			}
+			if diff := cmp.Diff(before.Owners, m.Owners); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestGrow(t *testing.T) {
+	m := layout.NewMap(layout.Geometry{BlockSize: blockSize, Blocks: blocks})
+	m, h, err := ledger.Join(m, uuid.UUID{1}, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if m, err = ledger.Grow(m, 100, func(n uint32) bool { return n == h }); err != nil || m.Check() != nil || m.Owned(layout.Owner{Kind: layout.Free}).Blocks() != 99 {
+			t.Fatalf("%v, %v, %v", err, m.Check(), m.Owners)
+		}
+	}
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"slices"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/layout"
+)
+
+// Fence holds a host for fenced, on evidence: from now on its metadata are the
+// master's to read, and nothing that it asks for is done.
+func Fence(m layout.Map, number uint32, evidence string) (layout.Map, error) {
+	m = edit(m)
+	h, err := anyHost(&m, number)
+	if err != nil || h.State != layout.Member {
+		return m, err
+	}
+	if evidence == "" {
+		err := failure.New(failure.Precondition, "host %s: there is no evidence that it is fenced", h.Name)
+		return m, failure.Hint(err, "run `diskhook thin recover %s` with the fence agent's success, or type the host's name when asked", h.Name)
+	}
+	h.State, h.Evidence = layout.Fenced, evidence
+	return m, nil
+}
+
+// FinishRecovery takes back what a fenced host had, once FinishDetach was done for
+// each of its volumes.
+func FinishRecovery(m layout.Map, number uint32) (layout.Map, error) {
+	m = edit(m)
+	h, err := anyHost(&m, number)
+	if err != nil || h.State == layout.Recovered {
+		return m, err
+	}
+	if h.State != layout.Fenced {
+		err := failure.New(failure.Precondition, "host %s: it is not fenced", h.Name)
+		return m, failure.Hint(err, "run `diskhook thin recover %s`", h.Name)
+	}
+	if i := slices.IndexFunc(m.Volumes, func(v layout.VolumeRecord) bool { return v.Host == number }); i >= 0 {
+		err := failure.New(failure.Conflict, "host %s: volume %s is still there", h.Name, m.Volumes[i].Name)
+		return m, failure.Hint(err, "run `diskhook thin recover %s` again", h.Name)
+	}
+	h.State = layout.Recovered
+	m.Give(m.Owned(ofHost(number)), free())
+	return m, nil
+}

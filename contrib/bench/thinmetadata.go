@@ -223,7 +223,10 @@ func dumpMetadata(ctx context.Context, image io.ReaderAt, xml io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return r.Stream(ctx, x)
+	if err := r.Stream(ctx, x); err != nil {
+		return err
+	}
+	return x.Finish()
 }
 
 func restoreMetadata(ctx context.Context, xml io.Reader, image metadata.Target) error {

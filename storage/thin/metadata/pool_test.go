@@ -189,7 +189,10 @@ func dump(ctx context.Context, image io.ReaderAt, w io.Writer, only ...uint32) e
 	if err != nil {
 		return err
 	}
-	return r.Stream(ctx, x, only...)
+	if err := r.Stream(ctx, x, only...); err != nil {
+		return err
+	}
+	return x.Finish()
 }
 
 // restore makes an image of XML.

@@ -182,8 +182,8 @@ func (n node) runs(held Run, emit func(Run) error) (Run, error) {
 // pack is a mapping as it is stored: 40 bits of data block, 24 bits of time.
 func pack(data uint64, time uint32) uint64 { return data<<24 | uint64(time) }
 
-// Stream gives the pool, or only the devices with these ids, to sink. It looks
-// at ctx between runs.
+// Stream gives the pool, or only the devices with these ids, to sink. Finish is
+// left to the caller, who may have more to add. It looks at ctx between runs.
 func (r *Reader) Stream(ctx context.Context, sink Sink, only ...uint32) error {
 	for d, err := range r.chosen(only) {
 		if err != nil {
@@ -204,7 +204,7 @@ func (r *Reader) Stream(ctx context.Context, sink Sink, only ...uint32) error {
 			}
 		}
 	}
-	return sink.Finish()
+	return nil
 }
 
 // chosen lists the devices with these ids, all if there are none.

@@ -89,6 +89,7 @@ func TestMetadataSnapshot(t *testing.T) {
 	x, err := metadata.NewXMLWriter(&ours, held.Superblock())
 	must(t, err)
 	must(t, held.Stream(t.Context(), x))
+	must(t, x.Finish())
 	// thin_dump has the sizes from the snapshot, which has none.
 	theirs := bytes.Replace([]byte(tool(t, "thin_dump", "-m", path)), []byte(`nr_data_blocks="0"`), []byte(`nr_data_blocks="1000"`), 1)
 	if diff := cmp.Diff(string(theirs), ours.String()); diff != "" {

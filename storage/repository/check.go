@@ -110,7 +110,7 @@ func (c *checking) image(ctx context.Context, img *image) error {
 	case Degraded:
 		fix := Fix{Type: Optimize, Images: []string{img.ID}, Summary: fmt.Sprintf("copy it whole: it consists of %d volumes", len(volumes))}
 		for _, v := range volumes {
-			fix.Bytes += c.allocated(ctx, v.ID, v.Format)
+			fix.Bytes += c.repo.allocated(ctx, v.ID, v.Format)
 		}
 		c.add(fix, order{Kind: orderOptimize, Images: map[string]int64{img.ID: img.Gen}})
 	}
@@ -156,7 +156,7 @@ func (c *checking) cleans(ctx context.Context) error {
 	for some := range slices.Chunk(data, perClean) {
 		fix := Fix{Type: Clean, Summary: fmt.Sprintf("delete data of %d volumes that were given up", len(some))}
 		for _, d := range some {
-			fix.Bytes += c.allocated(ctx, d.ID, d.Kind)
+			fix.Bytes += c.repo.allocated(ctx, d.ID, d.Kind)
 		}
 		c.add(fix, order{Kind: orderStrays, Data: some})
 	}
@@ -176,7 +176,7 @@ func (c *checking) clean(ctx context.Context, images, volumes []string) {
 		about.Images[id] = c.view.images[id].Gen
 	}
 	for _, id := range volumes {
-		fix.Bytes += c.allocated(ctx, id, c.view.volumes[id].Format)
+		fix.Bytes += c.repo.allocated(ctx, id, c.view.volumes[id].Format)
 		about.Volumes[id] = c.view.volumes[id].Gen
 	}
 	c.add(fix, about)
@@ -185,19 +185,32 @@ func (c *checking) clean(ctx context.Context, images, volumes []string) {
 // merges finds removed snapshots on which one single image lies.
 func (c *checking) merges(ctx context.Context) error {
 	for _, m := range c.view.mergeable() {
-		lower := c.view.volumes[m.removed.Volume]
 		fix := Fix{
 			Type: Merge, Images: []string{m.into.ID, m.removed.ID},
-			Summary: fmt.Sprintf("read what is left of removed image %s into %s", m.removed.ID, m.into.ID),
-			Bytes:   c.allocated(ctx, lower.ID, lower.Format),
+			Summary: fmt.Sprintf("make one volume of what is left of removed image %s and of %s, which lies on it", m.removed.ID, m.into.ID),
 		}
+		fix.Bytes, _ = c.repo.mergeCost(ctx, c.view, m)
 		c.add(fix, order{Kind: orderMerge, Images: map[string]int64{m.into.ID: m.into.Gen, m.removed.ID: m.removed.Gen}, Into: m.into.ID})
 	}
 	return ctx.Err()
 }
 
+// mergeCost is about how much is copied: what the lower volume has goes up, or what
+// the upper one has goes down, if no other volume lies on that.
+func (r *repo) mergeCost(ctx context.Context, v *view, m merging) (bytes int64, sink bool) {
+	upper, lower := v.volumes[m.into.Volume], v.volumes[m.removed.Volume]
+	up, down := r.allocated(ctx, lower.ID, lower.Format), r.allocated(ctx, upper.ID, upper.Format)
+	if m.leaf && down < up {
+		return down, true
+	}
+	return up, false
+}
+
 // merging is a removed image that can be merged into the one that lies on it.
-type merging struct{ removed, into *image }
+type merging struct {
+	removed, into *image
+	leaf          bool // nothing lies on into's volume
+}
 
 // mergeable finds them, in order.
 func (v *view) mergeable() []merging {
@@ -224,14 +237,14 @@ func (v *view) mergeable() []merging {
 		if upper == nil || owner[upper.ID] == nil || owner[upper.ID].Weak || v.pins[id] != nil {
 			continue
 		}
-		all = append(all, merging{removed, owner[upper.ID]})
+		all = append(all, merging{removed, owner[upper.ID], u.above[upper.ID] == 0})
 	}
 	return all
 }
 
 // allocated is an estimate's part; what cannot be told counts for nothing.
-func (c *checking) allocated(ctx context.Context, id, kind string) int64 {
-	n, err := step(ctx, c.repo, "look at a volume", func(ctx context.Context) (int64, error) { return c.repo.place.Allocated(ctx, id, kind) })
+func (r *repo) allocated(ctx context.Context, id, kind string) int64 {
+	n, err := step(ctx, r, "look at a volume", func(ctx context.Context) (int64, error) { return r.place.Allocated(ctx, id, kind) })
 	if err != nil {
 		return 0
 	}

@@ -192,7 +192,13 @@ func (f *fixing) merge(ctx context.Context, u *update) (*image, *plan, error) {
 		if err := f.unusedVolume(ctx, u, m.into.Volume); err != nil {
 			return nil, nil, err
 		}
-		return m.into, &plan{Verb: verbMerge, Stages: []string{stageFlatten, stageRelink, stageSweep}, Old: []string{m.removed.Volume}}, nil
+		p := &plan{Verb: verbMerge, From: m.removed.ID, Here: true}
+		if _, sink := u.mergeCost(ctx, v, m); sink {
+			p.Stages, p.Old = []string{stageSink, stageSweep}, []string{m.into.Volume}
+		} else {
+			p.Stages, p.Old = []string{stageFlatten, stageRelink, stageSweep}, []string{m.removed.Volume}
+		}
+		return m.into, p, nil
 	}
 	return nil, nil, f.stale("image", f.about.Into)
 }

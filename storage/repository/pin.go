@@ -112,6 +112,11 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 		if err := u.undisturbed(ctx, img); err != nil {
 			return err
 		}
+		if img.Plan != nil && img.Plan.Verb == verbMerge && u.place.Capabilities().Shared {
+			// Who began may be silent, and wake up while a guest writes.
+			err := fmt.Errorf("image %s/%s: %w: its merge is not done", r.id, imageID, ErrBusy)
+			return failure.Hint(err, "`diskhook image resume --wait %s/%s`", r.id, imageID)
+		}
 		holders, err := s.holders(ctx, r, imageID)
 		if err != nil {
 			return err

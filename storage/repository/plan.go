@@ -65,6 +65,7 @@ const (
 	stageDiffer   = "differ"   // make a volume over the base that is here, with what differs
 	stageFlatten  = "flatten"  // read in what the volume below has
 	stageRelink   = "relink"   // lay it over what that lies on
+	stageSink     = "sink"     // write what the volume has into the one below
 	stageGrow     = "grow"
 	stagePublish  = "publish" // let the image point to the new volume
 	stageSweep    = "sweep"   // remove what nobody needs any more

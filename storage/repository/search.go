@@ -95,7 +95,7 @@ func pick(target *repo, id string, all []*found, silent error) (*found, error) {
 	}
 	if len(all) == 0 {
 		err := fmt.Errorf("image %s: %w in the repositories that were looked in", id, ErrNoImage)
-		return nil, failure.Hint(err, "connect the one it is in, or correct --hint and --participating")
+		return nil, failure.Hint(err, "connect the one it is in; `diskhook repo list` shows which are")
 	}
 	slices.SortStableFunc(all, func(a, b *found) int { return a.rank(target) - b.rank(target) })
 	for _, f := range all[1:] {

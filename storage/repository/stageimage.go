@@ -215,40 +215,44 @@ func (w *worker) linkPart(ctx context.Context, id, below string) error {
 
 // grow makes the disk larger, its volume first.
 func (w *worker) grow(ctx context.Context) error {
-	p := w.img.Plan
-	err := w.inPlace(ctx, func(c chain) error {
-		v := c[0]
-		bytes := p.Size
-		if v.Format == imagecheck.QCOW2 {
-			bytes = qemuimg.FullSize(p.Size)
-		}
-		if _, err := step(ctx, w.repo, "grow", func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, w.repo.place.Grow(ctx, v.ID, v.Format, bytes)
-		}); err != nil {
-			return err
-		}
-		if v.Format == imagecheck.QCOW2 {
-			if err := w.Images.Resize(ctx, w.repo.place.Path(v.ID, v.Format), p.Size); err != nil {
-				return err
-			}
-		}
-		if err := w.flush(ctx, v); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("repository.grown"); err != nil {
-			return err
-		}
-		v.Size = p.Size
-		return w.repo.saveVolume(ctx, v)
-	})
-	if err != nil {
+	size := w.img.Plan.Size
+	if err := w.inPlace(ctx, func(c chain) error { return w.enlarge(ctx, c[0], size) }); err != nil {
 		return err
 	}
 	return w.commit(ctx, func(_ *update, img *image) error {
-		img.Size = p.Size
+		img.Size = size
 		w.end(img)
 		return nil
 	})
+}
+
+// enlarge makes a volume read zero from its end up to size.
+func (w *worker) enlarge(ctx context.Context, v *volume, size int64) error {
+	if v.Size >= size {
+		return nil
+	}
+	bytes := size
+	if v.Format == imagecheck.QCOW2 {
+		bytes = qemuimg.FullSize(size)
+	}
+	if _, err := step(ctx, w.repo, "grow", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, w.repo.place.Grow(ctx, v.ID, v.Format, bytes)
+	}); err != nil {
+		return err
+	}
+	if v.Format == imagecheck.QCOW2 {
+		if err := w.Images.Resize(ctx, w.repo.place.Path(v.ID, v.Format), size); err != nil {
+			return err
+		}
+	}
+	if err := w.flush(ctx, v); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("repository.grown"); err != nil {
+		return err
+	}
+	v.Size = size
+	return w.repo.saveVolume(ctx, v)
 }
 
 // deleteData frees a volume's storage.

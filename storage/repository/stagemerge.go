@@ -73,6 +73,79 @@ func (w *worker) relink(ctx context.Context) error {
 	})
 }
 
+// sink writes what the image's volume has into the one below, which the image
+// points to from then on. Before that both together read as ever; the lower one alone,
+// whose image was removed, is nobody's.
+func (w *worker) sink(ctx context.Context) error {
+	var into *volume
+	err := w.inPlace(ctx, func(c chain) error {
+		if len(c) < 2 || !slices.Contains(w.img.Plan.Old, c[0].ID) {
+			return nil // it points to the lower one already
+		}
+		into = c[1]
+		ours := false
+		if err := w.repo.change(ctx, func(u *update) (err error) {
+			ours, err = w.disown(ctx, u, into.ID)
+			return err
+		}); err != nil {
+			return err
+		}
+		if !ours {
+			into = nil
+			return nil
+		}
+		if err := failpoint.Hit("repository.merge.disowned"); err != nil {
+			return err
+		}
+		if err := w.enlarge(ctx, into, c[0].Size); err != nil {
+			return err
+		}
+		// The headers are looked at: qemu-img follows them.
+		opened, err := w.repo.inspect(ctx, c)
+		if err != nil {
+			return err
+		}
+		opened.Close()
+		path := w.repo.place.Path(c[0].ID, c[0].Format)
+		err = w.Images.Commit(ctx, qemuimg.CommitOptions{Image: path, Size: c[0].Size, Progress: w.progress, Locks: w.locks()})
+		if err != nil {
+			return err
+		}
+		if err := w.flush(ctx, into); err != nil {
+			return err
+		}
+		return failpoint.Hit("repository.merge.sunk")
+	})
+	if err != nil {
+		return err
+	}
+	return w.commit(ctx, func(_ *update, img *image) error {
+		switch {
+		case into != nil:
+			img.Volume = into.ID
+		case slices.Contains(img.Plan.Old, img.Volume):
+			w.end(img) // there is nothing to merge any more
+		}
+		return nil
+	})
+}
+
+// disown takes a volume from the removed image that had it: its content is about
+// to become another's. It says whether that is so; the image may be wanted again meanwhile.
+func (w *worker) disown(ctx context.Context, u *update, id string) (bool, error) {
+	removed, err := u.image(ctx, w.img.Plan.From)
+	switch {
+	case errors.Is(err, ErrNoImage), err == nil && removed.Volume != id:
+		return true, nil
+	case err != nil:
+		return false, err
+	case !removed.Weak:
+		return false, nil
+	}
+	removed.Volume = ""
+	return true, u.saveImage(ctx, removed)
+}
+
 // inPlace changes an image's volume that others may read: nobody uses it
 // meanwhile, nor anything above it.
 func (w *worker) inPlace(ctx context.Context, do func(chain) error) error {

@@ -37,7 +37,7 @@ func (w *worker) stages() map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		stageAllocate: w.allocate, stageOverlay: w.overlay, stageCopy: w.copy,
 		stageFreeze: w.freeze, stageSwitch: w.switchOver, stageParts: w.parts, stageLink: w.link, stageDiffer: w.differ,
-		stageFlatten: w.flatten, stageRelink: w.relink, stageGrow: w.grow,
+		stageFlatten: w.flatten, stageRelink: w.relink, stageSink: w.sink, stageGrow: w.grow,
 		stagePublish: w.publish, stageSweep: w.sweep,
 	}
 }
@@ -62,7 +62,7 @@ func (s *Service) work(ctx context.Context, r *repo, imageID string) error {
 		return r.place.TryLock(ctx, workLock(imageID))
 	})
 	if errors.Is(err, lock.ErrHeld) {
-		return s.busy(ctx, r, imageID)
+		l, err = s.after(ctx, r, imageID)
 	}
 	if err != nil {
 		return err
@@ -75,6 +75,20 @@ func (s *Service) work(ctx context.Context, r *repo, imageID string) error {
 	}
 	l.Discard()
 	return nil
+}
+
+// after waits for whoever works on an image that was removed, as he was asked to
+// stop; on any other ErrBusy.
+func (s *Service) after(ctx context.Context, r *repo, imageID string) (format.Lock, error) {
+	img, err := r.image(ctx, imageID)
+	if err != nil || img.Plan == nil || img.Plan.Verb != verbRemove {
+		return nil, s.busy(ctx, r, imageID)
+	}
+	l, err := step(ctx, r, "lock", func(ctx context.Context) (format.Lock, error) { return r.place.Lock(ctx, workLock(imageID)) })
+	if errors.Is(err, lock.ErrHeld) || errors.Is(err, ErrUnreachable) {
+		return nil, s.busy(ctx, r, imageID)
+	}
+	return l, err
 }
 
 // busy names the host that works.
@@ -119,6 +133,9 @@ func (w *worker) walk(ctx context.Context) error {
 	p := w.img.Plan
 	stages := w.stages()
 	for i, name := range p.Stages {
+		if w.img.Plan == nil {
+			break // it ended early
+		}
 		do := stages[name]
 		if do == nil {
 			return fmt.Errorf("stage %s: %w", clip(name), ErrVersion)
@@ -135,7 +152,7 @@ func (w *worker) walk(ctx context.Context) error {
 			return err
 		}
 	}
-	if w.img == nil || w.img.Plan == nil {
+	if w.img.Plan == nil {
 		return nil
 	}
 	return w.commit(ctx, func(_ *update, img *image) error {
@@ -198,6 +215,14 @@ func (w *worker) current(ctx context.Context) (*image, error) {
 func (w *worker) startOver(ctx context.Context) error {
 	return w.commit(ctx, func(_ *update, img *image) error {
 		p := img.Plan
+		if p.Verb == verbMerge {
+			// What he changes in place nobody may use any more: it is copied.
+			p.Volume, p.Size, p.From, p.Here = uuid.NewString(), img.Size, img.ID, true
+			p.Old = append(p.Old, img.Volume)
+			p.copies()
+			p.Stages = append(p.Stages, stageSweep)
+			return nil
+		}
 		if p.Volume != "" {
 			v, err := w.repo.volume(ctx, p.Volume)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {

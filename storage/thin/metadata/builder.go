@@ -19,14 +19,13 @@ import (
 type Builder struct {
 	out      *output
 	sb       Superblock
-	device   uint64 // its size in blocks
 	data     counts
 	details  *treeWriter
 	devices  *treeWriter
 	mappings *treeWriter
 
 	current *Device // whose mappings are coming
-	next    uint64  // the first origin or device id that may come next
+	next    uint64  // the first origin that may come next
 	full    bool    // none may, all were there
 }
 
@@ -49,7 +48,7 @@ func NewBuilder(to Target, blocks uint64, sb Superblock) (*Builder, error) {
 	}
 	out := &output{to: to, limit: usable, next: 1, buf: aligned(chunk)}
 	b := &Builder{
-		out: out, sb: sb, device: blocks, data: newCounts(sb.DataBlocks),
+		out: out, sb: sb, data: newCounts(sb.DataBlocks),
 		details: newTreeWriter(out, detailsSize), devices: newTreeWriter(out, mappingSize), mappings: newTreeWriter(out, mappingSize),
 	}
 	first := aligned(1)
@@ -160,7 +159,7 @@ func (b *Builder) Finish() error {
 	b.sb.MetadataBlocks, b.sb.MetadataUsed = at.metadataMaps.blocks, at.metadataMaps.allocated
 	b.sb.HeldRoot = 0
 	first := aligned(1)
-	b.sb.encode(first, at, b.device)
+	b.sb.encode(first, at)
 	return b.writeFirst(first)
 }
 

@@ -90,7 +90,7 @@ func decodeSuperblock(b []byte, number uint64) (Superblock, roots, error) {
 }
 
 // encode makes b the superblock.
-func (sb Superblock) encode(b []byte, at roots, deviceBlocks uint64) {
+func (sb Superblock) encode(b []byte, at roots) {
 	clear(b)
 	u32 := func(at int, v uint32) { binary.LittleEndian.PutUint32(b[at:], v) }
 	u64 := func(at int, v uint64) { binary.LittleEndian.PutUint64(b[at:], v) }
@@ -112,7 +112,7 @@ func (sb Superblock) encode(b []byte, at roots, deviceBlocks uint64) {
 	u64(atDetailsRoot, at.details)
 	u32(atDataBlockSize, sb.DataBlockSize)
 	u32(atMetadataSectors, BlockSize/512)
-	u64(atMetadataBlocks, deviceBlocks)
+	u64(atMetadataBlocks, at.metadataMaps.blocks)
 	seal(b, 0, superblock)
 }
 

@@ -55,17 +55,22 @@ func (s *Service) VolumesInfo(ctx context.Context, ids ...string) ([]Info, error
 		return nil, err
 	}
 	all := make([]Info, len(rows)) // [] in JSON, never null
-	for i, row := range rows {
+	err = atOnce(len(rows), func(i int) error {
+		row := rows[i]
 		all[i] = Info{ID: row.ID, Connection: connector.Redact(row.Connection), Path: row.Path}
 		if row.Path == "" {
-			continue
+			return nil
 		}
 		all[i].Attachment = connector.Redact(row.Attachment)
 		exists, err := here(ctx, row.Path)
 		if err != nil && (!errors.Is(err, command.ErrNoAnswer) || ctx.Err() != nil) {
-			return nil, err
+			return err
 		}
 		all[i].Exists = &exists
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return all, nil
 }

@@ -57,7 +57,15 @@ func (s *Service) List(ctx context.Context) ([]Volume, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, row := range rows {
+	problems := make([]Problem, len(rows))
+	if err := atOnce(len(rows), func(i int) (err error) {
+		c, claimed := claims[rows[i].ID]
+		problems[i], _, err = s.judge(ctx, rows[i], boot, claimed && c.Boot == boot)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	for i, row := range rows {
 		v := all[row.ID]
 		v.ID, v.Path, v.Link = row.ID, row.Path, s.Link(row.ID)
 		if info, err := connector.ParseInfo(row.Connection); err == nil {
@@ -66,9 +74,7 @@ func (s *Service) List(ctx context.Context) ([]Volume, error) {
 		if c := claims[row.ID]; c.Boot == boot {
 			v.Domain = c.Domain
 		}
-		if v.Problem, _, err = s.judge(ctx, row, boot, v.Domain != ""); err != nil {
-			return nil, err
-		}
+		v.Problem = problems[i]
 		v.Attached = v.Problem == ""
 		all[row.ID] = v
 	}

@@ -99,26 +99,15 @@ func (s *Service) findings(ctx context.Context, boot string) ([]Finding, error) 
 	if err != nil {
 		return nil, err
 	}
-	running := s.runningNow(ctx, claims)
 	var all []Finding
+	wrong, err := s.wrongRows(ctx, rows, claims, boot)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, wrong...)
 	for _, row := range rows {
-		claim, claimed := claims[row.ID]
-		used := claimed && claim.Boot == boot
 		delete(links, row.ID)
 		delete(claims, row.ID)
-		if s.busy(row.ID) {
-			continue
-		}
-		problem, action, err := s.judge(ctx, row, boot, used)
-		if err != nil {
-			return nil, err
-		}
-		if used && !running(claim.Domain) && slices.Contains([]Problem{"", NoLink, NoPath, VanishedUsed}, problem) {
-			problem, action = Ended, release
-		}
-		if problem != "" {
-			all = append(all, Finding{Volume: row.ID, Problem: problem, Action: action})
-		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(links)) {
 		if !s.busy(id) {
@@ -131,6 +120,28 @@ func (s *Service) findings(ctx context.Context, boot string) ([]Finding, error) 
 		}
 	}
 	return all, nil
+}
+
+// wrongRows judges each row that nobody works on.
+func (s *Service) wrongRows(ctx context.Context, rows []database.Volume, claims map[string]database.Claim, boot string) ([]Finding, error) {
+	running := s.runningNow(ctx, claims)
+	found := make([]Finding, len(rows))
+	err := atOnce(len(rows), func(i int) (err error) {
+		id := rows[i].ID
+		if s.busy(id) {
+			return nil
+		}
+		claim, claimed := claims[id]
+		used := claimed && claim.Boot == boot
+		f := Finding{Volume: id}
+		f.Problem, f.Action, err = s.judge(ctx, rows[i], boot, used)
+		if used && !running(claim.Domain) && slices.Contains([]Problem{"", NoLink, NoPath, VanishedUsed}, f.Problem) {
+			f.Problem, f.Action = Ended, release
+		}
+		found[i] = f
+		return err
+	})
+	return slices.DeleteFunc(found, func(f Finding) bool { return f.Problem == "" }), err
 }
 
 // judge finds the first thing that is wrong with a row, in order of weight.

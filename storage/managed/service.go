@@ -3,6 +3,7 @@
 package managed
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"diskhook/storage/atomicfile"
@@ -153,6 +155,24 @@ func here(ctx context.Context, path string) (bool, error) {
 		_, err := os.Stat(path)
 		return err == nil, nil
 	})
+}
+
+// atOnce looks at n things, some at a time, since each may wait for storage that
+// does not answer. The error is that of the first in order.
+func atOnce(n int, look func(int) error) error {
+	const some = 16
+	failed := make([]error, n)
+	turns := make(chan struct{}, some)
+	var all sync.WaitGroup
+	for i := range n {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			failed[i] = look(i)
+		})
+	}
+	all.Wait()
+	return cmp.Or(failed...)
 }
 
 // Links is the directory of the stable paths, Link one of them: what a domain

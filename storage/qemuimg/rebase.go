@@ -21,8 +21,9 @@ type RebaseOptions struct {
 }
 
 // Rebase lays an image over another one and keeps what it reads as: it reads both
-// what the image lies on and what it shall lie on, and takes in what differs. The header changes
-// last, so that one that was interrupted may go on. It does not flush.
+// what the image lies on and what it shall lie on, and takes in what differs. The
+// header changes last, so that one that was interrupted may go on. It does not
+// flush.
 //
 //	rebase -p -f qcow2 -b BELOW -F FORMAT -- IMAGE
 func (q *QemuImg) Rebase(ctx context.Context, o RebaseOptions) error {

@@ -109,7 +109,8 @@ func only(layers []imagecheck.Layer) imagecheck.Allowed {
 	}
 }
 
-// stateOf derives an image's state from its document and its volumes, or why there are none.
+// stateOf derives an image's state from its document and its volumes, or why there
+// are none.
 func stateOf(img *image, c chain, broken error) State {
 	switch {
 	case broken != nil, img.Plan.creates():

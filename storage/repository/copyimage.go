@@ -17,9 +17,10 @@ import (
 // CopyImage brings an image, wherever it is connected, into a repository. A snapshot
 // keeps its id: if it is there already nothing is done. A disk gets a new one.
 //
-// With baseImageID, a snapshot that the image descends from, only what differs from that is
-// copied, and the copy is laid over the base in the target; as long as that is not there the
-// copy is broken. ErrNotAncestor: the image does not descend from it.
+// With baseImageID, a snapshot that the image descends from, only what differs from
+// that is copied, and the copy is laid over the base in the target; as long as that
+// is not there the copy is broken. ErrNotAncestor: the image does not descend from
+// it.
 func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImageID string, userData json.RawMessage, o Options) (string, error) {
 	userData, err := checkUserData(userData)
 	if err != nil {
@@ -50,7 +51,7 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 		return a.id, err
 	}
 	a.plan = &plan{Verb: verbCopy, Size: a.size, From: imageID, Here: from.repo == r}
-	if err := s.planCopy(ctx, from, baseImageID, a.plan); err != nil {
+	if err := s.planCopy(ctx, r, from, baseImageID, a.plan); err != nil {
 		return "", err
 	}
 	err = r.change(ctx, func(u *update) error {
@@ -69,7 +70,7 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 }
 
 // planCopy says how: whole, or the volumes above the base's.
-func (s *Service) planCopy(ctx context.Context, from *found, baseID string, p *plan) error {
+func (s *Service) planCopy(ctx context.Context, target *repo, from *found, baseID string, p *plan) error {
 	c, err := from.chain(ctx, from.image)
 	if err != nil {
 		return err
@@ -80,7 +81,7 @@ func (s *Service) planCopy(ctx context.Context, from *found, baseID string, p *p
 	p.Volume = uuid.NewString()
 	if baseID == "" {
 		p.copies()
-		return nil
+		return from.room(ctx, target)
 	}
 	if err := checkImageID(baseID); err != nil {
 		return err
@@ -164,8 +165,8 @@ func (u *update) unremove(ctx context.Context, a asked) (bool, error) {
 	return true, u.saveImage(ctx, old)
 }
 
-// ImportImage makes an image of a chain that is in no repository, top first. Every header is
-// inspected first; see package imagecheck for what is refused.
+// ImportImage makes an image of a chain that is in no repository, top first. Every
+// header is inspected first; see package imagecheck for what is refused.
 func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers []imagecheck.Layer, kind Kind, userData json.RawMessage, o Options) (string, error) {
 	userData, err := checkUserData(userData)
 	if err != nil {

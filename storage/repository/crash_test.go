@@ -28,12 +28,6 @@ type crash struct {
 
 const request = "the same request"
 
-func (w *world) count(repo string) int {
-	page, err := w.on("h2").ListImages(w.Context(), repo, repository.Filter{})
-	must(w, err)
-	return len(page.Images)
-}
-
 // newest is the one image of a repository that is none of those.
 func (w *world) newest(repo string, but ...string) string {
 	w.Helper()

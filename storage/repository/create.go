@@ -69,8 +69,9 @@ func (r *repo) repeated(ctx context.Context, a asked) (bool, error) {
 	return true, nil
 }
 
-// proceed starts the work of a plan that was committed, unless that is not wanted. That it fails
-// takes nothing back: the plan is there, and GetImageStatus says what became of it.
+// proceed starts the work of a plan that was committed, unless that is not wanted.
+// That it fails takes nothing back: the plan is there, and GetImageStatus says what
+// became of it.
 func (s *Service) proceed(ctx context.Context, r *repo, imageID string, o Options) {
 	if o.NoAutoFix {
 		return
@@ -154,6 +155,9 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 	commit := func(u *update) error {
 		if !a.plan.Here {
 			a.plan.copies()
+			if err := base.room(ctx, r); err != nil {
+				return err
+			}
 			return s.commit(ctx, u, *a)
 		}
 		now, err := u.visible(ctx, baseID)
@@ -169,6 +173,9 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 		}
 		if a.strategy == Performance || u.place.Capabilities().Clones && len(c) == 1 && c[0].Format == imagecheck.Raw {
 			a.plan.copies()
+			if err := base.room(ctx, r); err != nil {
+				return err
+			}
 		} else {
 			a.plan.Stages, a.plan.Format = []string{stageOverlay, stagePublish}, imagecheck.QCOW2
 		}

@@ -23,11 +23,13 @@
 // A verb checks what it is asked, writes one document and returns: the image with
 // its plan. That write is the commit. The plan names its stages (plan.go). Each of
 // them looks at what is there, does what is missing, and is left by one write of
-// one document, so a worker on any host that has the repository connected walks the plan
-// from its beginning, as often as it takes: what is done is passed. New data goes to a new
-// volume, which the plan has named before it exists; the last stage lets the image point to it and
-// drops the plan. There is no way back, only forward, or RemoveImage. A worker that is
-// stopped (StopTask) leaves the plan for the next.
+// one document, so a worker on any host that has the repository connected walks the
+// plan from its beginning, as often as it takes: what is done is passed. New data
+// goes to a new volume, which the plan has named before it exists; the last stage
+// lets the image point to it and drops the plan. Only a merge changes volumes in
+// place, so that what both read as together never changes. There is no way back,
+// only forward, or RemoveImage. A worker that is stopped (StopTask) leaves the plan
+// for the next.
 //
 // The operation's document, written before the image's and removed after its plan,
 // is an index of open plans and holds the persisted status: who worked on it last,
@@ -49,9 +51,10 @@
 //
 // # Check and fix
 //
-// CheckStorageRepository takes no lock, and reads each document once. What it
-// finds are fixes: clean, optimize, merge, mend. Each carries the generations of what it is about; under the
-// lock FixStorageRepository reads everything anew and refuses one that is stale.
+// CheckStorageRepository takes no lock, and reads each document once. What it finds
+// are fixes: clean, optimize, merge, mend. Each carries the generations of what it
+// is about; under the lock FixStorageRepository reads everything anew and refuses
+// one that is stale.
 //
 // # Formats
 //
@@ -62,6 +65,6 @@
 // # How it fails
 //
 // Errors are of the kinds of package failure, and sentinels (errors.go) say what
-// they are about. Each repository has a deadline: one whose storage hangs is ErrUnreachable,
-// and the others go on.
+// they are about. Each repository has a deadline: one whose storage hangs is
+// ErrUnreachable, and the others go on.
 package repository

@@ -22,6 +22,7 @@ type faulty struct {
 	hangs     atomic.Bool // nothing answers any more
 	takenOver atomic.Bool // locks were taken from somebody who may wake up
 	slow      func()      // before a volume is made durable
+	full      bool        // there is next to no room
 }
 
 func (f *faulty) Open(ctx context.Context, parameters map[string]string) (format.Place, error) {
@@ -46,6 +47,14 @@ func (p *faultyPlace) Flush(ctx context.Context, id, kind string) error {
 		p.f.slow()
 	}
 	return p.Place.Flush(ctx, id, kind)
+}
+
+func (p *faultyPlace) Capacity(ctx context.Context) (format.Capacity, error) {
+	c, err := p.Place.Capacity(ctx)
+	if p.f.full {
+		c.Available = 4096
+	}
+	return c, err
 }
 
 func (p *faultyPlace) TryLock(ctx context.Context, name string) (format.Lock, error) {
@@ -268,4 +277,24 @@ func TestARequestIsMadeOnce(t *testing.T) {
 	id, err := s.ImportImage(ctx, "a", []imagecheck.Layer{{Path: imported, Format: imagecheck.Raw}}, repository.Snapshot, nil, repository.Options{})
 	must(t, err)
 	w.holds("a", id, imported)
+}
+
+func TestNothingIsMadeWhereThereIsNoRoom(t *testing.T) {
+	w := newWorld(t, "localfs-1.0")
+	ctx := t.Context()
+	disk, base := w.diskOnBase()
+	s := w.on("h1")
+	s.Formats = []format.Format{&faulty{full: true}}
+	_, err := s.CopyImage(ctx, "b", disk, "", nil, repository.Options{})
+	refused(t, err, failure.NoSpace, "diskhook repo check b")
+	_, err = s.CreateVirtualDisk(ctx, "b", 0, base, nil, repository.Options{})
+	refused(t, err, failure.NoSpace)
+	_, err = s.CreateVirtualDisk(ctx, "a", 0, base, nil, repository.Options{Strategy: repository.Performance})
+	refused(t, err, failure.NoSpace)
+	w.untouched("b")
+	if n := w.count("a"); n != 2 {
+		t.Errorf("%d images", n)
+	}
+	_, err = s.CreateVirtualDisk(ctx, "a", 0, base, nil, repository.Options{}) // which needs none
+	must(t, err)
 }

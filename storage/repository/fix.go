@@ -59,9 +59,9 @@ func unseal(data string) (order, error) {
 }
 
 // FixStorageRepository begins a fix that CheckStorageRepository found; with
-// NoAutoFix one that copies is committed and left to Run. What it is about is looked at anew,
-// under the repository's lock. ErrStaleFix: it has changed, check again. ErrInUse: an
-// image in use is left alone. ErrBusy: somebody is at it.
+// NoAutoFix one that copies is committed and left to Run. What it is about is
+// looked at anew, under the repository's lock. ErrStaleFix: it has changed, check
+// again. ErrInUse: an image in use is left alone. ErrBusy: somebody is at it.
 func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix Fix, o Options) error {
 	about, err := unseal(fix.Data)
 	if err != nil {

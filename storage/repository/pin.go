@@ -38,9 +38,9 @@ type Prepared struct {
 const maxHolders = 24
 
 // PrepareImage makes an image usable on this host and keeps it from being merged,
-// cleaned, resized, snapshotted, or written by others, until ReleaseImage. The same again is fine.
-// ErrInUse: who wants to write has to be alone; ErrBroken; ErrNotDisk: a
-// snapshot is not for writing; ErrBusy: somebody changes its volumes.
+// cleaned, resized, snapshotted, or written by others, until ReleaseImage. The same
+// again is fine. ErrInUse: who wants to write has to be alone; ErrBroken;
+// ErrNotDisk: a snapshot is not for writing; ErrBusy: somebody changes its volumes.
 func (s *Service) PrepareImage(ctx context.Context, repoID, imageID string, p Preparing) (Prepared, error) {
 	if err := checkHolder(p.Holder); err != nil {
 		return Prepared{}, err

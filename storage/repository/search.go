@@ -19,8 +19,8 @@ type found struct {
 }
 
 // search finds an image: where its hint says, else in the target, else in the
-// participating repositories in their order, else in all that are connected, local ones first. A
-// disk that is in two places is a failure.Conflict.
+// participating repositories in their order, else in all that are connected, local
+// ones first. A disk that is in two places is a failure.Conflict.
 func (s *Service) search(ctx context.Context, target *repo, id string, o Options) (*found, error) {
 	if err := checkImageID(id); err != nil {
 		return nil, err

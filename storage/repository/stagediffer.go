@@ -12,9 +12,10 @@ import (
 )
 
 // differ makes a volume over the base that is here, with what the image reads
-// otherwise. It is laid over the image's own volumes first, wherever they are, then over the
-// base, which takes in what differs. What it has taken of a snapshot is right
-// whenever that goes on; of a disk, which may have been written since, nothing is kept.
+// otherwise. It is laid over the image's own volumes first, wherever they are, then
+// over the base, which takes in what differs. What it has taken of a snapshot is
+// right whenever that goes on; of a disk, which may have been written since,
+// nothing is kept.
 func (w *worker) differ(ctx context.Context) error {
 	v, done, err := w.begun(ctx, func() (string, error) { return w.base(ctx) })
 	if err != nil || done {

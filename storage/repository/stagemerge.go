@@ -46,7 +46,8 @@ func (w *worker) flatten(ctx context.Context) error {
 }
 
 // relink lays the image's volume over what the one below lies on, in its header
-// first: until the document says so too, the headers do not agree with it and nobody uses it.
+// first: until the document says so too, the headers do not agree with it and
+// nobody uses it.
 func (w *worker) relink(ctx context.Context) error {
 	return w.inPlace(ctx, func(c chain) error {
 		if len(c) < 2 || !slices.Contains(w.img.Plan.Old, c[1].ID) {

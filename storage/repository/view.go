@@ -14,10 +14,10 @@ import (
 	"diskhook/storage/repository/format"
 )
 
-// view is all documents of a repository, read without any lock: unless the caller holds it,
-// what was found may have changed, and belong to different moments. What is
-// read first is what later documents vouch for: a volume whose image is not seen was given up
-// before, or is new.
+// view is all documents of a repository, read without any lock: unless the caller
+// holds it, what was found may have changed, and belong to different moments. What
+// is read first is what later documents vouch for: a volume whose image is not seen
+// was given up before, or is new.
 type view struct {
 	data       []format.Data
 	volumes    map[string]*volume

@@ -252,6 +252,13 @@ func (w *world) repair(repo string) (done []repository.Fix) {
 	return nil
 }
 
+// count is how many images a repository lists.
+func (w *world) count(repo string) int {
+	page, err := w.on("h2").ListImages(w.Context(), repo, repository.Filter{})
+	must(w, err)
+	return len(page.Images)
+}
+
 // files are the volumes' data in a repository on files.
 func (w *world) files(repo string) []string {
 	entries, err := os.ReadDir(w.path("repos", repo, "data"))

@@ -110,8 +110,9 @@ type Lock interface {
 // Volumes hold data. An id is a UUID and a kind one of imagecheck's formats; what
 // is in a volume is the caller's business.
 type Volumes interface {
-	// Make makes room for a volume of so many bytes and names it; one that is
-	// there is left alone if it is large enough. fresh says that the whole of it reads zero.
+	// Make makes room for a volume of so many bytes and names it; one that is there
+	// is left alone if it is large enough. fresh says that the whole of it reads
+	// zero.
 	Make(ctx context.Context, id, kind string, bytes int64) (fresh bool, err error)
 	// Path is where the volume is while it is open.
 	Path(id, kind string) string

@@ -26,7 +26,7 @@ func TestAtOnce(t *testing.T) {
 		}
 		return nil
 	})
-	if err != first {
+	if !errors.Is(err, first) {
 		t.Error(err)
 	}
 	if err := atOnce(0, nil); err != nil {

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package handover composes the metadata that a host's pool goes on with when it
+// is handed over to new ones, and reads what a pool has in the terms of the map.
+//
+// A pool never takes a mapping from outside. To attach a volume that comes from
+// another host, or to get rid of parked devices, a host writes whole metadata into
+// its idle window and moves its thin devices to a second pool on them. What they
+// have to say follows from the map: disk 0 maps to itself every block that the
+// host must not allocate; an attached volume's private blocks are mapped at the
+// pool's time, so that they are written in place, and those of its bases before
+// it, so that they are copied (dm-thin copies when a mapping is older than the
+// device's snapshot). The device's transaction is the volume's generation, by
+// which the host's metadata and the stored mapping are told apart.
+package handover
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/extent"
+	"diskhook/storage/thin/invariant"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/ledger"
+	"diskhook/storage/thin/metadata"
+)
+
+// The times of composed metadata.
+const (
+	shared  = 0
+	private = 1 // the pool's time, and of each volume's snapshot
+)
+
+// Attached is a volume that the metadata are to have, with what it maps.
+type Attached struct {
+	Volume  layout.VolumeRecord
+	Mapping layout.Mapping
+}
+
+// Plan is what the metadata of a host are to say.
+type Plan struct {
+	superblock metadata.Superblock
+	withheld   extent.Set
+	attached   []Attached
+}
+
+// Compose plans the metadata of a host with the volumes that are attached, the one
+// that is coming now among them. Of other volumes that are on their way to the
+// host, stored are the mappings; see ledger.Usable. image is the generation of
+// these metadata. A volume with blocks that the map does not give the host is a
+// failure.Problems.
+func Compose(m layout.Map, host uint32, image uint64, attached []Attached, stored ...layout.Mapping) (Plan, error) {
+	own := ledger.Usable(m, host, stored...)
+	attached = slices.Clone(attached)
+	slices.SortFunc(attached, func(a, b Attached) int { return cmp.Compare(a.Volume.Number, b.Volume.Number) })
+	for i, a := range attached {
+		foreign := a.Mapping.Private().Minus(own)
+		for _, b := range a.Volume.Bases {
+			foreign = foreign.Union(a.Mapping.Of(b).Minus(m.Owned(layout.Owner{Kind: layout.OfBase, Number: b})))
+		}
+		if !foreign.Empty() || a.Volume.Host != host || i > 0 && attached[i-1].Volume.Number == a.Volume.Number {
+			err := failure.New(failure.Problems, "volume %s: at host %d, it cannot be in the metadata of host %d with blocks %v", a.Volume.Name, a.Volume.Host, host, foreign)
+			return Plan{}, failure.Hint(err, "run `diskhook thin check`")
+		}
+	}
+	return Plan{
+		superblock: metadata.Superblock{
+			Time: private, TransactionID: image, DataBlockSize: uint32(m.BlockSize / 512), DataBlocks: m.Blocks,
+		},
+		withheld: extent.All(m.Blocks).Minus(own), attached: attached,
+	}, nil
+}
+
+// Superblock is what metadata.NewBuilder needs.
+func (p Plan) Superblock() metadata.Superblock { return p.superblock }
+
+// Content is what their size depends on.
+func (p Plan) Content() metadata.Content {
+	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(p.attached)), Mappings: p.withheld.Blocks()}
+	for _, a := range p.attached {
+		c.Mappings += a.Mapping.Blocks()
+		c.Often += a.Mapping.Blocks() - a.Mapping.Private().Blocks() // volumes may share a base
+	}
+	return c
+}
+
+// Write writes them, devices and runs in order, and finishes.
+func (p Plan) Write(to metadata.Sink) error {
+	if err := to.Device(metadata.Device{ID: 0}); err != nil {
+		return err
+	}
+	for _, e := range p.withheld {
+		if err := to.Map(metadata.Run{Origin: e.Start, Data: e.Start, Length: e.Length, Time: shared}); err != nil {
+			return err
+		}
+	}
+	for _, a := range p.attached {
+		if err := to.Device(metadata.Device{ID: a.Volume.Number, Transaction: a.Volume.Generation, SnapTime: private}); err != nil {
+			return err
+		}
+		for _, r := range a.Mapping.Runs {
+			run := metadata.Run{Origin: r.Virtual, Data: r.Physical, Length: r.Length, Time: private}
+			if r.Base != 0 {
+				run.Time = shared
+			}
+			if err := to.Map(run); err != nil {
+				return err
+			}
+		}
+	}
+	return to.Finish()
+}
+
+// Mapping is what a device maps in a host's metadata, as the volume's stored
+// mapping says it: each run with the base that owns its blocks. Those of a live
+// pool are read through a metadata snapshot.
+func Mapping(from *metadata.Reader, m layout.Map, v layout.VolumeRecord) (layout.Mapping, error) {
+	out := layout.Mapping{Number: v.Number, BlockSize: m.BlockSize, Size: v.Size}
+	bases := map[uint32]extent.Set{}
+	for _, b := range v.Bases {
+		bases[b] = m.Owned(layout.Owner{Kind: layout.OfBase, Number: b})
+	}
+	for run, err := range from.Mappings(v.Number) {
+		if err != nil {
+			return layout.Mapping{}, err
+		}
+		out.Runs = append(out.Runs, label(run, bases)...)
+	}
+	return out, out.Check()
+}
+
+// label cuts a run where the owner of its blocks changes.
+func label(run metadata.Run, bases map[uint32]extent.Set) []layout.MappingRun {
+	whole := extent.Of(extent.Extent{Start: run.Data, Length: run.Length})
+	var runs []layout.MappingRun
+	add := func(part extent.Set, base uint32) {
+		for _, e := range part {
+			runs = append(runs, layout.MappingRun{Virtual: run.Origin + e.Start - run.Data, Physical: e.Start, Length: e.Length, Base: base})
+		}
+	}
+	rest := whole
+	for base, blocks := range bases {
+		add(whole.Intersect(blocks), base)
+		rest = rest.Minus(blocks)
+	}
+	add(rest, 0)
+	slices.SortFunc(runs, func(a, b layout.MappingRun) int { return cmp.Compare(a.Virtual, b.Virtual) })
+	return runs
+}
+
+// Image is a host's metadata as package invariant judges them.
+func Image(ctx context.Context, from *metadata.Reader) (invariant.Image, error) {
+	sb := from.Superblock()
+	image := invariant.Image{Blocks: sb.DataBlocks, Time: sb.Time, Devices: map[uint32]invariant.Device{}}
+	for d, err := range from.Devices() {
+		if err := cmp.Or(err, context.Cause(ctx)); err != nil {
+			return invariant.Image{}, err
+		}
+		out := invariant.Device{Generation: d.Transaction, SnapTime: d.SnapTime}
+		for run, err := range from.Mappings(d.ID) {
+			if err != nil {
+				return invariant.Image{}, err
+			}
+			out.Runs = append(out.Runs, invariant.Run{Virtual: run.Origin, Physical: run.Data, Length: run.Length, Time: run.Time})
+		}
+		image.Devices[d.ID] = out
+	}
+	return image, nil
+}

@@ -45,6 +45,8 @@ func volumes(m machine) {
 		{"discovered", discovered},
 		{"lun 300", farLUN},
 		{"partitions", partitions},
+		{"a guest's volume group", guestGroup},
+		{"grown", grown},
 		{"another volume", anotherVolume},
 		{"another volume behind what was left", anotherVolumeBehind},
 		{"a portal goes", portalGoes},

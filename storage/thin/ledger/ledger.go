@@ -128,6 +128,23 @@ func Grant(m layout.Map, to uint32, blocks uint64) (layout.Map, extent.Set, erro
 	return m, given, nil
 }
 
+// Answer notes that a request of a host is being done, by its sequence. again says
+// that it was done already: the map stays, and only the reply is to be written. A
+// sequence below that is a failure.Conflict.
+func Answer(m layout.Map, from uint32, sequence uint64) (next layout.Map, again bool, err error) {
+	m = edit(m)
+	h, err := host(&m, from)
+	if err != nil || h.Sequence == sequence {
+		return m, err == nil, err
+	}
+	if sequence < h.Sequence {
+		err := failure.New(failure.Conflict, "host %s: request %d comes after request %d was done", h.Name, sequence, h.Sequence)
+		return m, false, failure.Hint(err, "run the verb again on %s", h.Name)
+	}
+	h.Sequence = sequence
+	return m, false, nil
+}
+
 // Usable is the set of blocks that a host may release from its disk 0. Volumes
 // that are on their way to it have their private blocks among its own since
 // BeginAttach, but as long as its metadata do not have such a volume only disk 0

@@ -113,6 +113,31 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// A request that was done before its master died is told from a new one.
+func TestAnswer(t *testing.T) {
+	m := layout.NewMap(layout.Geometry{BlockSize: blockSize, Blocks: blocks})
+	m, h, err := ledger.Join(m, uuid.UUID{1}, "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		sequence uint64
+		again    bool
+		kind     *failure.Kind
+		after    uint64
+	}{{3, false, nil, 3}, {3, true, nil, 3}, {4, false, nil, 4}, {3, false, failure.Conflict, 4}} {
+		before := m
+		next, again, err := ledger.Answer(m, h, c.sequence)
+		if again != c.again || failure.KindOf(err) != c.kind || next.Hosts[0].Sequence != c.after {
+			t.Errorf("%d: %t, %v, %+v", c.sequence, again, err, next.Hosts[0])
+		}
+		if before.Hosts[0] != m.Hosts[0] {
+			t.Error("it changed the map that it was given")
+		}
+		m = next
+	}
+}
+
 func TestGrow(t *testing.T) {
 	m := layout.NewMap(layout.Geometry{BlockSize: blockSize, Blocks: blocks})
 	m, h, err := ledger.Join(m, uuid.UUID{1}, "one")

@@ -44,6 +44,7 @@ func hookPoints(m machine) {
 	m.scenario("volume of the old hook", oldHook)
 	m.scenario("discard", discarded)
 	m.scenario("unplugged disk", unplugged)
+	m.scenario("managed volume", volumeOfVM)
 	m.scenario("malicious requests", malicious)
 }
 

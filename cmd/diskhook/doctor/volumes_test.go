@@ -28,6 +28,12 @@ func TestManagedVolumes(t *testing.T) {
 		h.Run = &commandtest.Runner{T: t, Answers: []commandtest.Answer{{Prefix: "multipathd show status", Code: code}}}
 	}
 	one(t, managedVolumes(t.Context(), h), OK, "no volumes are defined", "")
+	h.Config.Managed.Database = h.write(t, "/var/lib/vdsm/managedvolume.db", "", 0o644)
+	one(t, managedVolumes(t.Context(), h), Fail, h.Config.Managed.Database, "chmod 0600 "+h.Config.Managed.Database)
+	if err := os.Chmod(h.Config.Managed.Database, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	one(t, managedVolumes(t.Context(), h), OK, "no volumes are defined", "")
 
 	path := h.write(t, "/etc/diskhook/volumes.d/v.json", `{"id":"v","connection_info":{"driver_volume_type":"nvmeof","data":{"target_portal":"1.1.1.1","target_port":4420,"nqn":"nqn.s"}}}`, 0o600)
 	install("nvme")

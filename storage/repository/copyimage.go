@@ -56,7 +56,7 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 	}
 	err = r.change(ctx, func(u *update) error {
 		if a.kind == Snapshot {
-			if back, err := u.unremove(ctx, a); back || err != nil {
+			if there, err := u.thereAlready(ctx, a); there || err != nil {
 				return err
 			}
 		}
@@ -148,15 +148,16 @@ func (s *Service) readableNow(ctx context.Context, from *found) error {
 	return nil
 }
 
-// unremove makes a removed snapshot visible again whose data is still here: it
-// has the id of what is asked for, so it has its content.
-func (u *update) unremove(ctx context.Context, a asked) (bool, error) {
+// thereAlready finds a snapshot in the target that is being copied there, or that
+// was removed and whose data is still here: it has the id of what is asked for, so
+// it has its content, and is made visible again.
+func (u *update) thereAlready(ctx context.Context, a asked) (bool, error) {
 	old, err := u.image(ctx, a.id)
-	if errors.Is(err, ErrNoImage) || err == nil && !old.Weak {
+	if errors.Is(err, ErrNoImage) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
+	if err != nil || !old.Weak {
+		return err == nil && old.Kind == Snapshot, err
 	}
 	if _, err := u.chain(ctx, old); err != nil || old.Kind != Snapshot {
 		return false, nil //nolint:nilerr // what it had is of no use: commit refuses it

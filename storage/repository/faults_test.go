@@ -90,7 +90,11 @@ func TestAHungRepositoryIsUnreachableAndOthersGoOn(t *testing.T) {
 	quick.Deadline = 200 * time.Millisecond
 
 	// What b has is found without a; what only a has is not said to be missing.
-	_, err = s.CreateVirtualDisk(ctx, "b", 0, base, nil, repository.Options{ParticipatingRepositories: []string{"b"}})
+	for _, o := range []repository.Options{{}, {ParticipatingRepositories: []string{"b"}}, {ImageHints: map[string]string{base: "b"}}} {
+		_, err = s.CreateVirtualDisk(ctx, "b", 0, base, nil, o)
+		must(t, err)
+	}
+	_, err = s.CopyImage(ctx, "b", base, "", nil, repository.Options{})
 	must(t, err)
 	_, err = quick.CopyImage(ctx, "b", disk, "", nil, repository.Options{})
 	refused(t, err, repository.ErrUnreachable)
@@ -246,6 +250,9 @@ func TestACopiedDifferenceWaitsForItsBase(t *testing.T) {
 		}
 		_, err = s.PrepareImage(ctx, "b", tip, repository.Preparing{Holder: "vm"})
 		refused(t, err, repository.ErrBroken)
+		if again, err := s.CopyImage(ctx, "b", tip, "", nil, repository.Options{}); err != nil || again != tip {
+			t.Errorf("again: %s: %v", again, err)
+		}
 		_, err = s.CopyImage(ctx, "b", base, "", nil, repository.Options{})
 		must(t, err)
 		fixes := w.repair("b")

@@ -50,15 +50,15 @@ const (
 type Options struct {
 	// NoAutoFix (AutoFix=False) commits the plan and leaves the work to whoever
 	// runs it: Run, Resume, or FixStorageRepository on any host.
-	NoAutoFix bool     `json:"-"`
-	Strategy  Strategy `json:"strategy,omitempty"`
+	NoAutoFix bool
+	Strategy  Strategy
 	// ParticipatingRepositories narrow the search for existing images.
-	ParticipatingRepositories []string `json:"-"`
+	ParticipatingRepositories []string
 	// ImageHints say of images in which repository they have to be.
-	ImageHints map[string]string `json:"-"`
+	ImageHints map[string]string
 	// RequestID makes a verb that creates idempotent: the same request with the same id
 	// returns the same image, another one is a failure.Conflict.
-	RequestID string `json:"-"`
+	RequestID string
 }
 
 // MaxUserData bounds user data in bytes, as compact JSON.

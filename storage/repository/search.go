@@ -34,6 +34,8 @@ func (s *Service) search(ctx context.Context, target *repo, id string, o Options
 	for _, repoID := range places {
 		f, err := s.lookIn(ctx, target, repoID, id)
 		switch {
+		case err == nil && f.settles(target):
+			return f, nil
 		case err == nil:
 			all = append(all, f)
 		case errors.Is(err, ErrNoImage):
@@ -42,6 +44,12 @@ func (s *Service) search(ctx context.Context, target *repo, id string, o Options
 		}
 	}
 	return pick(target, id, all, silent)
+}
+
+// settles says that nobody needs to look any further: a snapshot's content is the
+// same everywhere, and nowhere nearer.
+func (f *found) settles(target *repo) bool {
+	return f.repo == target && f.image.Kind == Snapshot && !f.image.Plan.creates()
 }
 
 // candidates are the repositories in which to look, in order.

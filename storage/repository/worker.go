@@ -25,7 +25,8 @@ type worker struct {
 	*Service
 	repo    *repo
 	lock    format.Lock
-	img     *image // as it was written or read last
+	id      string // the image's
+	img     *image // as it was written or read last; not the watcher's
 	percent atomic.Int64
 
 	mu sync.Mutex // of op, which the watcher writes as well
@@ -67,8 +68,8 @@ func (s *Service) work(ctx context.Context, r *repo, imageID string) error {
 	if err != nil {
 		return err
 	}
-	w := &worker{Service: s, repo: r, lock: l}
-	err = w.run(ctx, imageID)
+	w := &worker{Service: s, repo: r, lock: l, id: imageID}
+	err = w.run(ctx)
 	if err != nil {
 		l.Release()
 		return fmt.Errorf("image %s/%s: %w", r.id, imageID, err)
@@ -101,13 +102,13 @@ func (s *Service) busy(ctx context.Context, r *repo, imageID string) error {
 	return failure.Hint(err, "see `diskhook image status %s/%s`", r.id, imageID)
 }
 
-func (w *worker) run(ctx context.Context, imageID string) (err error) {
-	w.img, err = w.repo.image(ctx, imageID)
+func (w *worker) run(ctx context.Context) (err error) {
+	w.img, err = w.repo.image(ctx, w.id)
 	if err != nil && !errors.Is(err, ErrNoImage) {
 		return err
 	}
 	if err != nil || w.img.Plan == nil {
-		return w.forget(ctx, imageID)
+		return w.forget(ctx)
 	}
 	if w.lock.TakenOver() {
 		if err := w.startOver(ctx); err != nil {
@@ -115,7 +116,7 @@ func (w *worker) run(ctx context.Context, imageID string) (err error) {
 		}
 	}
 	// Whoever runs it wants it to go on, whatever was asked before.
-	if err := w.repo.drop(ctx, format.Stop, imageID); err != nil {
+	if err := w.repo.drop(ctx, format.Stop, w.id); err != nil {
 		return err
 	}
 	p := w.img.Plan
@@ -125,7 +126,7 @@ func (w *worker) run(ctx context.Context, imageID string) (err error) {
 		w.note(context.WithoutCancel(ctx), func(op *operation) { op.Error = failure.Line(err) })
 		return err
 	}
-	return w.forget(ctx, imageID)
+	return w.forget(ctx)
 }
 
 // walk does one stage after the other.
@@ -163,17 +164,19 @@ func (w *worker) walk(ctx context.Context) error {
 
 // end drops the plan; the status stays with the image.
 func (w *worker) end(img *image) {
+	w.mu.Lock()
 	last := w.op.record
+	w.mu.Unlock()
 	last.Stage, last.Percent, last.Error, last.Updated = last.Stages, 100, "", now()
 	img.Plan, img.Last = nil, &last
 }
 
 // forget removes what is kept for an open plan.
-func (w *worker) forget(ctx context.Context, imageID string) error {
+func (w *worker) forget(ctx context.Context) error {
 	if err := failpoint.Hit("repository.forget"); err != nil {
 		return err
 	}
-	return errors.Join(w.repo.drop(ctx, format.Stop, imageID), w.repo.drop(ctx, format.Operation, imageID))
+	return errors.Join(w.repo.drop(ctx, format.Stop, w.id), w.repo.drop(ctx, format.Operation, w.id))
 }
 
 // commit changes the image under the repository's lock, if its plan still is the
@@ -203,7 +206,7 @@ func (w *worker) commit(ctx context.Context, change func(*update, *image) error)
 
 // current reads the image anew; errSuperseded.
 func (w *worker) current(ctx context.Context) (*image, error) {
-	img, err := w.repo.image(ctx, w.img.ID)
+	img, err := w.repo.image(ctx, w.id)
 	if err == nil && (img.Plan == nil || img.Plan.Nonce != w.img.Plan.Nonce) {
 		err = errSuperseded
 	}
@@ -290,7 +293,7 @@ func (w *worker) watch(ctx context.Context) error {
 		return err
 	}
 	w.note(ctx, func(op *operation) { op.Percent = int(w.percent.Load()) })
-	stop, err := get[stopRequest](ctx, w.repo, format.Stop, w.img.ID)
+	stop, err := get[stopRequest](ctx, w.repo, format.Stop, w.id)
 	if err == nil && stop.Plan == w.op.Plan {
 		return fmt.Errorf("%w from host %s", ErrStopped, stop.Host)
 	}
@@ -315,7 +318,7 @@ func (w *worker) note(ctx context.Context, change func(*operation)) {
 		return
 	}
 	w.op.Updated = now()
-	if err := w.repo.put(ctx, format.Operation, w.img.ID, w.op); err != nil {
-		w.Log.Warn("status", "image", w.img.ID, "error", err)
+	if err := w.repo.put(ctx, format.Operation, w.id, w.op); err != nil {
+		w.Log.Warn("status", "image", w.id, "error", err)
 	}
 }

@@ -35,7 +35,7 @@ func (w *worker) begun(ctx context.Context, below func() (string, error)) (v *vo
 				return err
 			}
 		}
-		return w.repo.saveVolume(ctx, v)
+		return w.saveVolume(ctx, v)
 	})
 	if err == nil {
 		err = failpoint.Hit("repository.volume.document")
@@ -45,9 +45,6 @@ func (w *worker) begun(ctx context.Context, below func() (string, error)) (v *vo
 
 // completed flushes a volume and says that its content is there.
 func (w *worker) completed(ctx context.Context, v *volume) error {
-	if err := w.lock.Check(); err != nil {
-		return err
-	}
 	if err := w.flush(ctx, v); err != nil {
 		return err
 	}
@@ -55,6 +52,14 @@ func (w *worker) completed(ctx context.Context, v *volume) error {
 		return err
 	}
 	v.Complete = true
+	return w.saveVolume(ctx, v)
+}
+
+// saveVolume writes a volume's document, unless the work is somebody else's by now.
+func (w *worker) saveVolume(ctx context.Context, v *volume) error {
+	if err := w.lock.Check(); err != nil {
+		return err
+	}
 	return w.repo.saveVolume(ctx, v)
 }
 

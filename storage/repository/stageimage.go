@@ -111,7 +111,7 @@ func (w *worker) part(ctx context.Context, p part) (*volume, error) {
 		return v, err
 	}
 	v = &volume{ID: p.Copy, Format: imagecheck.QCOW2}
-	if err := w.repo.saveVolume(ctx, v); err != nil {
+	if err := w.saveVolume(ctx, v); err != nil {
 		return nil, err
 	}
 	return v, failpoint.Hit("repository.part.document")
@@ -142,7 +142,7 @@ func (w *worker) bringPart(ctx context.Context, from *found, p part, v *volume) 
 			return err
 		}
 		v.Size = of.Size
-		if err := w.repo.saveVolume(ctx, v); err != nil {
+		if err := w.saveVolume(ctx, v); err != nil {
 			return err
 		}
 		return errors.Join(transfer.RemoveCursor(w.repo.place.Cursor(v.ID)), failpoint.Hit("repository.part.copied"))
@@ -191,7 +191,7 @@ func (w *worker) linkPart(ctx context.Context, id, below string) error {
 				return err
 			}
 			v.Below = below
-			return w.repo.saveVolume(ctx, v)
+			return w.saveVolume(ctx, v)
 		})
 		if err != nil {
 			return err
@@ -252,7 +252,7 @@ func (w *worker) enlarge(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 	v.Size = size
-	return w.repo.saveVolume(ctx, v)
+	return w.saveVolume(ctx, v)
 }
 
 // deleteData frees a volume's storage.

@@ -70,7 +70,7 @@ func (w *worker) relink(ctx context.Context) error {
 			return err
 		}
 		c[0].Below = c[1].Below
-		return w.repo.saveVolume(ctx, c[0])
+		return w.saveVolume(ctx, c[0])
 	})
 }
 

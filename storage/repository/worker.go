@@ -6,13 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/google/uuid"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -211,40 +208,6 @@ func (w *worker) current(ctx context.Context) (*image, error) {
 		err = errSuperseded
 	}
 	return img, err
-}
-
-// startOver gives the plan new volumes: who had the lock before may wake up and
-// write to the old ones.
-func (w *worker) startOver(ctx context.Context) error {
-	return w.commit(ctx, func(_ *update, img *image) error {
-		p := img.Plan
-		if p.Verb == verbMerge {
-			// What he changes in place nobody may use any more: it is copied.
-			p.Volume, p.Size, p.From, p.Here = uuid.NewString(), img.Size, img.ID, true
-			p.Old = append(p.Old, img.Volume)
-			p.copies()
-			p.Stages = append(p.Stages, stageSweep)
-			return nil
-		}
-		if p.Volume != "" {
-			v, err := w.repo.volume(ctx, p.Volume)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			if err == nil && !v.Complete {
-				p.Old = append(p.Old, p.Volume)
-				p.Volume = uuid.NewString()
-			}
-		}
-		for i := range p.Parts {
-			p.Old = append(p.Old, p.Parts[i].Copy)
-			p.Parts[i].Copy = uuid.NewString()
-		}
-		if len(p.Parts) > 0 {
-			p.Volume = p.Parts[0].Copy
-		}
-		return nil
-	})
 }
 
 // locks are what children that write inherit.

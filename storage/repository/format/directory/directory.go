@@ -52,6 +52,20 @@ const (
 	lockFolder   = "locks"
 )
 
+// RootOf is the one parameter that these formats have, path, checked.
+func RootOf(formatName string, parameters map[string]string) (string, error) {
+	for name := range parameters {
+		if name != "path" {
+			return "", failure.New(failure.Usage, "%s: parameter %q: there is only path", formatName, name)
+		}
+	}
+	path := parameters["path"]
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" || strings.ContainsFunc(path, func(r rune) bool { return r < ' ' }) {
+		return "", failure.New(failure.Usage, "%s: path %q: not an absolute path", formatName, path)
+	}
+	return path, nil
+}
+
 // Locks is the directory that formats may keep locks in.
 func (p *Place) Locks() string { return filepath.Join(p.Root, lockFolder) }
 

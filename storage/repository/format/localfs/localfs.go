@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -61,16 +60,8 @@ func (Format) Open(_ context.Context, parameters map[string]string) (format.Plac
 }
 
 func find(parameters map[string]string) (*place, error) {
-	for name := range parameters {
-		if name != "path" {
-			return nil, failure.New(failure.Usage, "%s: parameter %q: there is only path", Name, name)
-		}
-	}
-	path := parameters["path"]
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" || strings.ContainsFunc(path, func(r rune) bool { return r < ' ' }) {
-		return nil, failure.New(failure.Usage, "%s: path %q: not an absolute path", Name, path)
-	}
-	return &place{Place: directory.Place{Root: path}}, nil
+	root, err := directory.RootOf(Name, parameters)
+	return &place{Place: directory.Place{Root: root}}, err
 }
 
 // remote are the file systems that other hosts may have mounted, by the magic

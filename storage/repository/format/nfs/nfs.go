@@ -93,19 +93,14 @@ func (f Format) Open(_ context.Context, parameters map[string]string) (format.Pl
 }
 
 func (f Format) find(parameters map[string]string) (*place, error) {
-	for name := range parameters {
-		if name != "path" {
-			return nil, failure.New(failure.Usage, "%s: parameter %q: there is only path", Name, name)
-		}
-	}
-	path := parameters["path"]
-	if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" || strings.ContainsFunc(path, func(r rune) bool { return r < ' ' }) {
-		return nil, failure.New(failure.Usage, "%s: path %q: not an absolute path", Name, path)
+	root, err := directory.RootOf(Name, parameters)
+	if err != nil {
+		return nil, err
 	}
 	if f.Beat == 0 {
 		f.Beat = 2 * time.Second
 	}
-	return &place{directory.Place{Root: path, ReadFile: readDirect}, f}, nil
+	return &place{directory.Place{Root: root, ReadFile: readDirect}, f}, nil
 }
 
 // shared refuses a mount on which hosts would not see, or not exclude, each other.

@@ -23,6 +23,7 @@
 //	ovirt_test.go     VDSM's hook points as the user vdsm
 //	managed_*_test.go volumes from the kernel's iSCSI and NVMe targets, LV, NFS server
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
+//	repository_*_test.go  a storage repository that two hosts have on an NFS server
 //	thin_*_test.go    dm-thin behaves as the kernel in memory that unit tests use
 //
 // Everything is checked by content (qemu-img compare with the source's chain),

@@ -67,7 +67,8 @@ func (p *place) take(ctx context.Context, l *lock.Lock) (*held, error) {
 		return nil, err
 	}
 	h := &held{lock: l, every: p.host.Beat, done: make(chan struct{}), mine: record{Host: p.host.HostID, Boot: p.host.BootID, Nonce: uuid.NewString()}}
-	if was.Nonce != "" && !was.Released && was.Boot != p.host.BootID {
+	ended := was.Host == p.host.HostID && was.Boot == p.host.BootID // the kernel gave the lock up
+	if was.Nonce != "" && !was.Released && !ended {
 		if err := h.silent(ctx, was); err != nil {
 			return nil, err
 		}

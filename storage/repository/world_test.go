@@ -291,18 +291,3 @@ func doJob(encoded string) int {
 	}
 	return 0
 }
-
-// process does a job in another process, with more environment.
-func (w *world) process(hostID, verb string, args []string, env ...string) error {
-	encoded, err := json.Marshal(job{w.Dir, w.Format, hostID, verb, args})
-	must(w, err)
-	self, err := os.Executable()
-	must(w, err)
-	cmd := exec.Command(self)
-	cmd.Env = append(append(os.Environ(), jobEnv+"="+string(encoded)), env...)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, out)
-	}
-	return nil
-}

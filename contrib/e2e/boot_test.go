@@ -46,7 +46,7 @@ type host struct {
 
 // bootTimeout ends a boot that hangs; the program in the guest ends a little
 // earlier by itself, and says where it was.
-const bootTimeout, stepTimeout = "2100", "34m"
+const bootTimeout, stepTimeout = "3300", "54m"
 
 // pvSize is that of the disk for the volume group, in bytes.
 const pvSize = 640 << 20

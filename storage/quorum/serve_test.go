@@ -208,11 +208,18 @@ func TestCorrupted(t *testing.T) {
 	_ = told
 }
 
-// opensNothingOf fails if a start would let the replica vote.
+// opensNothingOf waits until a start would not let the replica vote: the newest
+// generation becomes durable right after the guest's request was answered.
 func (w *world) opensNothingOf(id string) {
 	w.Helper()
-	if d := w.decision(); slices.Contains(d.Open, id) {
-		w.Errorf("%s would vote: %+v", id, d)
+	for began := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+		d := w.decision()
+		if !slices.Contains(d.Open, id) {
+			return
+		}
+		if time.Since(began) > time.Minute {
+			w.Fatalf("%s would vote: %+v", id, d)
+		}
 	}
 }
 

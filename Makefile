@@ -95,7 +95,7 @@ lint: $(GOLANGCI_LINT)
 
 .PHONY: unit
 unit:
-	$(GO) test -tags $(TAGS) ./...
+	$(GO) test -tags $(TAGS) -timeout 60m ./...
 
 .PHONY: scripts
 scripts: ## tier 2: the programs against fake tools, kills at every step; no root

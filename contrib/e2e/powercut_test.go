@@ -34,7 +34,7 @@ func holdInEachState(m machine) {
 	m.run("cp", "diskhook.failpoints", "/usr/bin/diskhook")
 	for _, c := range cuts {
 		if c.at == "transfer.cursor" {
-			m.configure(map[string]string{"local.rate": `"768KiB"`}) // a cursor comes before the end
+			m.configure(map[string]string{"local.rate": `"192KiB"`}) // a cursor comes before the end
 		}
 		m.holdCopy(c.domain, c.at)
 		// It waits until the power goes.

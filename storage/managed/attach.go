@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
@@ -287,10 +288,29 @@ func (a *attaching) finish(ctx context.Context, attachment connector.Attachment)
 	return failpoint.Hit("attach.linked")
 }
 
+// lookTimes is how often what was just connected is found open, a second apart,
+// before somebody is taken to use it.
+const lookTimes = 20
+
+// takeAway detaches what was just connected. Whoever has it open most likely
+// only looks at it, as udev does with every new device.
+func (a *attaching) takeAway(ctx context.Context, was connector.Attachment) error {
+	for range lookTimes {
+		if err := a.connector.Detach(ctx, was, a.others); !errors.Is(err, connector.ErrInUse) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return a.connector.Detach(ctx, was, a.others)
+}
+
 // undo takes away what was connected and forgets the volume, unless it was
-// attached before. Where that fails
-// the row stays, so that a later detach knows what to look for. A device that
-// is another volume's is left to that, and a domain that runs keeps its claim.
+// attached before. Where that fails the row stays, so that a later detach knows
+// what to look for. A device that is another volume's is left to that, and a
+// domain that runs keeps its claim.
 func (a *attaching) undo(ctx context.Context, was connector.Attachment, cause error) error {
 	if a.dead {
 		return cause
@@ -298,7 +318,7 @@ func (a *attaching) undo(ctx context.Context, was connector.Attachment, cause er
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
 	if !errors.Is(cause, errTaken) && !errors.Is(cause, database.ErrMultipathTaken) {
-		if err := a.connector.Detach(ctx, was, a.others); err != nil {
+		if err := a.takeAway(ctx, was); err != nil {
 			a.Log.ErrorContext(ctx, "what was connected could not be taken away", "volume", a.ID, "err", err)
 			return failure.Hint(fmt.Errorf("%w; and what was connected stays: %w", cause, err), "run `diskhook volume detach %s`", a.ID)
 		}

@@ -5,6 +5,7 @@ package transfer
 import (
 	"context"
 	"io"
+	"os"
 )
 
 // ReadThrough lets the native copy read its layers through wrap.
@@ -17,3 +18,6 @@ func (e *Engine) BeforeWrite(f func()) { e.before = f }
 func DigestOf(ctx context.Context, target Target, size int64) (string, error) {
 	return digest(ctx, target, size)
 }
+
+// DataIn counts what of the first size bytes of a file is data.
+func DataIn(f *os.File, size int64) int64 { return dataIn(f, span{0, size}) }

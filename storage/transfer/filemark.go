@@ -79,7 +79,13 @@ func (m *fileMark) holds(path string, done int64) error {
 
 // dataIn counts the bytes of a file that are in no hole and no unwritten extent
 // (lseek(2), SEEK_DATA). Where the file system cannot tell, that is all.
+//
+// Linux takes what the page cache has of an unwritten extent for data, and a large
+// folio may outlive the zeroing of a part of it (truncate_inode_partial_folio). So
+// the cache goes first: else the count would fall when memory is wanted. What is
+// dirty stays, and is counted by its pages.
 func dataIn(f *os.File, spans ...span) (n int64) {
+	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	for _, s := range spans {
 		for at := s.from; at < s.end; {
 			data, err := f.Seek(at, unix.SEEK_DATA)

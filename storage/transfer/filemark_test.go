@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"diskhook/storage/blockdev"
 	"diskhook/storage/command"
 	"diskhook/storage/transfer"
 )
@@ -179,4 +180,36 @@ func TestSmallCompressedCopyGoesOn(t *testing.T) {
 		t.Fatalf("%+v after %d, %v", result, done, err)
 	}
 	expect(t, target.Path, content)
+}
+
+// A count of data that the page cache has a part in would fall when the cache
+// goes, and the copy begin again for nothing.
+func TestDataIsCountedWithoutTheCache(t *testing.T) {
+	const size, hole = 4 << 20, 256 << 10
+	content := bytes.Repeat([]byte("x"), size)
+	for i := range int64(30) {
+		f, err := os.Create(filepath.Join(t.TempDir(), "target"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		synced := make(chan error)
+		go func() { synced <- f.Sync() }() // while pages are written back, folios are not split
+		if err := blockdev.ZeroRange(t.Context(), f, 4096*(1+7*i), hole); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(<-synced, f.Sync()); err != nil {
+			t.Fatal(err)
+		}
+		before := transfer.DataIn(f, size)
+		if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+			t.Fatal(err)
+		}
+		if after := transfer.DataIn(f, size); after != before {
+			t.Fatalf("%d bytes of data, and %d without the cache", before, after)
+		}
+	}
 }

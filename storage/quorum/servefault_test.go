@@ -163,6 +163,33 @@ func TestTorn(t *testing.T) {
 	w.equalReplicas()
 }
 
+// Of four replicas, three of which have to agree, one is away when the power
+// goes, with a write under way that one of the others has: the guest reads on.
+func TestTornBelowTheThreshold(t *testing.T) {
+	w := newWorld(t)
+	b := w.building()
+	b.Replicas, b.Threshold = append(b.Replicas, w.file("d.raw", "raw")), 3
+	_, err := w.Build(t.Context(), b)
+	must(t, err)
+	must(t, os.Rename(w.path("d.raw"), w.path("d.away")))
+	w.start()
+	w.works("write -P 1 2M 60k", "flush")
+	must(t, syscall.Kill(w.pid(), syscall.SIGSTOP))
+	for _, pid := range w.daemons() {
+		must(t, syscall.Kill(pid, syscall.SIGKILL))
+	}
+	must(t, syscall.Kill(w.pid(), syscall.SIGKILL))
+	w.awaitFree()
+	must(t, os.RemoveAll(w.path("run")))
+	w.spoil("r1", "2", "2M", "60k")
+	must(t, os.Rename(w.path("d.away"), w.path("d.raw")))
+	w.start()
+	w.works("read -P 1 2M 60k")
+	w.untilState("r4", quorum.Voting, "")
+	w.stop()
+	w.equalReplicas()
+}
+
 // A replica behind an NBD server that is stopped is cut off; the guest goes on
 // within the hang timeout, and it gets its vote back when it answers again.
 func TestHung(t *testing.T) {

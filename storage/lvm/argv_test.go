@@ -67,6 +67,9 @@ func TestArgv(t *testing.T) {
 			"lvchange -y -ay -K vg/a vg/b",
 		},
 		"activate none":   {func(ctx context.Context, l *LVM) error { return l.Activate(ctx, "vg") }, ""},
+		"activate shared": {func(ctx context.Context, l *LVM) error { return l.ActivateShared(ctx, "vg", "a") }, "lvchange -y -asy -K vg/a"},
+		"activate alone":  {func(ctx context.Context, l *LVM) error { return l.ActivateExclusive(ctx, "vg", "a") }, "lvchange -y -aey -K vg/a"},
+		"refresh":         {func(ctx context.Context, l *LVM) error { return l.Refresh(ctx, "vg", "a") }, "lvchange -y --refresh vg/a"},
 		"deactivate":      {func(ctx context.Context, l *LVM) error { return l.Deactivate(ctx, "vg", "a", "b") }, "lvchange -y -an vg/a vg/b"},
 		"deactivate none": {func(ctx context.Context, l *LVM) error { return l.Deactivate(ctx, "vg") }, ""},
 		"tags": {
@@ -113,7 +116,7 @@ func TestReportIsOneCommand(t *testing.T) {
 		t.Fatalf("%d volumes, %v", len(r.LVs), err)
 	}
 	want := []string{"lvm fullreport " + allDevices + "--reportformat json --units b --nosuffix" +
-		" --configreport vg -o vg_name,vg_uuid,vg_attr,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_seqno" +
+		" --configreport vg -o vg_name,vg_uuid,vg_attr,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_seqno,vg_lock_type" +
 		" --configreport lv -o lv_uuid,lv_name,lv_attr,lv_tags,lv_size,pool_lv,origin,data_percent,metadata_percent,lv_path" +
 		" --configreport seg -o lv_uuid,segtype,chunk_size" +
 		` --configreport pv -o pv_name -S 'pv_name=""' --configreport pvseg -o pv_uuid -S 'pv_uuid=""' dhtest`}

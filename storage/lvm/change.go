@@ -121,6 +121,26 @@ func (l *LVM) Activate(ctx context.Context, vg string, names ...string) error {
 	return l.changeLVs(ctx, "activate", vg, names, "-ay", "-K")
 }
 
+// ActivateShared is Activate for volumes that other hosts may have active at the
+// same time: in a group of lvmlockd(8) each takes a shared lock (-asy). In any
+// other group it is Activate, and nothing keeps hosts apart.
+func (l *LVM) ActivateShared(ctx context.Context, vg string, names ...string) error {
+	return l.changeLVs(ctx, "activate shared", vg, names, "-asy", "-K")
+}
+
+// ActivateExclusive is Activate for volumes that no other host may have: in a group
+// of lvmlockd(8) it takes the exclusive lock (-aey). One that another host has is
+// ErrElsewhere.
+func (l *LVM) ActivateExclusive(ctx context.Context, vg string, names ...string) error {
+	return l.changeLVs(ctx, "activate exclusively", vg, names, "-aey", "-K")
+}
+
+// Refresh gives the devices of active volumes the table that the group's metadata
+// say, after another host changed them.
+func (l *LVM) Refresh(ctx context.Context, vg string, names ...string) error {
+	return l.changeLVs(ctx, "refresh", vg, names, "--refresh")
+}
+
 // Deactivate takes the devices of all named volumes away. It is idempotent; a
 // volume that is open is ErrInUse and stays.
 func (l *LVM) Deactivate(ctx context.Context, vg string, names ...string) error {

@@ -22,6 +22,11 @@ var (
 	ErrSameName = failure.Wrap(failure.Conflict, errors.New("several volume groups have this name"))
 	ErrExported = failure.Wrap(failure.Precondition, errors.New("the volume group is exported"))
 	ErrForeign  = failure.Wrap(failure.Precondition, errors.New("the volume group belongs to another host"))
+	// ErrElsewhere: another host that shares the group has the volume active.
+	ErrElsewhere = failure.Wrap(failure.Conflict, errors.New("the volume is active on another host"))
+	// ErrOtherWay: this host has the volume active, exclusively or not, and was asked
+	// for the other; lvmlockd converts no lock.
+	ErrOtherWay = failure.Wrap(failure.Conflict, errors.New("the volume is active in another way"))
 	// ErrNoDeviceMapper: the kernel lacks the driver or a target.
 	ErrNoDeviceMapper = failure.Wrap(failure.Precondition, errors.New("device-mapper does not answer"))
 	// ErrLocked: another command held the group's lock for too long.
@@ -47,6 +52,10 @@ var messages = []message{
 	{[]string{"Permission denied"}, errNotRoot, "run it as root, or through diskhook-helper"},
 	{[]string{"Cannot access VG", "with system ID"}, ErrForeign, "run it on the host that owns the group; `vgs --foreign -o+systemid` names it"},
 	{[]string{"is exported"}, ErrExported, "import the group with `vgimport`"},
+	{[]string{"LV locked by other host"}, ErrElsewhere, "`lvchange -an` it there, or shut down what uses it"},
+	{[]string{"LV is already locked with incompatible mode"}, ErrOtherWay, "deactivate it first with `lvchange -an`"},
+	{[]string{"lock start in progress"}, ErrLocked, lockdHint},
+	{[]string{"lock failed"}, ErrLocked, lockdHint},
 	{[]string{"Can't get lock for"}, ErrLocked, lockHint},
 	{[]string{"due to failed lock"}, ErrLocked, lockHint},
 	{[]string{"Giving up waiting for lock"}, ErrLocked, lockHint},
@@ -86,6 +95,7 @@ var messages = []message{
 
 const (
 	lockHint    = "see who holds it with `fuser -v /run/lock/lvm/*`, then try again"
+	lockdHint   = "see `lvmlockctl -i` and `systemctl status lvmlockd`; `vgchange --lock-start` joins the group's lockspace"
 	missingHint = "bring the missing device back; `pvs -o+pv_missing` names it"
 	driverHint  = "load it with `modprobe -a dm_mod dm_thin_pool`"
 	spaceHint   = "make room, or add a device with `vgextend`; `vgs` shows what is free"

@@ -37,6 +37,7 @@ type vgJSON struct {
 	ExtentSize number `json:"vg_extent_size"`
 	MissingPVs number `json:"vg_missing_pv_count"`
 	Seqno      number `json:"vg_seqno"`
+	LockType   string `json:"vg_lock_type"`
 }
 
 type lvJSON struct {
@@ -165,8 +166,16 @@ func (v vgJSON) vg() (VG, error) {
 	return VG{
 		Name: v.Name, UUID: v.UUID, Attr: v.Attr,
 		Size: v.Size.n, Free: v.Free.n, ExtentSize: v.ExtentSize.n,
-		MissingPVs: int(v.MissingPVs.n), Seqno: v.Seqno.n,
+		MissingPVs: int(v.MissingPVs.n), Seqno: v.Seqno.n, LockType: v.lockType(),
 	}, nil
+}
+
+// lockType: LVM says "none" for some groups without one.
+func (v vgJSON) lockType() string {
+	if v.LockType == "none" {
+		return ""
+	}
+	return v.LockType
 }
 
 func (v lvJSON) lv(vg VG, seg segJSON) (LV, error) {

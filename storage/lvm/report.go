@@ -55,6 +55,10 @@ type VG struct {
 	MissingPVs             int
 	// Seqno rises by one with every change of the group's metadata.
 	Seqno int64
+	// LockType is how hosts that share the group keep out of each other's way
+	// (lvmlockd(8)): "sanlock", "dlm"; "" is a group that nothing but the
+	// operator keeps from being changed by two hosts at once.
+	LockType string
 }
 
 // RoundUp is the size that LVM makes of size: whole extents.
@@ -102,7 +106,7 @@ func (r Report) LV(name string) (LV, bool) {
 // for unknown, just as for inactive.
 var reportArgs = []string{
 	"--reportformat", "json", "--units", "b", "--nosuffix",
-	"--configreport", "vg", "-o", "vg_name,vg_uuid,vg_attr,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_seqno",
+	"--configreport", "vg", "-o", "vg_name,vg_uuid,vg_attr,vg_size,vg_free,vg_extent_size,vg_missing_pv_count,vg_seqno,vg_lock_type",
 	"--configreport", "lv", "-o", "lv_uuid,lv_name,lv_attr,lv_tags,lv_size,pool_lv,origin,data_percent,metadata_percent,lv_path",
 	"--configreport", "seg", "-o", "lv_uuid,segtype,chunk_size",
 	"--configreport", "pv", "-o", "pv_name", "-S", `pv_name=""`,

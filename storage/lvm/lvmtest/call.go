@@ -114,11 +114,23 @@ func (c call) log(dir string) error {
 
 // report prints what fullreport prints: all values are strings.
 func (g *Group) report(call) int {
+	out, err := g.rendered(extent, func(v *Volume) bool { return v.Active })
+	if err == nil {
+		_, err = os.Stdout.Write(out)
+	}
+	if err != nil {
+		return fail("fake lvm: %v", err)
+	}
+	return 0
+}
+
+// rendered is the report; active says which volumes are.
+func (g *Group) rendered(extent int64, active func(*Volume) bool) ([]byte, error) {
 	type row map[string]string
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	vg := row{
 		"vg_name": g.Name, "vg_uuid": g.UUID, "vg_attr": "wz--n-", "vg_size": number(g.Size), "vg_free": number(g.Size - g.used()),
-		"vg_extent_size": number(extent), "vg_missing_pv_count": "0", "vg_seqno": "1",
+		"vg_extent_size": number(extent), "vg_missing_pv_count": "0", "vg_seqno": "1", "vg_lock_type": g.LockType,
 	}
 	lvs, segs := []row{}, []row{}
 	names := make([]string, 0, len(g.Volumes))
@@ -129,19 +141,13 @@ func (g *Group) report(call) int {
 	for _, name := range names {
 		v := g.Volumes[name]
 		lvs = append(lvs, row{
-			"lv_uuid": v.UUID, "lv_name": name, "lv_attr": v.attr(), "lv_tags": strings.Join(v.Tags, ","), "lv_size": number(v.Size),
+			"lv_uuid": v.UUID, "lv_name": name, "lv_attr": v.attr(active(v)), "lv_tags": strings.Join(v.Tags, ","), "lv_size": number(v.Size),
 			"pool_lv": v.Pool, "origin": v.Origin, "data_percent": g.percent(name), "metadata_percent": v.metadataPercent(), "lv_path": "/dev/" + g.Name + "/" + name,
 		})
 		segs = append(segs, row{"lv_uuid": v.UUID, "segtype": v.segtype(), "chunk_size": "65536"})
 	}
 	out, err := json.Marshal(map[string]any{"report": []any{map[string]any{"vg": []row{vg}, "pv": []row{}, "lv": lvs, "pvseg": []row{}, "seg": segs}}})
-	if err != nil {
-		return fail("fake lvm: %v", err)
-	}
-	if _, err := os.Stdout.Write(append(out, '\n')); err != nil {
-		return fail("fake lvm: %v", err)
-	}
-	return 0
+	return append(out, '\n'), err
 }
 
 // percent is how full a pool is: by what its volumes' images take on disk, and
@@ -179,7 +185,7 @@ func (v *Volume) segtype() string {
 
 // attr is lv_attr of lvs(8): type, permissions, allocation, fixed minor,
 // state, device open, target type, zeroes, health, skip activation.
-func (v *Volume) attr() string {
+func (v *Volume) attr(active bool) string {
 	a := []byte("-wi-------")
 	switch {
 	case v.IsPool:
@@ -193,7 +199,7 @@ func (v *Volume) attr() string {
 	if v.ReadOnly {
 		a[1] = 'r'
 	}
-	if v.Active {
+	if active {
 		a[4] = 'a'
 	}
 	if v.Open {

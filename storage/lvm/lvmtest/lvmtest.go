@@ -37,6 +37,10 @@ type Group struct {
 	UUID    string
 	Size    int64
 	Volumes map[string]*Volume
+
+	// Of a group on files that several hosts share (Shared).
+	LockType string `json:",omitempty"`
+	Extent   int64  `json:",omitempty"`
 }
 
 // Volume is one logical volume.
@@ -53,6 +57,9 @@ type Volume struct {
 	Active   bool
 	Open     bool   // set by a test: as if a guest ran
 	Loop     string // while active
+
+	// On are the hosts that have it active in a Shared group: exclusively or not.
+	On map[string]bool `json:",omitempty"`
 }
 
 // Create makes an empty group in dir (EnvState) with a thin pool if pool is

@@ -27,8 +27,15 @@ import (
 // Write replaces path by data with the given mode (the umask is not applied).
 // The directory must exist; see MkdirAll.
 func Write(path string, data []byte, mode os.FileMode) error {
-	if err := renameio.WriteFile(path, data, mode, renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path))); err != nil {
-		return notWritten(path, err)
+	return WriteIf(path, data, mode, func() error { return nil })
+}
+
+// WriteIf is Write that asks, once the new content is flushed and right before
+// anybody can see it, whether it still may: an error of may is its own, and the
+// old file stays.
+func WriteIf(path string, data []byte, mode os.FileMode, may func() error) error {
+	if err := replace(path, data, mode, (*os.File).Sync, may); err != nil {
+		return err
 	}
 	return syncDir(filepath.Dir(path))
 }
@@ -66,6 +73,11 @@ func WriteJSON(path string, v any, mode os.FileMode) error {
 // WriteVolatile is Write without the flushes, for files on tmpfs that nobody
 // needs after a reboot (progress, job files).
 func WriteVolatile(path string, data []byte, mode os.FileMode) error {
+	nothing := func() error { return nil }
+	return replace(path, data, mode, func(*os.File) error { return nil }, nothing)
+}
+
+func replace(path string, data []byte, mode os.FileMode, flush func(*os.File) error, may func() error) error {
 	tmp, err := renameio.TempFile(filepath.Dir(path), path)
 	if err != nil {
 		return notWritten(path, err)
@@ -74,7 +86,13 @@ func WriteVolatile(path string, data []byte, mode os.FileMode) error {
 	if err := errors.Join(tmp.Chmod(mode), writeAll(tmp.File, data)); err != nil {
 		return notWritten(path, err)
 	}
-	if err := errors.Join(tmp.Close(), os.Rename(tmp.Name(), path)); err != nil {
+	if err := errors.Join(flush(tmp.File), tmp.Close()); err != nil {
+		return notWritten(path, err)
+	}
+	if err := may(); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), path); err != nil {
 		return notWritten(path, err)
 	}
 	return nil

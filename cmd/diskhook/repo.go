@@ -16,6 +16,7 @@ import (
 
 	"diskhook/storage/command"
 	"diskhook/storage/failure"
+	"diskhook/storage/host"
 	"diskhook/storage/repository"
 )
 
@@ -35,15 +36,19 @@ func repoCommand(p *program) *cli.Command {
 			verb("connect", "let this host use a repository, also after reboots", "REPO", repoConnect, place()...),
 			verb("disconnect", "forget a repository; nothing in it is changed", "REPO", repoDisconnect,
 				&cli.BoolFlag{Name: "force", Usage: "also if work of this host goes on there, or it does not answer"}, dryRunFlag()),
-			verb("list", "list the repositories that are connected", "", repoList),
+			verb("list", "list the repositories that are connected, and which of them answer", "", repoList),
 			verb("stat", "show what a repository has room for, and what it can do", "REPO", repoStat),
-			verb("check", "look for what can be fixed; exit 8 if there is something", "REPO", repoCheck,
+			verb("check", "look for what can be fixed; exit 8 if there is something", "REPO", repoCheck, deepFlag(),
 				&cli.StringSliceFlag{Name: "type", Usage: "only fixes of this `TYPE`: clean, optimize, merge or mend (repeatable)"}),
-			verb("fix", "fix what check found: the fixes that are named, or all", "REPO [FIX...]", repoFix,
+			verb("fix", "fix what check found: the fixes that are named, or all", "REPO [FIX...]", repoFix, deepFlag(),
 				&cli.StringSliceFlag{Name: "type", Usage: "only fixes of this `TYPE`: clean, optimize, merge or mend (repeatable)"},
 				&cli.BoolFlag{Name: "all", Usage: "all of them, and what they lead to"}, waitFlag(), dryRunFlag()),
 		},
 	}
+}
+
+func deepFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "deep", Usage: "also look into the volumes that nobody uses"}
 }
 
 // repositories is the service, whose work goes on in processes of its own.
@@ -52,7 +57,10 @@ func (p *program) repositories() (*repository.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := p.logger()
+	return p.repositoryService(config, p.logger())
+}
+
+func (p *program) repositoryService(config host.Config, log *slog.Logger) (*repository.Service, error) {
 	s, err := repository.New(p.layout, config, log)
 	if err != nil {
 		return nil, err
@@ -188,19 +196,29 @@ func repoList(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	all, err := s.Connections()
+	all, err := s.Survey(c.Context)
 	if err != nil {
 		return err
 	}
 	l := listing{
-		schema: "diskhook.repos/v1", member: "repositories", items: append([]repository.Connection{}, all...),
-		header: []string{"REPO", "FORMAT", "WHERE"}, ifEmpty: "no repositories are connected",
+		schema: "diskhook.repos/v1", member: "repositories", items: append([]repository.Standing{}, all...),
+		header: []string{"REPO", "FORMAT", "STATE", "FREE", "WHERE"}, ifEmpty: "no repositories are connected",
 	}
 	for _, r := range all {
+		free := ""
+		if r.Capacity != nil {
+			free = size(r.Capacity.Available)
+		}
 		l.names = append(l.names, r.RepoID)
-		l.rows = append(l.rows, []string{r.RepoID, r.Format, spell(r.Parameters)})
+		l.rows = append(l.rows, []string{r.RepoID, r.Format, string(r.State), free, spell(r.Parameters)})
 	}
-	return p.print(f, l)
+	err = p.print(f, l)
+	for _, r := range all {
+		if r.Error != "" && f == table {
+			fmt.Fprintf(p.stderr, "diskhook: %s\n", harmless(r.Error))
+		}
+	}
+	return err
 }
 
 func repoStat(p *program, c *cli.Context) error {

@@ -63,7 +63,11 @@ func chosen(c *cli.Context, s *repository.Service, repo string) (repository.Repo
 			return repository.Report{}, see(c, failure.New(failure.Usage, "--type %q: one of clean, optimize, merge, mend", t))
 		}
 	}
-	report, err := s.CheckStorageRepository(c.Context, repo)
+	check := s.CheckStorageRepository
+	if c.Bool("deep") {
+		check = s.DeepCheckStorageRepository
+	}
+	report, err := check(c.Context, repo)
 	report.Fixes = slices.DeleteFunc(report.Fixes, func(x repository.Fix) bool {
 		return len(types) > 0 && !slices.Contains(types, string(x.Type))
 	})

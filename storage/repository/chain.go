@@ -12,6 +12,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/repository/format"
 )
 
 // chain is an image's volumes, top first.
@@ -65,6 +66,7 @@ func (r *repo) layers(c chain) []imagecheck.Layer {
 // if it is to be.
 func (r *repo) openVolumes(ctx context.Context, c chain, write bool) error {
 	for i, v := range c {
+		r.attached.add(format.Data{ID: v.ID, Kind: v.Format})
 		_, err := step(ctx, r, "open a volume", func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, r.place.OpenVolume(ctx, v.ID, v.Format, write && i == 0)
 		})

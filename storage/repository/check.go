@@ -44,12 +44,18 @@ type Report struct {
 	Problems []string `json:"problems,omitempty"`
 	Images   int      `json:"images"`
 	Volumes  int      `json:"volumes"`
+	// Skipped volumes are in use, so that a deep check left them out.
+	Skipped int `json:"skipped,omitempty"`
 }
 
 // CheckStorageRepository looks for what can be fixed. It takes no lock and changes
 // nothing, so what is under way may look like something to fix; FixStorageRepository
 // finds out. Sorted, and the same for the same repository.
 func (s *Service) CheckStorageRepository(ctx context.Context, repoID string) (Report, error) {
+	return s.check(ctx, repoID, false)
+}
+
+func (s *Service) check(ctx context.Context, repoID string, deep bool) (Report, error) {
 	r, err := s.connected(ctx, repoID)
 	if err != nil {
 		return Report{}, err
@@ -59,14 +65,21 @@ func (s *Service) CheckStorageRepository(ctx context.Context, repoID string) (Re
 	if err != nil {
 		return Report{}, err
 	}
-	c := &checking{Service: s, repo: r, view: v, report: Report{Fixes: []Fix{}, Volumes: len(v.volumes)}}
-	return c.run(ctx)
+	c := &checking{Service: s, repo: r, view: v, bad: map[string]bool{}, report: Report{Fixes: []Fix{}, Volumes: len(v.volumes)}}
+	report, err := c.run(ctx)
+	if err == nil && deep {
+		defer s.letGo(ctx, r)
+		err = c.deep(ctx)
+		report = c.report
+	}
+	return report, err
 }
 
 type checking struct {
 	*Service
 	repo   *repo
 	view   *view
+	bad    map[string]bool // volumes of which a problem was told
 	report Report
 }
 
@@ -82,6 +95,9 @@ func (c *checking) run(ctx context.Context) (Report, error) {
 		if err := c.image(ctx, c.view.images[id]); err != nil {
 			return c.report, err
 		}
+	}
+	if err := c.missing(ctx); err != nil {
+		return c.report, err
 	}
 	if len(c.view.damaged) == 0 {
 		if err := errors.Join(c.cleans(ctx), c.merges(ctx)); err != nil {
@@ -200,7 +216,7 @@ func (c *checking) merges(ctx context.Context) error {
 func (r *repo) mergeCost(ctx context.Context, v *view, m merging) (bytes int64, sink bool) {
 	upper, lower := v.volumes[m.into.Volume], v.volumes[m.removed.Volume]
 	up, down := r.allocated(ctx, lower.ID, lower.Format), r.allocated(ctx, upper.ID, upper.Format)
-	if m.leaf && down < up {
+	if m.leaf && (down < up || r.place.Capabilities().Stale) { // all have all their room there: who is above has less as a rule
 		return down, true
 	}
 	return up, false
@@ -277,4 +293,5 @@ const (
 	orderMerge    = "merge"
 	orderClean    = "clean"
 	orderStrays   = "strays"
+	orderLeaks    = "leaks"
 )

@@ -19,7 +19,7 @@ func onXFS(t *testing.T) *world {
 	if os.Getenv("SKIP_LOOP") == "1" {
 		t.Skip("SKIP_LOOP=1")
 	}
-	w := &world{t, t.TempDir(), "localfs-1.0"}
+	w := &world{TB: t, Dir: t.TempDir(), Format: "localfs-1.0"}
 	image, dir := w.path("xfs"), w.path("repos")
 	for _, argv := range [][]string{
 		{"mkdir", dir}, {"truncate", "-s", "400M", image}, {"mkfs.xfs", "-q", "-m", "reflink=1", image}, {"mount", "-o", "loop", image, dir},

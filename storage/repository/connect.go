@@ -46,7 +46,7 @@ func (s *Service) CreateStorageRepository(ctx context.Context, repoFormat string
 	if err != nil {
 		return err
 	}
-	r := &repo{id: "(new)", deadline: s.Deadline}
+	r := &repo{id: "(new)", deadline: s.Deadline, attached: &attached{}}
 	if _, err = step(ctx, r, "create", func(ctx context.Context) (struct{}, error) { return struct{}{}, f.Create(ctx, parameters) }); err != nil {
 		return err
 	}
@@ -109,10 +109,12 @@ func (s *Service) ConnectStorageRepository(ctx context.Context, repoID, repoForm
 	return atomicfile.WriteJSON(s.connectionPath(repoID), c, 0o600)
 }
 
-// DisconnectStorageRepository forgets a repository and changes nothing in it.
+// DisconnectStorageRepository forgets a repository and changes nothing in it; with
+// Force also one of which this host's own note is damaged.
 // ErrBusy: tasks of this host run there.
 func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string, how Disconnect) error {
-	if _, err := s.Connection(repoID); err != nil {
+	_, err := s.Connection(repoID)
+	if damaged := errors.Is(err, failure.Precondition); err != nil && !(damaged && how.Force) {
 		return err
 	}
 	unlock, err := s.lockConnections(ctx)
@@ -159,19 +161,12 @@ func (s *Service) lockConnections(ctx context.Context) (func(), error) {
 
 // Connections lists what is connected, by repository id.
 func (s *Service) Connections() ([]Connection, error) {
-	entries, err := os.ReadDir(s.connections())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	ids, err := s.connectionIDs()
 	if err != nil {
-		return nil, failure.Denied(fmt.Errorf("repositories: %w", err))
+		return nil, err
 	}
 	var all []Connection
-	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok || checkRepoID(id) != nil {
-			continue
-		}
+	for _, id := range ids {
 		c, err := s.Connection(id)
 		if errors.Is(err, ErrNotConnected) {
 			continue // it went meanwhile
@@ -182,6 +177,24 @@ func (s *Service) Connections() ([]Connection, error) {
 		all = append(all, c)
 	}
 	return all, nil
+}
+
+// connectionIDs are the ids of what is connected, in order, also of what cannot be read.
+func (s *Service) connectionIDs() ([]string, error) {
+	entries, err := os.ReadDir(s.connections())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, failure.Denied(fmt.Errorf("repositories: %w", err))
+	}
+	var ids []string
+	for _, e := range entries {
+		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok && checkRepoID(id) == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 // maxConnection bounds what is read of a connection, in bytes.
@@ -244,7 +257,7 @@ func (s *Service) open(ctx context.Context, c Connection) (*repo, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &repo{id: c.RepoID, deadline: s.Deadline}
+	r := &repo{id: c.RepoID, deadline: s.Deadline, attached: &attached{}}
 	r.place, err = step(ctx, r, "open", func(ctx context.Context) (format.Place, error) { return f.Open(ctx, c.Parameters) })
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", c.RepoID, err)

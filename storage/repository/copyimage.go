@@ -45,7 +45,7 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 		digest: o.digest(verbCopy, imageID, baseImageID, string(userData)),
 	}
 	if a.kind == Disk {
-		a.id = o.newID(r.about.Nonce)
+		a.id, a.size = o.newID(r.about.Nonce), r.diskSize(a.size)
 	}
 	if done, err := r.repeated(ctx, a); done || err != nil {
 		return a.id, err
@@ -81,7 +81,7 @@ func (s *Service) planCopy(ctx context.Context, target *repo, from *found, baseI
 	p.Volume = uuid.NewString()
 	if baseID == "" {
 		p.copies()
-		return from.room(ctx, target)
+		return from.roomToCopy(ctx, target)
 	}
 	if err := checkImageID(baseID); err != nil {
 		return err
@@ -100,16 +100,19 @@ func (s *Service) planCopy(ctx context.Context, target *repo, from *found, baseI
 		return errors.Join(err, fmt.Errorf("base %s: %w of %s", baseID, ErrNotAncestor, from.image.ID))
 	}
 	p.Base = baseID
-	for _, v := range c {
+	if target.place.Capabilities().Stale || from.place.Capabilities().Stale {
+		c = nil // where volumes end with what an earlier owner left they are not copied as they are
+	}
+	for i, v := range c {
 		if v.ID == base.Volume && len(p.Parts) > 0 {
 			p.Volume, p.Stages = p.Parts[0].Copy, []string{stageParts, stageLink, stagePublish}
-			return nil
+			return target.room(ctx, from.allocatedAll(ctx, c[:i]), "what image "+from.image.ID+" has above its base")
 		}
 		p.Parts = append(p.Parts, part{Of: v.ID, Copy: uuid.NewString()})
 	}
 	// Its data does not lie on the base's: it shares blocks, or was copied.
 	p.Parts, p.Format, p.Stages = nil, imagecheck.QCOW2, []string{stageDiffer, stagePublish}
-	return nil
+	return target.room(ctx, target.empty(p.Format, p.Size), "the difference") // how large it is nobody knows yet
 }
 
 // descends says whether an image was made of a snapshot, or of one that was.
@@ -169,25 +172,14 @@ func (u *update) thereAlready(ctx context.Context, a asked) (bool, error) {
 // ImportImage makes an image of a chain that is in no repository, top first. Every
 // header is inspected first; see package imagecheck for what is refused.
 func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers []imagecheck.Layer, kind Kind, userData json.RawMessage, o Options) (string, error) {
-	userData, err := checkUserData(userData)
-	if err != nil {
-		return "", err
-	}
 	if kind != Disk && kind != Snapshot {
 		return "", failure.New(failure.Usage, "kind %q: disk or snapshot", clip(string(kind)))
 	}
-	r, err := s.target(ctx, targetRepoID, o)
-	if err != nil {
-		return "", err
-	}
-	defer r.close()
-	a := asked{
-		id: o.newID(r.about.Nonce), kind: kind, strategy: o.strategy(), userData: userData,
-		digest: o.digest(verbImport, layers, kind, string(userData)),
-	}
-	if done, err := r.repeated(ctx, a); done || err != nil {
+	r, a, err := s.making(ctx, targetRepoID, kind, userData, o, verbImport, layers, kind)
+	if r == nil {
 		return a.id, err
 	}
+	defer r.close()
 	info, err := imagecheck.Checker{Allowed: s.Allowed}.Chain(ctx, layers)
 	if err != nil {
 		return "", err
@@ -195,8 +187,14 @@ func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers [
 	if a.size, err = checkSize(info.VirtualSize); err != nil {
 		return "", err
 	}
+	if kind == Disk {
+		a.size = r.diskSize(a.size)
+	}
 	a.plan = &plan{Verb: verbImport, Volume: uuid.NewString(), Size: a.size, Layers: layers}
 	a.plan.copies()
+	if err := r.room(ctx, r.whole(allocatedBelow(layers, a.size), a.size), "the imported image"); err != nil {
+		return "", err
+	}
 	if err := r.change(ctx, func(u *update) error { return s.commit(ctx, u, a) }); err != nil {
 		return "", err
 	}

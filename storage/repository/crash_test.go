@@ -16,6 +16,7 @@ import (
 
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/repository"
+	"diskhook/storage/repository/format/clvm"
 )
 
 // crash is one verb that is killed: what is there before, and what has to be true
@@ -277,6 +278,9 @@ func everyCrash(t *testing.T, format, verb string, c crash) {
 	points := probe.passed(verb, args)
 	probe.settled()
 	c.after(probe, args)
+	if format == clvm.Name && verb == "difference" {
+		c.least = 9 // volumes are not copied as they are
+	}
 	if len(points) < c.least {
 		t.Fatalf("only %d failpoints: %v", len(points), points)
 	}
@@ -352,7 +356,7 @@ func (w *world) passed(verb string, args []string) []string {
 
 // process does a job in another process, with more environment.
 func (w *world) process(hostID, verb string, args []string, env ...string) error {
-	encoded, err := json.Marshal(job{w.Dir, w.Format, hostID, verb, args})
+	encoded, err := json.Marshal(job{w.Dir, w.Format, w.LockType, hostID, verb, args})
 	must(w, err)
 	self, err := os.Executable()
 	must(w, err)

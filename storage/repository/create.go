@@ -69,6 +69,29 @@ func (r *repo) repeated(ctx context.Context, a asked) (bool, error) {
 	return true, nil
 }
 
+// making begins a verb that makes an image of a new id in a repository, which the
+// caller closes; about is what it was asked for. Without a repository the verb has ended: with
+// an error, or since the request was made before.
+func (s *Service) making(ctx context.Context, repoID string, kind Kind, userData json.RawMessage, o Options, verb string, about ...any) (*repo, asked, error) {
+	userData, err := checkUserData(userData)
+	if err != nil {
+		return nil, asked{}, err
+	}
+	r, err := s.target(ctx, repoID, o)
+	if err != nil {
+		return nil, asked{}, err
+	}
+	a := asked{
+		id: o.newID(r.about.Nonce), kind: kind, strategy: o.strategy(), userData: userData,
+		digest: o.digest(verb, append(about, string(userData))...),
+	}
+	if done, err := r.repeated(ctx, a); done || err != nil {
+		r.close()
+		return nil, a, err
+	}
+	return r, a, nil
+}
+
 // proceed starts the work of a plan that was committed, unless that is not wanted.
 // That it fails takes nothing back: the plan is there, and GetImageStatus says what
 // became of it.
@@ -98,27 +121,20 @@ func (s *Service) target(ctx context.Context, repoID string, o Options) (*repo, 
 // the disk's id once the plan is committed.
 // ErrNotSnapshot: base is a disk. A disk smaller than its base is a failure.Usage.
 func (s *Service) CreateVirtualDisk(ctx context.Context, targetRepoID string, size int64, baseSnapshotID string, userData json.RawMessage, o Options) (string, error) {
-	userData, err := checkUserData(userData)
-	if err != nil {
-		return "", err
-	}
-	r, err := s.target(ctx, targetRepoID, o)
-	if err != nil {
-		return "", err
-	}
-	defer r.close()
-	a := asked{
-		id: o.newID(r.about.Nonce), kind: Disk, strategy: o.strategy(), userData: userData,
-		digest: o.digest(verbCreate, size, baseSnapshotID, string(userData)),
-	}
-	if done, err := r.repeated(ctx, a); done || err != nil {
+	r, a, err := s.making(ctx, targetRepoID, Disk, userData, o, verbCreate, size, baseSnapshotID)
+	if r == nil {
 		return a.id, err
 	}
+	defer r.close()
 	if baseSnapshotID == "" {
 		if a.size, err = checkSize(size); err != nil {
 			return "", err
 		}
+		a.size = r.diskSize(a.size)
 		a.plan = &plan{Verb: verbCreate, Stages: []string{stageAllocate, stagePublish}, Volume: uuid.NewString(), Format: imagecheck.Raw, Size: a.size}
+		if err := r.room(ctx, r.empty(imagecheck.Raw, a.size), "a virtual disk"); err != nil {
+			return "", err
+		}
 		err = r.change(ctx, func(u *update) error { return s.commit(ctx, u, a) })
 	} else {
 		err = s.createOn(ctx, r, &a, size, baseSnapshotID, o)
@@ -146,6 +162,7 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 			return err
 		}
 	}
+	a.size = r.diskSize(a.size)
 	if a.size < base.image.Size {
 		err := failure.New(failure.Usage, "size %d: its base %s has %d bytes, and it cannot have less", a.size, baseID, base.image.Size)
 		return failure.Hint(err, "leave the size out")
@@ -155,7 +172,7 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 	commit := func(u *update) error {
 		if !a.plan.Here {
 			a.plan.copies()
-			if err := base.room(ctx, r); err != nil {
+			if err := base.roomToCopy(ctx, r); err != nil {
 				return err
 			}
 			return s.commit(ctx, u, *a)
@@ -173,11 +190,13 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 		}
 		if a.strategy == Performance || u.place.Capabilities().Clones && len(c) == 1 && c[0].Format == imagecheck.Raw {
 			a.plan.copies()
-			if err := base.room(ctx, r); err != nil {
-				return err
-			}
+			err = base.roomToCopy(ctx, r)
 		} else {
 			a.plan.Stages, a.plan.Format = []string{stageOverlay, stagePublish}, imagecheck.QCOW2
+			err = r.room(ctx, r.empty(imagecheck.QCOW2, a.size), "a disk on it")
+		}
+		if err != nil {
+			return err
 		}
 		return s.commit(ctx, u, *a)
 	}
@@ -193,25 +212,14 @@ func (p *plan) copies() {
 // repository. The disk keeps its id. ErrInUse: a disk that is used cannot be
 // snapshotted here; ErrNotDisk.
 func (s *Service) CreateSnapshot(ctx context.Context, targetRepoID, baseVirtualDiskID string, userData json.RawMessage, o Options) (string, error) {
-	userData, err := checkUserData(userData)
-	if err != nil {
-		return "", err
-	}
 	if err := checkImageID(baseVirtualDiskID); err != nil {
 		return "", err
 	}
-	r, err := s.target(ctx, targetRepoID, o)
-	if err != nil {
-		return "", err
-	}
-	defer r.close()
-	a := asked{
-		id: o.newID(r.about.Nonce), kind: Snapshot, strategy: o.strategy(), userData: userData,
-		digest: o.digest(verbSnapshot, baseVirtualDiskID, string(userData)),
-	}
-	if done, err := r.repeated(ctx, a); done || err != nil {
+	r, a, err := s.making(ctx, targetRepoID, Snapshot, userData, o, verbSnapshot, baseVirtualDiskID)
+	if r == nil {
 		return a.id, err
 	}
+	defer r.close()
 	err = r.change(ctx, func(u *update) error {
 		disk, err := s.snapshottable(ctx, u, baseVirtualDiskID)
 		if err != nil {
@@ -225,6 +233,13 @@ func (s *Service) CreateSnapshot(ctx context.Context, targetRepoID, baseVirtualD
 			how, a.plan.Format, a.plan.From, a.plan.Here = stageCopy, imagecheck.Raw, a.id, true
 		}
 		a.plan.Stages = []string{stageFreeze, how, stageSwitch, stagePublish}
+		var needed int64
+		if how == stageOverlay {
+			needed = r.empty(imagecheck.QCOW2, disk.Size)
+		}
+		if err := r.room(ctx, needed, "a snapshot"); err != nil {
+			return err
+		}
 		if err := s.commit(ctx, u, a); err != nil {
 			return err
 		}

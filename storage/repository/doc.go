@@ -43,7 +43,9 @@
 // They are the format's: flock(2) on one host, something with a heartbeat where
 // several have the storage. A worker that took a lock over from a host that fell
 // silent, but may wake up, begins in a new volume, and one that lost its lock
-// publishes nothing.
+// publishes nothing: a format asks right before a document changes (format.Fence).
+// A write that the caller did not wait for changes nothing either; and while it is in
+// the hands of the storage the lock is nobody else's.
 //
 // PrepareImage pins: a document says which host, in which boot, uses an image for
 // whom. An image in use, or below one, is never merged, cleaned, resized or
@@ -59,7 +61,7 @@
 // # Formats
 //
 // Where documents, volumes and locks are is the format's business (package format):
-// format/localfs is localfs-1.0. A new one is one package, and one line in each test suite
+// format/localfs is localfs-1.0, format/nfs nfs-3.4, format/clvm clvm-1.2. A new one is one package, and one line in each test suite
 // and in New.
 //
 // # How it fails

@@ -82,11 +82,17 @@ func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix F
 	case orderOptimize:
 		return f.begin(ctx, o, f.optimize)
 	case orderMerge:
-		return f.begin(ctx, o, f.merge)
+		v, err := r.scan(ctx)
+		if err != nil {
+			return err
+		}
+		return f.begin(ctx, o, func(ctx context.Context, u *update) (*image, *plan, error) { return f.merge(ctx, u, v) })
 	case orderClean:
 		return f.clean(ctx)
 	case orderStrays:
 		return f.strays(ctx)
+	case orderLeaks:
+		return f.leaks(ctx)
 	}
 	return failure.New(failure.Usage, "fix: kind %q: %w", clip(about.Kind), ErrVersion)
 }
@@ -163,6 +169,9 @@ func (f *fixing) optimize(ctx context.Context, u *update) (*image, *plan, error)
 		if cut, cutErr := u.pendingCut(ctx, img); cutErr != nil || cut != "" || img.Weak || img.Plan != nil || stateOf(img, c, err) != Degraded {
 			return nil, nil, errors.Join(f.stale("image", id), cutErr)
 		}
+		if err := (&found{u.repo, img}).roomToCopy(ctx, u.repo); err != nil {
+			return nil, nil, err
+		}
 		p := &plan{Verb: verbOptimize, Volume: uuid.NewString(), Size: img.Size, From: id, Here: true}
 		p.copies()
 		p.Stages = append(p.Stages, stageSweep)
@@ -171,15 +180,15 @@ func (f *fixing) optimize(ctx context.Context, u *update) (*image, *plan, error)
 	return nil, nil, f.stale("image", "")
 }
 
-// merge plans to read a removed image's volume into the one above it.
-func (f *fixing) merge(ctx context.Context, u *update) (*image, *plan, error) {
+// merge plans to read a removed image's volume into the one above it. v is what a
+// scan found.
+func (f *fixing) merge(ctx context.Context, u *update, v *view) (*image, *plan, error) {
 	for id := range f.about.Images {
 		if _, err := f.fresh(ctx, id); err != nil {
 			return nil, nil, err
 		}
 	}
-	v, err := u.scan(ctx)
-	if err != nil {
+	if err := u.refresh(ctx, v, sorted(f.about.Images), nil); err != nil {
 		return nil, nil, err
 	}
 	for _, m := range v.mergeable() {
@@ -205,33 +214,38 @@ func (f *fixing) merge(ctx context.Context, u *update) (*image, *plan, error) {
 
 // clean removes what still is garbage, all of it or nothing.
 func (f *fixing) clean(ctx context.Context) error {
+	v, err := f.repo.scan(ctx)
+	if err != nil {
+		return err
+	}
+	images, volumes := v.garbage("") // in the order in which they may go
+	images, err = f.wanted("image", images, f.about.Images)
+	if err == nil {
+		volumes, err = f.wanted("volume", volumes, f.about.Volumes)
+	}
+	if err != nil {
+		return err
+	}
 	var freed []format.Data
-	err := f.repo.change(ctx, func(u *update) error {
-		v, err := u.scan(ctx)
-		if err != nil {
+	err = f.repo.change(ctx, func(u *update) error {
+		if err := u.refresh(ctx, v, images, volumes); err != nil {
 			return err
 		}
 		if len(v.damaged) > 0 {
 			return fmt.Errorf("repository %s: %w", f.repo.id, errors.Join(v.damaged...))
 		}
-		images, volumes := v.garbage("")
-		wanted := func(all []string, gens map[string]int64, gen func(string) int64, what string) ([]string, error) {
-			ours := slices.DeleteFunc(all, func(id string) bool { seen, ok := gens[id]; return !ok || gen(id) != seen })
-			for id := range gens {
-				if !slices.Contains(ours, id) {
-					return nil, f.stale(what, id)
-				}
+		for _, id := range images {
+			if img := v.images[id]; img == nil || img.Gen != f.about.Images[id] {
+				return f.stale("image", id)
 			}
-			return ours, nil
 		}
-		if images, err = wanted(images, f.about.Images, func(id string) int64 { return v.images[id].Gen }, "image"); err != nil {
-			return err
+		for _, id := range volumes {
+			if vol := v.volumes[id]; vol == nil || vol.Gen != f.about.Volumes[id] {
+				return f.stale("volume", id)
+			}
 		}
-		if volumes, err = wanted(volumes, f.about.Volumes, func(id string) int64 { return v.volumes[id].Gen }, "volume"); err != nil {
-			return err
-		}
-		if id := v.needed(images, volumes); id != "" {
-			return f.stale("volume", id)
+		if what, id := v.needed(images, volumes, ""); id != "" {
+			return f.stale(what, id) // another fix has to be done before
 		}
 		freed, err = u.discard(ctx, v, images, volumes)
 		return err
@@ -239,20 +253,15 @@ func (f *fixing) clean(ctx context.Context) error {
 	return errors.Join(err, f.repo.free(ctx, freed))
 }
 
-// needed is a volume to which something points that is not to go with it: another fix has
-// to be done before.
-func (v *view) needed(images, volumes []string) string {
-	for id, img := range v.images {
-		if !slices.Contains(images, id) && slices.Contains(volumes, img.Volume) {
-			return img.Volume
+// wanted keeps of the garbage what the fix is about; all of that has to be in it.
+func (f *fixing) wanted(what string, garbage []string, about map[string]int64) ([]string, error) {
+	ours := slices.DeleteFunc(garbage, func(id string) bool { _, ok := about[id]; return !ok })
+	for id := range about {
+		if !slices.Contains(ours, id) {
+			return nil, f.stale(what, id)
 		}
 	}
-	for id, vol := range v.volumes {
-		if !slices.Contains(volumes, id) && slices.Contains(volumes, vol.Below) {
-			return vol.Below
-		}
-	}
-	return ""
+	return ours, nil
 }
 
 // strays deletes data without a document, and entries of plans that are done.

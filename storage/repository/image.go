@@ -118,10 +118,19 @@ func checkSize(bytes int64) (int64, error) {
 	if bytes <= 0 || bytes > maxSize {
 		return 0, failure.New(failure.Usage, "size %d: between 1 and %d bytes", bytes, int64(maxSize))
 	}
-	return roundUp(bytes), nil
+	return roundUp(bytes, granule), nil
 }
 
-func roundUp(bytes int64) int64 { return (bytes + granule - 1) / granule * granule }
+func roundUp(bytes, to int64) int64 { return (bytes + to - 1) / to * to }
+
+// diskSize is that of a disk of at least so many bytes in this repository: a guest sees
+// all of its volume.
+func (r *repo) diskSize(bytes int64) int64 {
+	if g := r.place.Capabilities().Granule; g > 0 {
+		return roundUp(bytes, g)
+	}
+	return bytes
+}
 
 func (o Options) check() error {
 	switch o.Strategy {

@@ -32,6 +32,9 @@ type Prepared struct {
 	Format string             `json:"format"`
 	Size   int64              `json:"size"`
 	Layers []imagecheck.Layer `json:"layers"` // top first
+	// Version is another one once the image's content may be another: that of a
+	// snapshot never is, that of a disk with each preparation for writing.
+	Version string `json:"version"`
 }
 
 // maxHolders bounds who uses an image at a time: they are in one document.
@@ -93,7 +96,7 @@ func (s *Service) usable(ctx context.Context, r *repo, imageID string, write boo
 	}
 	opened.Close()
 	layers := r.layers(c)
-	return Prepared{Path: layers[0].Path, Format: layers[0].Format, Size: img.Size, Layers: layers}, nil
+	return Prepared{Path: layers[0].Path, Format: layers[0].Format, Size: img.Size, Layers: layers, Version: img.version()}, nil
 }
 
 // pin notes the holder. cut is the snapshot that has to be made first.
@@ -109,13 +112,8 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 		if cut, err = u.pendingCut(ctx, img); err != nil || cut != "" {
 			return err
 		}
-		if err := u.undisturbed(ctx, img); err != nil {
+		if err := u.unchanging(ctx, img); err != nil {
 			return err
-		}
-		if img.Plan != nil && img.Plan.Verb == verbMerge && u.place.Capabilities().Shared {
-			// Who began may be silent, and wake up while a guest writes.
-			err := fmt.Errorf("image %s/%s: %w: its merge is not done", r.id, imageID, ErrBusy)
-			return failure.Hint(err, "`diskhook image resume --wait %s/%s`", r.id, imageID)
 		}
 		holders, err := s.holders(ctx, r, imageID)
 		if err != nil {
@@ -152,6 +150,19 @@ func (r *repo) pendingCut(ctx context.Context, disk *image) (string, error) {
 		return "", nil
 	}
 	return snapshot.ID, nil
+}
+
+// unchanging refuses an image whose volumes somebody changes, or may; ErrBusy.
+func (r *repo) unchanging(ctx context.Context, img *image) error {
+	if err := r.undisturbed(ctx, img); err != nil {
+		return err
+	}
+	if img.Plan != nil && img.Plan.Verb == verbMerge && r.place.Capabilities().Shared {
+		// Who began may be silent, and wake up while a guest writes.
+		err := fmt.Errorf("image %s/%s: %w: its merge is not done", r.id, img.ID, ErrBusy)
+		return failure.Hint(err, "`diskhook image resume --wait %s/%s`", r.id, img.ID)
+	}
+	return nil
 }
 
 // undisturbed refuses an image of which somebody changes or copies a volume; ErrBusy.
@@ -200,7 +211,8 @@ func (r *repo) inUse(imageID string, holders []holder) error {
 		by = append(by, fmt.Sprintf("%s on host %s", h.Name, h.Host))
 	}
 	err := fmt.Errorf("image %s/%s: %w: by %s", r.id, imageID, ErrInUse, strings.Join(by, ", "))
-	return failure.Hint(err, "shut that down, or `diskhook image release --holder %s %s/%s`", holders[0].Name, r.id, imageID)
+	first := holders[0]
+	return failure.Hint(err, "shut it down; if it has ended already, `diskhook image release --holder %s %s/%s` on host %s", first.Name, r.id, imageID, first.Host)
 }
 
 // holders are who uses an image, without those of an earlier boot of this host.
@@ -257,8 +269,8 @@ func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string) erro
 	})
 }
 
-// closeVolumes gives up on this host the volumes of an image that nobody uses
-// any more, as far as no image that is used has them.
+// closeVolumes gives up on this host the volumes of an image that nobody here uses
+// any more, as far as no image that is used here has them.
 func (s *Service) closeVolumes(ctx context.Context, u *update, imageID string) error {
 	img, err := u.image(ctx, imageID)
 	if errors.Is(err, ErrNoImage) {
@@ -271,15 +283,15 @@ func (s *Service) closeVolumes(ctx context.Context, u *update, imageID string) e
 	if err != nil {
 		return nil //nolint:nilerr // a broken image has nothing open
 	}
+	used, err := s.usedHere(ctx, u)
+	if err != nil {
+		return err
+	}
 	for _, v := range c {
-		if err := s.unusedVolume(ctx, u, v.ID); errors.Is(err, ErrInUse) {
+		if used[v.ID] {
 			continue
-		} else if err != nil {
-			return err
 		}
-		if _, err := step(ctx, u.repo, "close a volume", func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, u.place.CloseVolume(ctx, v.ID, v.Format)
-		}); err != nil {
+		if err := u.closeVolume(ctx, format.Data{ID: v.ID, Kind: v.Format}); err != nil {
 			return err
 		}
 	}

@@ -229,6 +229,24 @@ func TestConnecting(t *testing.T) {
 
 // A repository that a later program made, and damaged documents, are refused
 // before anything is changed.
+// A damaged note of this host is seen, keeps nobody from other repositories, and can be
+// thrown away.
+func TestADamagedConnection(t *testing.T) {
+	w := newWorld(t, formats[0].name)
+	s, ctx := w.on("h1"), t.Context()
+	_, base := w.diskOnBase()
+	must(t, os.WriteFile(w.path("h1", "etc", "diskhook", "repos.d", "b.json"), []byte("{"), 0o600))
+	all, err := s.Survey(ctx)
+	if err != nil || len(all) != 2 || all[0].State != repository.Connected || all[1].State != repository.Unusable || all[1].RepoID != "b" {
+		t.Errorf("%+v: %v", all, err)
+	}
+	_, err = s.CopyImage(ctx, "a", base, "", nil, repository.Options{})
+	must(t, err)
+	refused(t, s.DisconnectStorageRepository(ctx, "b", repository.Disconnect{}), failure.Precondition, "diskhook repo disconnect --force b")
+	must(t, s.DisconnectStorageRepository(ctx, "b", repository.Disconnect{Force: true}))
+	must(t, s.ConnectStorageRepository(ctx, "b", w.Format, w.parameters("b")))
+}
+
 func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
 	w := newWorld(t, formats[0].name)
 	s, ctx := w.on("h1"), t.Context()

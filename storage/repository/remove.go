@@ -86,6 +86,7 @@ func (s *Service) ResizeVirtualDisk(ctx context.Context, repoID, diskID string, 
 		return err
 	}
 	defer r.close()
+	size = r.diskSize(size)
 	grown := false
 	err = r.change(ctx, func(u *update) error {
 		disk, err := s.snapshottable(ctx, u, diskID) // what changes a disk asks the same of it
@@ -97,6 +98,13 @@ func (s *Service) ResizeVirtualDisk(ctx context.Context, repoID, diskID string, 
 		}
 		if grown = size > disk.Size; !grown {
 			return nil
+		}
+		top, err := u.volume(ctx, disk.Volume)
+		if err != nil {
+			return err
+		}
+		if err := r.room(ctx, r.empty(top.Format, size)-r.empty(top.Format, disk.Size), "to grow the disk"); err != nil {
+			return err
 		}
 		return u.begin(ctx, disk, &plan{Nonce: uuid.NewString(), Verb: verbResize, Stages: []string{stageGrow}, Size: size})
 	})

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"diskhook/storage/command"
@@ -22,6 +24,8 @@ type repo struct {
 	about    descriptor
 	place    format.Place
 	deadline time.Duration
+	locks    []*holding // without which nothing is changed
+	attached *attached
 }
 
 // step does what may hang with the storage, within the repository's deadline.
@@ -53,8 +57,8 @@ func get[T any](ctx context.Context, r *repo, kind format.Kind, id string) (*T, 
 func (r *repo) put(ctx context.Context, kind format.Kind, id string, v any) error {
 	data, err := encode(v)
 	if err == nil {
-		_, err = step(ctx, r, "write", func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, r.place.Write(ctx, kind, id, data)
+		err = r.alter(ctx, "write", func(ctx context.Context, fence format.Fence) error {
+			return r.place.Write(ctx, kind, id, data, fence)
 		})
 	}
 	if err != nil {
@@ -64,13 +68,36 @@ func (r *repo) put(ctx context.Context, kind format.Kind, id string, v any) erro
 }
 
 func (r *repo) drop(ctx context.Context, kind format.Kind, id string) error {
-	_, err := step(ctx, r, "remove", func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, r.place.Remove(ctx, kind, id)
+	err := r.alter(ctx, "remove", func(ctx context.Context, fence format.Fence) error {
+		return r.place.Remove(ctx, kind, id, fence)
 	})
 	if err != nil {
 		return fmt.Errorf("repository %s: %s %s: %w", r.id, kind, id, err)
 	}
 	return nil
+}
+
+// alter changes a document, fenced: one that is abandoned at the deadline, or by
+// who asked for it, or whose locks may be somebody else's, does not happen later.
+func (r *repo) alter(ctx context.Context, what string, do func(context.Context, format.Fence) error) error {
+	for _, h := range r.locks {
+		h.users.Add(1)
+	}
+	_, err := step(ctx, r, what, func(ctx context.Context) (struct{}, error) {
+		fence := func() error {
+			err := context.Cause(ctx)
+			for _, h := range r.locks {
+				err = errors.Join(err, h.Check())
+			}
+			return err
+		}
+		err := do(ctx, fence)
+		for _, h := range r.locks {
+			h.done()
+		}
+		return struct{}{}, err
+	})
+	return err
 }
 
 // image reads an image that may be weak; ErrNoImage.
@@ -111,12 +138,42 @@ const repoLock = "repository"
 func workLock(image string) string    { return "work-" + image }
 func volumeLock(volume string) string { return "volume-" + volume }
 
+// holding is a lock that is held as long as somebody uses it: who took it, and
+// the writes under it, also one that was abandoned in the middle of its last step. Nobody
+// else gets the lock before that has come back.
+type holding struct {
+	format.Lock
+	users   atomic.Int32
+	discard bool // nobody needs it soon again
+}
+
+// hold has one user; he calls done.
+func hold(l format.Lock) *holding {
+	h := &holding{Lock: l}
+	h.users.Add(1)
+	return h
+}
+
+func (h *holding) done() {
+	switch {
+	case h.users.Add(-1) > 0:
+	case h.discard:
+		h.Discard()
+	default:
+		h.Release()
+	}
+}
+
+// guarded is the repository for who changes it only as long as he has a lock.
+func (r *repo) guarded(h *holding) *repo {
+	g := *r
+	g.locks = append(slices.Clip(r.locks), h)
+	return &g
+}
+
 // update is the repository while its lock is held: what was read is still so
 // when it is written.
-type update struct {
-	*repo
-	lock format.Lock
-}
+type update struct{ *repo }
 
 // change holds the repository's lock while do decides and writes. It waits for
 // the lock until the deadline.
@@ -127,8 +184,9 @@ func (r *repo) change(ctx context.Context, do func(*update) error) error {
 	if err != nil {
 		return r.notLocked(ctx, err)
 	}
-	defer l.Release()
-	return do(&update{r, l})
+	h := hold(l)
+	defer h.done()
+	return do(&update{r.guarded(h)})
 }
 
 func (r *repo) notLocked(ctx context.Context, err error) error {
@@ -145,9 +203,6 @@ func (r *repo) notLocked(ctx context.Context, err error) error {
 
 // saveImage is a point of no return: what it writes is committed.
 func (u *update) saveImage(ctx context.Context, img *image) error {
-	if err := u.lock.Check(); err != nil {
-		return err
-	}
 	img.V, img.Gen = documentVersion, img.Gen+1
 	return u.put(ctx, format.Image, img.ID, img)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"diskhook/storage/failure"
 )
@@ -18,9 +19,15 @@ type found struct {
 	image *image
 }
 
+// grace is how long those repositories that have not answered are still waited for
+// once a snapshot was found: it is the same elsewhere, but may be nearer.
+const grace = time.Second
+
 // search finds an image: where its hint says, else in the target, else in the
 // participating repositories in their order, else in all that are connected, local
-// ones first. A disk that is in two places is a failure.Conflict.
+// ones first. All are asked at the same time, so that one that hangs costs no more than its
+// own deadline, and where a snapshot was found nothing. A disk that is in two
+// places is a failure.Conflict.
 func (s *Service) search(ctx context.Context, target *repo, id string, o Options) (*found, error) {
 	if err := checkImageID(id); err != nil {
 		return nil, err
@@ -29,45 +36,77 @@ func (s *Service) search(ctx context.Context, target *repo, id string, o Options
 	if err != nil {
 		return nil, err
 	}
-	var all []*found
+	type answer struct {
+		place int
+		found *found
+		err   error
+	}
+	looking, stop := context.WithCancel(ctx)
+	answers := make(chan answer, len(places))
+	for i, repoID := range places {
+		go func() {
+			f, err := s.lookIn(looking, target, repoID, id)
+			answers <- answer{i, f, err}
+		}()
+	}
+	all := make([]*found, len(places))
+	left := len(places)
+	defer func() { // those that come too late
+		stop()
+		go func() {
+			for range left {
+				if a := <-answers; a.found != nil {
+					a.found.closeUnless(target)
+				}
+			}
+		}()
+	}()
 	var silent error
-	for _, repoID := range places {
-		f, err := s.lookIn(ctx, target, repoID, id)
-		switch {
-		case err == nil && f.settles(target):
-			return f, nil
-		case err == nil:
-			all = append(all, f)
-		case errors.Is(err, ErrNoImage):
-		default:
-			silent = errors.Join(silent, err)
+	var enough <-chan time.Time
+	for left > 0 {
+		select {
+		case a := <-answers:
+			left--
+			all[a.place] = a.found
+			switch {
+			case a.err == nil && a.found.settles(target):
+				return pick(target, id, all, nil)
+			case a.err == nil && a.found.complete() && enough == nil:
+				enough = time.After(grace)
+			case a.err != nil && !errors.Is(a.err, ErrNoImage):
+				silent = errors.Join(silent, a.err)
+			}
+			continue
+		case <-enough:
 		}
+		break
 	}
 	return pick(target, id, all, silent)
 }
 
+// complete says that it does not matter where else it is.
+func (f *found) complete() bool { return f.image.Kind == Snapshot && !f.image.Plan.creates() }
+
 // settles says that nobody needs to look any further: a snapshot's content is the
 // same everywhere, and nowhere nearer.
-func (f *found) settles(target *repo) bool {
-	return f.repo == target && f.image.Kind == Snapshot && !f.image.Plan.creates()
-}
+func (f *found) settles(target *repo) bool { return f.repo == target && f.complete() }
 
-// candidates are the repositories in which to look, in order.
+// candidates are the repositories in which to look, in order, each once.
 func (s *Service) candidates(target *repo, id string, o Options) ([]string, error) {
 	if hint, ok := o.ImageHints[id]; ok {
 		return []string{hint}, nil
 	}
-	if o.ParticipatingRepositories != nil {
-		return slices.Compact(append([]string{target.id}, o.ParticipatingRepositories...)), nil
-	}
-	all, err := s.Connections()
-	if err != nil {
-		return nil, err
+	others := o.ParticipatingRepositories
+	if others == nil {
+		var err error
+		if others, err = s.connectionIDs(); err != nil {
+			return nil, err
+		}
 	}
 	places := []string{target.id}
-	for _, c := range all {
-		if c.RepoID != target.id {
-			places = append(places, c.RepoID)
+	for _, repoID := range others {
+		if !slices.Contains(places, repoID) {
+			places = append(places, repoID)
 		}
 	}
 	return places, nil
@@ -96,8 +135,9 @@ func (r *repo) closeUnless(target *repo) {
 }
 
 // pick takes the first one that is usable, local ones before shared ones, and
-// closes the others.
+// closes the others; those that are nil were not found.
 func pick(target *repo, id string, all []*found, silent error) (*found, error) {
+	all = slices.DeleteFunc(all, func(f *found) bool { return f == nil })
 	if len(all) == 0 && silent != nil {
 		return nil, fmt.Errorf("image %s: not found where it was looked for, but: %w", id, silent)
 	}

@@ -5,13 +5,16 @@ package repository
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"diskhook/storage/command"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/lvm"
 	"diskhook/storage/qemuimg"
 	"diskhook/storage/repository/format"
+	"diskhook/storage/repository/format/clvm"
 	"diskhook/storage/repository/format/localfs"
 	"diskhook/storage/repository/format/nfs"
 	"diskhook/storage/transfer"
@@ -49,9 +52,14 @@ func New(layout host.Layout, config host.Config, log *slog.Logger) (*Service, er
 		return nil, err
 	}
 	run := command.System{Log: log}
+	groups := clvm.Format{
+		LVM: &lvm.LVM{Run: run, Devices: config.LVM.Devices, Timeout: time.Duration(config.LVM.Timeout)}, Dev: layout.Dev(),
+		HostID: machine, BootID: boot, Number: config.Repository.HostID,
+		Locks: layout.Locks(), Cursors: filepath.Join(layout.State(), "repository-cursors"),
+	}
 	return &Service{
 		Layout: layout, HostID: machine, BootID: boot,
-		Formats:  []format.Format{localfs.Format{}, nfs.Format{HostID: machine, BootID: boot}},
+		Formats:  []format.Format{localfs.Format{}, nfs.Format{HostID: machine, BootID: boot}, groups},
 		Deadline: time.Duration(config.Repository.Deadline),
 		Engine:   &transfer.Engine{Run: run, Log: log},
 		Images:   &qemuimg.QemuImg{Run: run},

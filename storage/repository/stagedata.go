@@ -29,13 +29,13 @@ func (w *worker) begun(ctx context.Context, below func() (string, error)) (v *vo
 		return nil, false, err
 	}
 	v = &volume{ID: p.Volume, Format: p.Format, Size: p.Size}
-	err = w.repo.change(ctx, func(*update) (err error) {
+	err = w.repo.change(ctx, func(u *update) (err error) {
 		if below != nil {
 			if v.Below, err = below(); err != nil {
 				return err
 			}
 		}
-		return w.saveVolume(ctx, v)
+		return u.saveVolume(ctx, v)
 	})
 	if err == nil {
 		err = failpoint.Hit("repository.volume.document")
@@ -52,14 +52,6 @@ func (w *worker) completed(ctx context.Context, v *volume) error {
 		return err
 	}
 	v.Complete = true
-	return w.saveVolume(ctx, v)
-}
-
-// saveVolume writes a volume's document, unless the work is somebody else's by now.
-func (w *worker) saveVolume(ctx context.Context, v *volume) error {
-	if err := w.lock.Check(); err != nil {
-		return err
-	}
 	return w.repo.saveVolume(ctx, v)
 }
 
@@ -100,7 +92,10 @@ func (w *worker) allocate(ctx context.Context) error {
 		return err
 	}
 	fresh, err := w.make(ctx, v, v.Size)
-	if err == nil && !fresh {
+	switch {
+	case err == nil && !fresh && w.repo.place.Capabilities().Stale:
+		err = w.blank(ctx, v)
+	case err == nil && !fresh:
 		err = failure.New(failure.Conflict, "volume %s: something is in it", v.ID)
 	}
 	if err != nil {
@@ -183,8 +178,10 @@ func (w *worker) bring(ctx context.Context, v *volume, bytes int64, source trans
 		if err := transfer.RemoveCursor(cursor); err != nil {
 			return err
 		}
-		if target.Zeroed, err = w.anew(ctx, v, bytes); err != nil {
-			return err
+		if !w.repo.place.Capabilities().Stale { // else all of it is written in any case
+			if target.Zeroed, err = w.anew(ctx, v, bytes); err != nil {
+				return err
+			}
 		}
 	}
 	_, err = w.Engine.Copy(ctx, source, target, transfer.Options{
@@ -208,13 +205,13 @@ func (w *worker) source(ctx context.Context) (transfer.Source, func(), error) {
 	}
 	release, err := w.quiet(ctx, from)
 	if err != nil {
-		from.closeUnless(w.repo)
+		w.leave(ctx, from)
 		return transfer.Source{}, nil, err
 	}
 	c, opened, err := from.readable(ctx)
 	if err != nil {
 		release()
-		from.closeUnless(w.repo)
+		w.leave(ctx, from)
 		return transfer.Source{}, nil, err
 	}
 	source := sourceOf(from.layers(c), opened, from.image.Size)
@@ -224,7 +221,7 @@ func (w *worker) source(ctx context.Context) (transfer.Source, func(), error) {
 	return source, func() {
 		opened.Close()
 		release()
-		from.closeUnless(w.repo)
+		w.leave(ctx, from)
 	}, nil
 }
 

@@ -29,7 +29,7 @@ func (w *worker) differ(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer from.closeUnless(w.repo)
+	defer w.leave(ctx, from)
 	release, err := w.quiet(ctx, from)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 
+	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/qemuimg"
@@ -71,9 +72,6 @@ func (w *worker) switchOver(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := w.lock.Check(); err != nil {
-			return err
-		}
 		disk.Volume, disk.Base, disk.Cut = w.img.Plan.Volume, w.img.ID, ""
 		return u.saveImage(ctx, disk)
 	})
@@ -95,7 +93,7 @@ func (w *worker) parts(ctx context.Context) error {
 			if from, err = w.from(ctx); err != nil {
 				return err
 			}
-			defer from.closeUnless(w.repo)
+			defer w.leave(ctx, from)
 		}
 		if err := w.bringPart(ctx, from, p.Parts[i], v); err != nil {
 			return err
@@ -111,7 +109,7 @@ func (w *worker) part(ctx context.Context, p part) (*volume, error) {
 		return v, err
 	}
 	v = &volume{ID: p.Copy, Format: imagecheck.QCOW2}
-	if err := w.saveVolume(ctx, v); err != nil {
+	if err := w.repo.saveVolume(ctx, v); err != nil {
 		return nil, err
 	}
 	return v, failpoint.Hit("repository.part.document")
@@ -138,11 +136,14 @@ func (w *worker) bringPart(ctx context.Context, from *found, p part, v *volume) 
 		if err := w.bring(ctx, v, file.VirtualSize, sourceOf(bytes, file, file.VirtualSize)); err != nil {
 			return err
 		}
+		if err := w.extend(ctx, v, of.Size); err != nil {
+			return err
+		}
 		if err := w.flush(ctx, v); err != nil {
 			return err
 		}
 		v.Size = of.Size
-		if err := w.saveVolume(ctx, v); err != nil {
+		if err := w.repo.saveVolume(ctx, v); err != nil {
 			return err
 		}
 		return errors.Join(transfer.RemoveCursor(w.repo.place.Cursor(v.ID)), failpoint.Hit("repository.part.copied"))
@@ -186,12 +187,12 @@ func (w *worker) linkPart(ctx context.Context, id, below string) error {
 	}
 	if v.Below == "" {
 		// In the document first: from now on nobody removes what it lies on.
-		err := w.repo.change(ctx, func(*update) error {
-			if _, err := w.repo.volume(ctx, below); err != nil {
+		err := w.repo.change(ctx, func(u *update) error {
+			if _, err := u.volume(ctx, below); err != nil {
 				return err
 			}
 			v.Below = below
-			return w.saveVolume(ctx, v)
+			return u.saveVolume(ctx, v)
 		})
 		if err != nil {
 			return err
@@ -231,13 +232,7 @@ func (w *worker) enlarge(ctx context.Context, v *volume, size int64) error {
 	if v.Size >= size {
 		return nil
 	}
-	bytes := size
-	if v.Format == imagecheck.QCOW2 {
-		bytes = qemuimg.FullSize(size)
-	}
-	if _, err := step(ctx, w.repo, "grow", func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, w.repo.place.Grow(ctx, v.ID, v.Format, bytes)
-	}); err != nil {
+	if err := w.extend(ctx, v, size); err != nil {
 		return err
 	}
 	if v.Format == imagecheck.QCOW2 {
@@ -252,7 +247,26 @@ func (w *worker) enlarge(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 	v.Size = size
-	return w.saveVolume(ctx, v)
+	return w.repo.saveVolume(ctx, v)
+}
+
+// extend gives a volume the room that an image of a size may take. Where zeros have
+// to be written there is no deadline to that.
+func (w *worker) extend(ctx context.Context, v *volume, size int64) error {
+	bytes := size
+	if v.Format == imagecheck.QCOW2 {
+		bytes = qemuimg.FullSize(size)
+	}
+	grow := func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, w.repo.place.Grow(ctx, v.ID, v.Format, bytes)
+	}
+	var err error
+	if w.repo.place.Capabilities().Stale {
+		_, err = command.Abandon(ctx, func() (struct{}, error) { return grow(ctx) })
+	} else {
+		_, err = step(ctx, w.repo, "grow", grow)
+	}
+	return err
 }
 
 // deleteData frees a volume's storage.

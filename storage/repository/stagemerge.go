@@ -70,7 +70,7 @@ func (w *worker) relink(ctx context.Context) error {
 			return err
 		}
 		c[0].Below = c[1].Below
-		return w.saveVolume(ctx, c[0])
+		return w.repo.saveVolume(ctx, c[0])
 	})
 }
 
@@ -96,6 +96,9 @@ func (w *worker) sink(ctx context.Context) error {
 			return nil
 		}
 		if err := failpoint.Hit("repository.merge.disowned"); err != nil {
+			return err
+		}
+		if err := w.repo.openVolumes(ctx, chain{into}, true); err != nil {
 			return err
 		}
 		if err := w.enlarge(ctx, into, c[0].Size); err != nil {

@@ -16,21 +16,25 @@ import (
 // sweep removes what the plan left behind: the image itself if it was removed, the volumes
 // that it had, and below them what nobody else needs.
 func (w *worker) sweep(ctx context.Context) error {
+	v, err := w.repo.scan(ctx) // takes its time, and no lock
+	if err != nil {
+		return err
+	}
+	images, volumes := v.garbage(w.id)
+	images, volumes = v.related(w.img, images, volumes)
 	var freed []format.Data
-	err := w.repo.change(ctx, func(u *update) error {
+	err = w.repo.change(ctx, func(u *update) error {
 		img, err := w.current(ctx)
 		if err != nil {
 			return err
 		}
-		v, err := u.scan(ctx)
-		if err != nil {
+		if err := u.refresh(ctx, v, images, volumes); err != nil {
 			return err
 		}
 		if len(v.damaged) > 0 {
 			return nil // what a damaged document needs nobody knows
 		}
-		images, volumes := v.garbage(img.ID)
-		images, volumes = v.related(img, images, volumes)
+		images, volumes := v.unneeded(images, volumes, img.ID)
 		freed, err = u.discard(ctx, v, images, volumes)
 		if err == nil && slices.Contains(images, img.ID) {
 			w.img.Plan = nil
@@ -75,9 +79,6 @@ func (v *view) below(id string) string {
 // that is left, of which nobody knows any more.
 func (u *update) discard(ctx context.Context, v *view, images, volumes []string) ([]format.Data, error) {
 	for _, id := range images {
-		if err := u.lock.Check(); err != nil {
-			return nil, err
-		}
 		for _, kind := range []format.Kind{format.Pin, format.Image} {
 			if err := u.drop(ctx, kind, id); err != nil {
 				return nil, err
@@ -89,9 +90,6 @@ func (u *update) discard(ctx context.Context, v *view, images, volumes []string)
 	}
 	var freed []format.Data
 	for _, id := range volumes {
-		if err := u.lock.Check(); err != nil {
-			return nil, err
-		}
 		if err := u.drop(ctx, format.Volume, id); err != nil {
 			return nil, err
 		}

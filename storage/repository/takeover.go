@@ -71,5 +71,5 @@ func (w *worker) relinked(ctx context.Context) error {
 	}
 	opened.Close()
 	c[0].Below = c[1].Below
-	return w.saveVolume(ctx, c[0])
+	return w.repo.saveVolume(ctx, c[0])
 }

@@ -26,6 +26,7 @@ type view struct {
 	stops      []string
 	pins       map[string]*pins
 	damaged    []error
+	newer      map[string]bool // volumes that were made after the scan; see refresh
 }
 
 // scan reads everything.
@@ -65,6 +66,11 @@ func all[T any](ctx context.Context, r *repo, kind format.Kind, v *view) (map[st
 	if err != nil {
 		return nil, err
 	}
+	return read[T](ctx, r, kind, ids, v)
+}
+
+// read is all of those documents that are named.
+func read[T any](ctx context.Context, r *repo, kind format.Kind, ids []string, v *view) (map[string]*T, error) {
 	var (
 		found   = make(map[string]*T, len(ids))
 		mu      sync.Mutex

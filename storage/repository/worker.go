@@ -20,8 +20,8 @@ import (
 // worker walks the plan of one image. It has the lock of the image's work.
 type worker struct {
 	*Service
-	repo    *repo
-	lock    format.Lock
+	repo    *repo // which it changes only with the lock
+	lock    *holding
 	id      string // the image's
 	img     *image // as it was written or read last; not the watcher's
 	percent atomic.Int64
@@ -65,13 +65,14 @@ func (s *Service) work(ctx context.Context, r *repo, imageID string) error {
 	if err != nil {
 		return err
 	}
-	w := &worker{Service: s, repo: r, lock: l, id: imageID}
-	err = w.run(ctx)
-	if err != nil {
-		l.Release()
+	h := hold(l)
+	defer s.letGo(ctx, r)
+	defer h.done()
+	w := &worker{Service: s, repo: r.guarded(h), lock: h, id: imageID}
+	if err := w.run(ctx); err != nil {
 		return fmt.Errorf("image %s/%s: %w", r.id, imageID, err)
 	}
-	l.Discard()
+	h.discard = true
 	return nil
 }
 
@@ -190,9 +191,6 @@ func (w *worker) commit(ctx context.Context, change func(*update, *image) error)
 		if err := change(u, img); err != nil {
 			return err
 		}
-		if err := w.lock.Check(); err != nil {
-			return err
-		}
 		if err := u.saveImage(ctx, img); err != nil {
 			return err
 		}
@@ -211,8 +209,10 @@ func (w *worker) current(ctx context.Context) (*image, error) {
 }
 
 // locks are what children that write inherit.
-func (w *worker) locks() []*os.File {
-	if f := w.lock.File(); f != nil {
+func (w *worker) locks() []*os.File { return filesOf(w.lock) }
+
+func filesOf(l format.Lock) []*os.File {
+	if f := l.File(); f != nil {
 		return []*os.File{f}
 	}
 	return nil

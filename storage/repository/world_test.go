@@ -19,10 +19,12 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/proctest"
 	"diskhook/storage/qemuimg"
 	"diskhook/storage/repository"
 	"diskhook/storage/repository/format"
+	"diskhook/storage/repository/format/clvm"
 	"diskhook/storage/repository/format/localfs"
 	"diskhook/storage/repository/format/nfs"
 	"diskhook/storage/transfer"
@@ -32,14 +34,15 @@ import (
 // parameters of a repository in a directory of the test's.
 var formats = []struct {
 	name       string
-	on         func(hostID string) format.Format
+	on         func(w *world, hostID string) format.Format
 	parameters func(dir string) map[string]string
 }{
-	{localfs.Name, func(string) format.Format { return localfs.Format{} }, inDirectory},
+	{localfs.Name, func(*world, string) format.Format { return localfs.Format{} }, inDirectory},
 	// The directory stands in for an export; the guest's tests have a real one.
-	{nfs.Name, func(hostID string) format.Format {
-		return nfs.Format{HostID: hostID, BootID: hostID + "-boot", Beat: 100 * time.Millisecond, Mounted: mountedWell}
+	{nfs.Name, func(_ *world, hostID string) format.Format {
+		return nfs.Format{HostID: hostID, BootID: hostID + "-boot", Beat: 100 * time.Millisecond, Silence: time.Minute, Mounted: mountedWell}
 	}, inDirectory},
+	{clvm.Name, (*world).group, nil},
 }
 
 func inDirectory(dir string) map[string]string { return map[string]string{"path": dir} }
@@ -65,12 +68,13 @@ func TestMain(m *testing.M) {
 // world is two repositories, a and b, that two hosts have connected.
 type world struct {
 	testing.TB
-	Dir    string
-	Format string
+	Dir      string
+	Format   string
+	LockType string // of volume groups
 }
 
 func newWorld(t testing.TB, format string) *world {
-	w := &world{t, t.TempDir(), format}
+	w := &world{TB: t, Dir: t.TempDir(), Format: format}
 	w.connect()
 	return w
 }
@@ -78,6 +82,9 @@ func newWorld(t testing.TB, format string) *world {
 // connect makes the repositories, and has both hosts connect them.
 func (w *world) connect() {
 	for _, repo := range []string{"a", "b"} {
+		if w.Format == clvm.Name {
+			must(w, lvmtest.CreateShared(w.path("groups", repo), repo, w.LockType, 256*mib, 64<<10))
+		}
 		must(w, w.on("h1").CreateStorageRepository(w.Context(), w.Format, w.parameters(repo)))
 		for _, host := range []string{"h1", "h2"} {
 			must(w, w.on(host).ConnectStorageRepository(w.Context(), repo, w.Format, w.parameters(repo)))
@@ -86,6 +93,9 @@ func (w *world) connect() {
 }
 
 func (w *world) parameters(repo string) map[string]string {
+	if w.Format == clvm.Name {
+		return w.groupParameters(repo)
+	}
 	for _, f := range formats {
 		if f.name == w.Format {
 			return f.parameters(w.path("repos", repo))
@@ -114,7 +124,7 @@ func (w *world) on(hostID string) *repository.Service {
 	log := slog.New(slog.NewTextHandler(logTo{w.TB}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	var all []format.Format
 	for _, f := range formats {
-		all = append(all, f.on(hostID))
+		all = append(all, f.on(w, hostID))
 	}
 	return &repository.Service{
 		Layout: host.Layout{Root: w.path(hostID)}, HostID: hostID, BootID: "boot-1", Formats: all, Deadline: time.Minute,
@@ -259,8 +269,11 @@ func (w *world) count(repo string) int {
 	return len(page.Images)
 }
 
-// files are the volumes' data in a repository on files.
+// files are the volumes' data in a repository.
 func (w *world) files(repo string) []string {
+	if w.Format == clvm.Name {
+		return w.logical(repo)
+	}
 	entries, err := os.ReadDir(w.path("repos", repo, "data"))
 	must(w, err)
 	var names []string
@@ -272,8 +285,8 @@ func (w *world) files(repo string) []string {
 
 // job is a verb for another process.
 type job struct {
-	Dir, Format, Host, Verb string
-	Args                    []string
+	Dir, Format, LockType, Host, Verb string
+	Args                              []string
 }
 
 // verbs are what jobs do.
@@ -284,7 +297,7 @@ func doJob(encoded string) int {
 	if err := json.Unmarshal([]byte(encoded), &j); err != nil {
 		panic(err)
 	}
-	w := &world{nil, j.Dir, j.Format}
+	w := &world{Dir: j.Dir, Format: j.Format, LockType: j.LockType}
 	if err := verbs[j.Verb](context.Background(), w.on(j.Host), j.Args); err != nil {
 		fmt.Fprintln(os.Stderr, failure.Line(err))
 		return 1

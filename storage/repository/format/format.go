@@ -71,13 +71,20 @@ type Documents interface {
 	// version that any host wrote.
 	Read(ctx context.Context, kind Kind, id string) ([]byte, error)
 	// Write replaces it or makes it. When it returns nil the document is durable;
-	// when it fails the old one or the new one is there, whole.
-	Write(ctx context.Context, kind Kind, id string, data []byte) error
-	// Remove is durable. That there is none is fine.
-	Remove(ctx context.Context, kind Kind, id string) error
+	// when it fails the old one or the new one is there, whole. Right before the new
+	// one can be seen it asks the fence, and changes nothing if that refuses.
+	Write(ctx context.Context, kind Kind, id string, data []byte, fence Fence) error
+	// Remove is durable. That there is none is fine. It asks the fence as Write does.
+	Remove(ctx context.Context, kind Kind, id string, fence Fence) error
 	// List names those there are, in order.
 	List(ctx context.Context, kind Kind) ([]string, error)
 }
+
+// Fence says whether a change still may be made: whoever asked for it has the
+// locks that it takes and waits for it. A host that was asleep in the middle of a
+// change, or whose storage was, finds out by it, and overwrites nothing. It does
+// not wait.
+type Fence func() error
 
 // Locks exclude everybody who has the repository connected, on any host. Names
 // are of [a-z0-9-].
@@ -124,7 +131,8 @@ type Volumes interface {
 	OpenVolume(ctx context.Context, id, kind string, write bool) error
 	CloseVolume(ctx context.Context, id, kind string) error
 	// Grow makes a raw volume read zero from its end up to bytes, and one
-	// of another kind able to hold so many.
+	// of another kind able to hold so many. Where new room is Stale it writes zeros,
+	// for as long as that takes.
 	Grow(ctx context.Context, id, kind string, bytes int64) error
 	// Flush makes the volume's content and name durable.
 	Flush(ctx context.Context, id, kind string) error
@@ -157,6 +165,13 @@ type Capabilities struct {
 	Sparse bool `json:"sparse"`
 	// Shared: other hosts may have the repository connected as well.
 	Shared bool `json:"shared"`
+	// Stale: a new volume holds what an earlier owner left on the disk, and takes
+	// all its room at once. Who fills one writes zeros, too.
+	Stale bool `json:"stale"`
+	// Granule is what volumes are multiples of, in bytes, if they cannot have the size
+	// of any image; else 0. A guest sees all of its volume, so that a
+	// virtual disk has such a size, too.
+	Granule int64 `json:"granule,omitempty"`
 	// ReadOnly: this host may make and change nothing.
 	ReadOnly bool `json:"read_only"`
 }

@@ -38,6 +38,9 @@ type Place struct {
 	Root string
 	// ReadFile reads a document; nil is os.ReadFile.
 	ReadFile func(path string) ([]byte, error)
+	// Revalidate is called before a directory is listed, where what this host knows
+	// of it may be old; nil: it never is.
+	Revalidate func(dir string) error
 }
 
 // folders of documents, by kind.
@@ -143,7 +146,7 @@ func (p *Place) Read(_ context.Context, kind format.Kind, id string) ([]byte, er
 }
 
 // Write implements format.Documents.
-func (p *Place) Write(_ context.Context, kind format.Kind, id string, data []byte) error {
+func (p *Place) Write(_ context.Context, kind format.Kind, id string, data []byte, fence format.Fence) error {
 	path, err := p.path(kind, id)
 	if err != nil {
 		return err
@@ -151,12 +154,15 @@ func (p *Place) Write(_ context.Context, kind format.Kind, id string, data []byt
 	if len(data) > format.MaxDocument {
 		return failure.New(failure.Usage, "%s %s: %d bytes are more than a document holds (%d)", kind, id, len(data), format.MaxDocument)
 	}
-	return atomicfile.Write(path, data, 0o600)
+	return atomicfile.WriteIf(path, data, 0o600, fence)
 }
 
 // Remove implements format.Documents.
-func (p *Place) Remove(_ context.Context, kind format.Kind, id string) error {
+func (p *Place) Remove(_ context.Context, kind format.Kind, id string, fence format.Fence) error {
 	path, err := p.path(kind, id)
+	if err == nil {
+		err = fence()
+	}
 	if err != nil {
 		return err
 	}
@@ -184,7 +190,13 @@ func (p *Place) List(ctx context.Context, kind format.Kind) ([]string, error) {
 }
 
 func (p *Place) names(ctx context.Context, folder string) ([]string, error) {
-	d, err := os.Open(filepath.Join(p.Root, folder))
+	path := filepath.Join(p.Root, folder)
+	if p.Revalidate != nil {
+		if err := p.Revalidate(path); err != nil {
+			return nil, err
+		}
+	}
+	d, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}

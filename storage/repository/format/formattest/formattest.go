@@ -37,6 +37,7 @@ func Conform(t *testing.T, f format.Format, parameters map[string]string, again 
 	there, err := again()
 	must(t, err)
 	t.Run("documents", func(t *testing.T) { documents(t, here, there) })
+	t.Run("fence", func(t *testing.T) { fenced(t, here, there) })
 	t.Run("locks", func(t *testing.T) { locks(t, here, there) })
 	t.Run("volumes", func(t *testing.T) { volumes(t, here, there) })
 	must(t, errors.Join(here.Close(), there.Close()))
@@ -75,6 +76,30 @@ func creates(t *testing.T, f format.Format, parameters map[string]string) {
 	must(t, p.Close())
 }
 
+// open is a fence that lets everything pass.
+func open() error { return nil }
+
+// fenced asks before a change can be seen, and changes nothing when it is refused.
+func fenced(t *testing.T, here, there format.Place) {
+	ctx, id := t.Context(), uuid.NewString()
+	must(t, here.Write(ctx, format.Image, id, []byte("old"), open))
+	refused := errors.New("somebody else's by now")
+	asked := 0
+	closed := func() error {
+		asked++
+		if got, err := there.Read(ctx, format.Image, id); err != nil || string(got) != "old" {
+			t.Errorf("it asks too late: %q: %v", got, err)
+		}
+		return refused
+	}
+	kindOf(t, here.Write(ctx, format.Image, id, []byte("new"), closed), refused)
+	kindOf(t, here.Remove(ctx, format.Image, id, closed), refused)
+	if got, err := there.Read(ctx, format.Image, id); err != nil || string(got) != "old" || asked != 2 {
+		t.Errorf("asked %d times, and then %q: %v", asked, got, err)
+	}
+	must(t, here.Remove(ctx, format.Image, id, open))
+}
+
 func documents(t *testing.T, here, there format.Place) {
 	ctx := t.Context()
 	for _, kind := range format.Kinds {
@@ -86,14 +111,14 @@ func documents(t *testing.T, here, there format.Place) {
 		_, err := here.Read(ctx, kind, ids[0])
 		kindOf(t, err, fs.ErrNotExist)
 		for i, id := range ids {
-			must(t, here.Write(ctx, kind, id, fmt.Appendf(nil, "first %d", i)))
+			must(t, here.Write(ctx, kind, id, fmt.Appendf(nil, "first %d", i), open))
 		}
 		largest := bytes.Repeat([]byte("x"), format.MaxDocument)
-		must(t, there.Write(ctx, kind, ids[1], largest))
+		must(t, there.Write(ctx, kind, ids[1], largest, open))
 		if got, err := here.Read(ctx, kind, ids[1]); err != nil || !bytes.Equal(got, largest) {
 			t.Errorf("%s: what another host wrote is not seen: %d bytes, %v", kind, len(got), err)
 		}
-		kindOf(t, here.Write(ctx, kind, ids[1], append(largest, 'x')), failure.Usage)
+		kindOf(t, here.Write(ctx, kind, ids[1], append(largest, 'x'), open), failure.Usage)
 		if got, err := there.Read(ctx, kind, ids[0]); err != nil || string(got) != "first 0" {
 			t.Errorf("%s: %q: %v", kind, got, err)
 		}
@@ -102,22 +127,22 @@ func documents(t *testing.T, here, there format.Place) {
 			t.Errorf("%s: %v: %s", kind, err, diff)
 		}
 		for _, id := range ids {
-			must(t, there.Remove(ctx, kind, id))
-			must(t, here.Remove(ctx, kind, id))
+			must(t, there.Remove(ctx, kind, id, open))
+			must(t, here.Remove(ctx, kind, id, open))
 		}
 		if listed, err := here.List(ctx, kind); err != nil || len(listed) > 0 {
 			t.Errorf("%s: %v: %v", kind, listed, err)
 		}
 	}
-	must(t, here.Write(ctx, format.Repository, format.Descriptor, []byte("about")))
+	must(t, here.Write(ctx, format.Repository, format.Descriptor, []byte("about"), open))
 	if got, err := there.Read(ctx, format.Repository, format.Descriptor); err != nil || string(got) != "about" {
 		t.Errorf("%q: %v", got, err)
 	}
 	for _, bad := range []string{"", ".", "..", "../repo", "a/b", "A3F3B8B0-9A53-4A87-A5B5-2D5A9CB4B1D6"} {
-		kindOf(t, here.Write(ctx, format.Image, bad, []byte("x")), failure.Usage)
+		kindOf(t, here.Write(ctx, format.Image, bad, []byte("x"), open), failure.Usage)
 		_, err := here.Read(ctx, format.Image, bad)
 		kindOf(t, err, failure.Usage)
-		kindOf(t, here.Remove(ctx, format.Image, bad), failure.Usage)
+		kindOf(t, here.Remove(ctx, format.Image, bad, open), failure.Usage)
 	}
 }
 
@@ -211,8 +236,12 @@ func volumes(t *testing.T, here, there format.Place) {
 	_, err = f.WriteAt(data, mib)
 	must(t, err)
 	must(t, here.Flush(ctx, raw, imagecheck.Raw))
-	if fresh, err := there.Make(ctx, raw, imagecheck.Raw, 4*mib); err != nil || fresh {
+	if fresh, err := here.Make(ctx, raw, imagecheck.Raw, 4*mib); err != nil || fresh {
 		t.Errorf("a volume with data is fresh: %v: %v", fresh, err)
+	}
+	// Another host may be kept from what is open for writing here.
+	if fresh, err := there.Make(ctx, raw, imagecheck.Raw, 4*mib); fresh || err != nil && !errors.Is(err, failure.Conflict) {
+		t.Errorf("a volume with data is fresh elsewhere: %v: %v", fresh, err)
 	}
 	if n, err := there.Allocated(ctx, raw, imagecheck.Raw); err != nil || n < mib {
 		t.Errorf("%d bytes: %v", n, err)

@@ -7,10 +7,15 @@
 //
 //	mount -t nfs4 -o vers=4.2,hard,lookupcache=pos nas:/images /srv/images
 //
-// Documents are read past the page cache. A name that another host has just
-// made has to be seen, so that a mount that keeps negative lookups
+// Documents are read past the page cache, and directories once the server was asked
+// for their attributes, so that one that changed is read anew. A name that another
+// host has just made has to be seen, so that a mount that keeps negative lookups
 // (lookupcache=all, the default; nfs(5)) is refused, as is one whose locks
 // exclude nobody on other hosts (nolock, local_lock).
+//
+// What the server has been sent cannot be called back: a rename that this host's
+// kernel repeats after the server has expired the host's locks may replace a newer
+// document. Servers of NFS 4.1 and later refuse what an expired session sends.
 //
 // A lock is flock(2), which is the server's on NFS, and a record in the locked
 // file that its holder renews (record.go). The record finds out what the lock does not tell:
@@ -46,6 +51,9 @@ type Format struct {
 	// Beat is how often a holder renews its record; 0 is 2 s. All hosts have
 	// the same.
 	Beat time.Duration
+	// Silence is for how long a holder that cannot renew its record still takes
+	// its lock for its own; 0 is 10 beats.
+	Silence time.Duration
 	// Mounted returns the options of the NFS mount that dir is on; nil looks
 	// into mountinfo.
 	Mounted func(dir string) (options []string, err error)
@@ -100,7 +108,10 @@ func (f Format) find(parameters map[string]string) (*place, error) {
 	if f.Beat == 0 {
 		f.Beat = 2 * time.Second
 	}
-	return &place{directory.Place{Root: root, ReadFile: readDirect}, f}, nil
+	if f.Silence == 0 {
+		f.Silence = mostBeats * f.Beat
+	}
+	return &place{directory.Place{Root: root, ReadFile: readDirect, Revalidate: revalidate}, f}, nil
 }
 
 // shared refuses a mount on which hosts would not see, or not exclude, each other.
@@ -192,6 +203,16 @@ func readOnce(path string) ([]byte, error) {
 		err = nil
 	}
 	return block[:n], err
+}
+
+// revalidate has the client ask the server for a directory's attributes now, rather
+// than believe for acdirmax what it knows (statx(2), nfs(5)).
+func revalidate(dir string) error {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_MTIME|unix.STATX_CTIME, &st); err != nil {
+		return &os.PathError{Op: "statx", Path: dir, Err: err}
+	}
+	return nil
 }
 
 type place struct {

@@ -36,8 +36,8 @@ type record struct {
 // recordSize is written at once, padded with blanks.
 const recordSize = 512
 
-// Times in beats. A holder that could not renew its record for mostBeats does
-// nothing more: a server gives a silent host's lock to others after 90 s (Linux,
+// Times in beats. A holder that could not renew its record for mostBeats
+// (Format.Silence) does nothing more: a server gives a silent host's lock to others after 90 s (Linux,
 // nfsv4leasetime), and a host that slept finds out by the clock.
 const (
 	judgeBeats = 3
@@ -47,6 +47,7 @@ const (
 type held struct {
 	lock  *lock.Lock
 	every time.Duration
+	most  time.Duration // without a renewal
 	taken bool
 	done  chan struct{}
 
@@ -66,7 +67,7 @@ func (p *place) take(ctx context.Context, l *lock.Lock) (*held, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &held{lock: l, every: p.host.Beat, done: make(chan struct{}), mine: record{Host: p.host.HostID, Boot: p.host.BootID, Nonce: uuid.NewString()}}
+	h := &held{lock: l, every: p.host.Beat, most: p.host.Silence, done: make(chan struct{}), mine: record{Host: p.host.HostID, Boot: p.host.BootID, Nonce: uuid.NewString()}}
 	ended := was.Host == p.host.HostID && was.Boot == p.host.BootID // the kernel gave the lock up
 	if was.Nonce != "" && !was.Released && !ended {
 		if err := h.silent(ctx, was); err != nil {
@@ -166,7 +167,7 @@ func sinceBoot() time.Duration {
 // Check implements format.Lock.
 func (h *held) Check() error {
 	silent := sinceBoot() - time.Duration(h.beaten.Load())
-	if silent < mostBeats*h.every {
+	if silent < h.most {
 		return nil
 	}
 	err := failure.New(failure.Temporary, "lock %s: it was not renewed for %v, and may be another host's", h.lock.File().Name(), silent.Round(time.Second))
@@ -195,7 +196,7 @@ func (h *held) Release() {
 	}()
 	select {
 	case <-released:
-	case <-time.After(mostBeats * h.every):
+	case <-time.After(h.most):
 	}
 }
 

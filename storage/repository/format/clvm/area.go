@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package clvm
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"io"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/directio"
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/layout"
+)
+
+// Where things are in the volume of documents, in bytes.
+const (
+	hostsAt   = 64 << 10 // a slot for each host
+	bucketsAt = 1 << 20
+
+	// maxHost is the largest number that a host may have.
+	maxHost = 64
+	// bucketSlots are read at once. A document is in one of two buckets.
+	bucketSlots = 16
+	bucketSize  = bucketSlots * slotSize
+	// defaultBuckets hold 8192 documents, of some 3000 images, in 64 MiB.
+	defaultBuckets = 512
+	maxBuckets     = 1 << 16
+)
+
+// header says what the volume of documents is. It is written last when that is made,
+// and again when another host becomes the writer.
+type header struct {
+	V       int    `json:"v"`
+	Format  string `json:"format"`
+	Area    string `json:"area"` // a UUID that all blocks bear
+	Buckets int    `json:"buckets"`
+	Writer  string `json:"writer,omitempty"` // the only host that may write; "": the group has a lock manager
+}
+
+// area is the open volume of documents.
+type area struct {
+	dev  *layout.Volume
+	name string // VG/LV, for messages
+	id   uuid.UUID
+	header
+	slot slot // of the header
+}
+
+// openArea reads the header. A volume without one is a failure.NotFound.
+func openArea(path, name string, write bool) (*area, error) {
+	dev, err := layout.Open(path, write)
+	if err != nil {
+		return nil, err
+	}
+	a := &area{dev: dev, name: name}
+	if err := a.readHeader(); err != nil {
+		_ = dev.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *area) readHeader() error {
+	all, err := a.slots(0, 1)
+	if err != nil {
+		return err
+	}
+	a.slot = all[0]
+	switch {
+	case a.slot.health != whole:
+		err := failure.New(failure.Problems, "lv %s: its header is damaged in both copies", a.name)
+		return failure.Hint(err, "put a backup of its first 8 KiB back; its documents may be whole")
+	case a.slot.newest.kind != kindHeader:
+		err := failure.New(failure.NotFound, "lv %s: it was never made to its end", a.name)
+		return failure.Hint(err, "run `diskhook repo create` again")
+	}
+	if err := json.Unmarshal(a.slot.newest.body, &a.header); err != nil {
+		return failure.New(failure.Problems, "lv %s: header: %w", a.name, err)
+	}
+	id, err := uuid.Parse(a.Area)
+	if err != nil || a.V != 1 || a.Format != Name || a.Buckets < 1 || a.Buckets > maxBuckets || a.dev.Size() < size(a.Buckets) {
+		return failure.New(failure.Problems, "lv %s: header: version %d of format %q with %d buckets in %d bytes: not one that is known here", a.name, a.V, a.Format, a.Buckets, a.dev.Size())
+	}
+	a.id = id
+	return nil
+}
+
+// size is that of the volume of documents with so many buckets.
+func size(buckets int) int64 { return bucketsAt + int64(buckets)*bucketSize }
+
+// writeHeader makes or replaces the header.
+func (a *area) writeHeader(h header) error {
+	body, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	id, err := uuid.Parse(h.Area)
+	if err != nil {
+		return err
+	}
+	at, sequence := a.slot.next()
+	return a.write(at, block{kind: kindHeader, sequence: sequence, body: body}.encode(id), true)
+}
+
+// write writes a block, past all caches of this host.
+func (a *area) write(at int64, b []byte, durable bool) error {
+	if _, err := a.dev.WriteAt(b, at); err != nil {
+		return fmt.Errorf("lv %s: write at %d: %w", a.name, at, err)
+	}
+	if !durable {
+		return nil
+	}
+	return a.dev.Flush()
+}
+
+// slots reads slots that lie beside each other.
+func (a *area) slots(at int64, n int) ([]slot, error) {
+	b := directio.Buffer(int64(n) * slotSize)
+	if got, err := a.dev.ReadAt(b, at); got < len(b) {
+		if err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("lv %s: read at %d: %w", a.name, at, err)
+	}
+	all := make([]slot, n)
+	for i := range all {
+		all[i] = decodeSlot(b[i*slotSize:][:slotSize], at+int64(i)*slotSize, a.id)
+	}
+	return all, nil
+}
+
+// hosts reads the slots of all hosts: that of host n is at n-1.
+func (a *area) hosts() ([]slot, error) { return a.slots(hostsAt, maxHost) }
+
+// buckets are the one or two in which a document may be.
+func (a *area) buckets(kind byte, id uuid.UUID) []int64 {
+	sum := fnv.New64a()
+	_, _ = sum.Write(append([]byte{kind}, id[:]...))
+	h := sum.Sum(nil)
+	one := int64(binary.BigEndian.Uint32(h)) % int64(a.Buckets)
+	two := int64(binary.BigEndian.Uint32(h[4:])) % int64(a.Buckets)
+	if one == two {
+		return []int64{one}
+	}
+	return []int64{one, two}
+}
+
+// ill says what is wrong with a slot that cannot be read, nil if nothing is.
+func (a *area) ill(s slot) error {
+	what := "damaged in both copies"
+	switch s.health {
+	case whole, empty:
+		return nil
+	case foreign:
+		what = "of another repository, or of a later version"
+	case damaged:
+	}
+	err := failure.New(failure.Problems, "lv %s: the slot at %d is %s: which document is missing nobody can tell", a.name, s.at, what)
+	return failure.Hint(err, "put a backup of the volume back; `dd if=/dev/%s bs=8192 skip=%d count=1 iflag=direct | hexdump -C` shows the slot", a.name, s.at/slotSize)
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package clvm
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/repository/format"
+)
+
+// key is a document as its slot names it.
+func key(kind format.Kind, id string) (byte, uuid.UUID, error) {
+	if kind == format.Repository && id == format.Descriptor {
+		return kinds[kind], uuid.Nil, nil
+	}
+	known, ok := kinds[kind]
+	if !ok || kind == format.Repository || !host.IsUUID(id) {
+		return 0, uuid.Nil, failure.New(failure.Usage, "%s %q: not an id", kind, id)
+	}
+	return known, uuid.MustParse(id), nil
+}
+
+// find looks for a document. room is the slot for it if there is none: one of the
+// bucket that has more left.
+func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, err error) {
+	most := 0
+	var ill error
+	for _, bucket := range a.buckets(kind, id) {
+		all, err := a.slots(bucketsAt+bucket*bucketSize, bucketSlots)
+		if err != nil {
+			return nil, nil, err
+		}
+		var free []*slot
+		for i := range all {
+			s := &all[i]
+			switch {
+			case s.health != whole:
+				ill = a.ill(*s)
+			case s.newest.kind == kindFree:
+				free = append(free, s)
+			case s.newest.kind == kind && s.newest.id == id:
+				return s, nil, nil
+			}
+		}
+		if len(free) > most {
+			most, room = len(free), free[0]
+		}
+	}
+	return nil, room, ill
+}
+
+// Read implements format.Documents.
+func (p *place) Read(_ context.Context, kind format.Kind, id string) ([]byte, error) {
+	k, u, err := key(kind, id)
+	if err != nil {
+		return nil, err
+	}
+	found, _, err := p.area.find(k, u)
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
+		return nil, &fs.PathError{Op: "read", Path: "lv " + p.area.name + ": " + string(kind) + " " + id, Err: fs.ErrNotExist}
+	}
+	return found.newest.body, nil
+}
+
+// Write implements format.Documents.
+func (p *place) Write(ctx context.Context, kind format.Kind, id string, data []byte, fence format.Fence) error {
+	k, u, err := key(kind, id)
+	if err != nil {
+		return err
+	}
+	if len(data) > format.MaxDocument {
+		return failure.New(failure.Usage, "%s %s: %d bytes are more than a document holds (%d)", kind, id, len(data), format.MaxDocument)
+	}
+	return p.changing(ctx, fence, func(check func() error) error {
+		found, room, err := p.area.find(k, u)
+		if err != nil {
+			return err
+		}
+		if found == nil {
+			found = room
+		}
+		if found == nil {
+			err := failure.New(failure.NoSpace, "lv %s: no slot is left for another document", p.area.name)
+			return failure.Hint(err, "remove images and `diskhook repo fix --all` it, or make another repository on another volume group")
+		}
+		return p.replace(*found, block{kind: k, id: u, body: data}, check)
+	})
+}
+
+// Remove implements format.Documents.
+func (p *place) Remove(ctx context.Context, kind format.Kind, id string, fence format.Fence) error {
+	k, u, err := key(kind, id)
+	if err != nil {
+		return err
+	}
+	if found, _, err := p.area.find(k, u); err != nil || found == nil {
+		return err
+	}
+	return p.changing(ctx, fence, func(check func() error) error {
+		found, _, err := p.area.find(k, u)
+		if err != nil || found == nil {
+			return err
+		}
+		return p.replace(*found, block{kind: kindFree}, check)
+	})
+}
+
+// replace writes the next version of a slot.
+func (p *place) replace(s slot, b block, check func() error) error {
+	var at int64
+	at, b.sequence = s.next()
+	encoded := b.encode(p.area.id)
+	if err := check(); err != nil {
+		return err
+	}
+	return p.area.write(at, encoded, true)
+}
+
+// slotsLock orders the writes of all who have the repository: two must not take the
+// same slot, nor write the same half.
+const slotsLock = "slots"
+
+// changing has the slots to itself. check fails once that may be over, or the change
+// is not wanted any more.
+func (p *place) changing(ctx context.Context, fence format.Fence, do func(check func() error) error) error {
+	if err := p.stillWritable(); err != nil {
+		return err
+	}
+	l, err := p.acquire(ctx, slotsLock, true)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	return do(func() error { return errors.Join(fence(), l.Check()) })
+}
+
+// stillWritable asks the disk: another host may have been made the writer.
+func (p *place) stillWritable() error {
+	if p.area.Writer == "" {
+		return nil
+	}
+	now := &area{dev: p.area.dev, name: p.area.name}
+	if err := now.readHeader(); err != nil {
+		return err
+	}
+	return (&place{host: p.host, vg: p.vg, area: now}).writable()
+}
+
+// listAtOnce are the buckets that List reads at once.
+const listAtOnce = 32
+
+// List implements format.Documents.
+func (p *place) List(ctx context.Context, kind format.Kind) ([]string, error) {
+	k, ok := kinds[kind]
+	if !ok || kind == format.Repository {
+		return nil, failure.New(failure.Usage, "%s: not listed", kind)
+	}
+	var ids []string
+	for from := 0; from < p.area.Buckets; from += listAtOnce {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		n := min(listAtOnce, p.area.Buckets-from)
+		all, err := p.area.slots(bucketsAt+int64(from)*bucketSize, n*bucketSlots)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range all {
+			if err := p.area.ill(s); err != nil {
+				return nil, err
+			}
+			if s.newest.kind == k {
+				ids = append(ids, s.newest.id.String())
+			}
+		}
+	}
+	slices.Sort(ids)
+	return ids, nil
+}

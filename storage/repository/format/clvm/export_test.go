@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package clvm
+
+import "diskhook/storage/repository/format"
+
+// Die ends the holder of a lock as a crash would: nothing more is written, and the
+// kernel gives its local lock up.
+func Die(l format.Lock) {
+	h := l.(*held)
+	close(h.done)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.released = true
+	h.local.Release()
+}
+
+// SlotOf is where a document is in the volume of documents.
+func SlotOf(p format.Place, kind format.Kind, id string) (at int64, newest int, err error) {
+	k, u, err := key(kind, id)
+	if err != nil {
+		return 0, 0, err
+	}
+	found, _, err := p.(*place).area.find(k, u)
+	if err != nil || found == nil {
+		return 0, 0, err
+	}
+	return found.at, found.half, nil
+}

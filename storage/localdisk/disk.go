@@ -35,6 +35,10 @@ type Disk struct {
 	// Source is the chain to copy from, top first. Only filling reads it: a
 	// ready copy is used even when the source is gone.
 	Source []imagecheck.Layer `json:"source,omitempty"`
+	// From is the image of a storage repository to copy from. Source is empty then.
+	From *From `json:"from,omitempty"`
+	// held identifies the content of that image while it is held; see from.go.
+	held string
 	// Create says that a start may make the copy (fill=start, and oVirt).
 	// Without it an absent copy is a veto.
 	Create bool `json:"create"`
@@ -158,6 +162,8 @@ func (d Disk) Validate() error {
 		return bad("volume of an overlay", d.Volume)
 	case d.Instant && d.Template:
 		return bad("fill", "an overlay on a template is not made at once")
+	case d.From != nil && (d.OVirt() || d.Instant || len(d.Target) > maxHeldTarget || !host.IsUUID(d.From.ID) || d.From.Repo == ""):
+		return bad("image", failure.OneLine(d.From.String()))
 	case d.Opened != "" && d.Opened != imagecheck.Raw && d.Opened != imagecheck.QCOW2:
 		return bad("format", d.Opened)
 	case len(d.Fill) > 16 || strings.ContainsFunc(d.Fill, func(r rune) bool { return r < 'a' || r > 'z' }):

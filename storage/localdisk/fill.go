@@ -104,6 +104,14 @@ func (s *Service) fill(ctx context.Context, d Disk, held *lock.Lock, status *pro
 		return decision.Err
 	case Use, Adopt:
 		return nil // somebody was faster
+	}
+	d, drop, err := s.hold(ctx, d)
+	if err != nil {
+		return unreadable(d, err)
+	}
+	defer drop()
+	o.Disk.Source, o.Disk.held = d.Source, d.held
+	switch decision.Action {
 	case Retire:
 		if err := s.giveUp(ctx, *o.Receipt); err != nil {
 			return err
@@ -212,7 +220,9 @@ func unreadable(d Disk, err error) error { return Unreadable(d, "there is no loc
 // cannot be read. It always has a way out.
 func Unreadable(d Disk, copied string, err error) error {
 	source, hint := "its source", failure.HintOf(err)
-	if len(d.Source) > 0 {
+	if d.From != nil {
+		source += " image " + failure.OneLine(d.From.String())
+	} else if len(d.Source) > 0 {
 		source += " " + failure.OneLine(d.Source[0].Path)
 	}
 	if hint == "" {

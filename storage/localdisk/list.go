@@ -264,7 +264,7 @@ func tagged(c Copy, prefix string) string {
 // reads remote paths: give it a context with a deadline. That the source is
 // gone is an error, not a change. A changed source never stops a start.
 func (s *Service) SourceChanged(ctx context.Context, r Receipt) (changed bool, why string, err error) {
-	if len(r.Source) == 0 {
+	if len(r.Source) == 0 && r.From == nil {
 		return false, "", nil
 	}
 	info, err := s.Inspect(ctx, r.Disk())

@@ -44,6 +44,9 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 		if err != nil {
 			return []string{"# refused: " + err.Error()}
 		}
+		if d.From != nil {
+			d.Source = info.Layers
+		}
 		if size = takes(d, info); d.overlaid() {
 			fill = qemuimg.ExplainFormat(b.target(d), info.VirtualSize, d.Source[0])
 			if d.Template {

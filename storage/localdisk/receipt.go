@@ -37,7 +37,10 @@ type Receipt struct {
 	HomeID  string `json:"home_id,omitempty"`
 	OnStop  string `json:"on_stop"`
 
-	Size        int64              `json:"size"` // virtual size of the disk
+	Size int64 `json:"size"` // virtual size of the disk
+	// From is the image of a storage repository that Source was. Fingerprint is
+	// that of the image's content then, and not of its files.
+	From        *From              `json:"from,omitempty"`
 	Source      []imagecheck.Layer `json:"source"`
 	Fingerprint string             `json:"fingerprint"`
 	// Device: a layer of the source is a block device, so that the fingerprint
@@ -205,7 +208,7 @@ func (r Receipt) Left() string {
 func (r Receipt) Disk() Disk {
 	d := Disk{
 		Domain: r.Domain, DomainName: r.DomainName, Target: r.Target, Image: r.Image, Volume: r.Volume,
-		Backend: r.Backend, OnStop: r.OnStop, Copy: r.Copy, Source: r.Source, Fill: r.Fill, Origin: r.Origin,
+		Backend: r.Backend, OnStop: r.OnStop, Copy: r.Copy, Source: r.Source, From: r.From, Fill: r.Fill, Origin: r.Origin,
 	}
 	return d.named(&r)
 }
@@ -294,6 +297,9 @@ func newReceipt(o Observed, info imagecheck.Info) Receipt {
 		Size: info.VirtualSize, Source: o.Disk.Source, Fingerprint: info.Fingerprint, Device: info.Block,
 		Machine: o.Machine, Filled: time.Now().UTC(), Verified: o.Disk.Verify && !o.Disk.Instant, Digest: o.Digest,
 		Fill: o.Disk.Fill, Origin: o.Disk.Origin,
+	}
+	if o.Disk.held != "" {
+		r.From, r.Fingerprint, r.Device = o.Disk.From, o.Disk.held, false
 	}
 	if o.Copy.Format == imagecheck.QCOW2 {
 		r.Overlay = &Overlay{Source: info.Identities}

@@ -21,8 +21,8 @@ import (
 	"diskhook/storage/progress"
 )
 
-// Service does the work on local copies. All fields but User and Owner are
-// needed. It keeps no state between calls and may be used from any goroutine.
+// Service does the work on local copies. All fields but User, Owner and
+// Images are needed. It keeps no state between calls and may be used from any goroutine.
 type Service struct {
 	Layout host.Layout
 	Config host.Config
@@ -36,6 +36,8 @@ type Service struct {
 	// their copies; see OVirtIdentities. nil is ourselves.
 	User  *command.Credential
 	Owner *Owner
+	// Images are those of storage repositories; nil: there are none here.
+	Images Images
 }
 
 // Owner is the numeric owner of a node or file.
@@ -236,14 +238,19 @@ func (s *Service) SetOwner(_ context.Context, p Placement, uid, gid int) error {
 const lookTimeout = 15 * time.Second
 
 // Inspect looks at the headers of the source of d, as a copy would. Storage
-// that does not answer is a failure.Temporary after 15 seconds at most.
+// that does not answer is a failure.Temporary after 15 seconds at most. Of an
+// image of a storage repository it asks the repository.
 func (s *Service) Inspect(ctx context.Context, d Disk) (imagecheck.Info, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	if d.From != nil {
+		info, _, err := s.lookUp(ctx, d)
+		return info, err
+	}
 	return s.checker(d).Chain(ctx, d.Source)
 }
 
 // checker looks at the headers of the source of d, as the user who may read it.
 func (s *Service) checker(d Disk) imagecheck.Checker {
-	return imagecheck.Checker{Allowed: s.Config.Paths.Allowed, User: s.reader(d)}
+	return imagecheck.Checker{Allowed: s.allowed(d), User: s.reader(d)}
 }

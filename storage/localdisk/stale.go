@@ -49,7 +49,7 @@ func (s *Service) markStale(ctx context.Context, observed []Observed) error {
 		r := o.Receipt
 		unused := o.Copy.State == Ready && r != nil && !r.Used && !r.Discarding
 		begun := o.Busy && o.Disk.BoundAnew
-		if !unused && !begun || len(o.Disk.Source) == 0 {
+		if !unused && !begun || len(o.Disk.Source) == 0 && o.Disk.From == nil {
 			continue
 		}
 		info, err := s.Inspect(ctx, o.Disk)

@@ -216,6 +216,12 @@ func (s *Service) Shareable(ctx context.Context, disks []Disk) error {
 		if !d.Template {
 			continue
 		}
+		if d.From != nil {
+			if err := s.shareableImage(ctx, d); err != nil {
+				return err
+			}
+			continue
+		}
 		source, err := s.open(ctx, d)
 		if err != nil {
 			return unreadable(d, err)

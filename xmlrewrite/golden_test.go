@@ -58,6 +58,32 @@ func bound(l LocalDisk) rewriters {
 	}
 }
 
+// imaged makes a disk an image of a repository and records it, as applying a
+// binding does.
+func imaged(target, format string, block bool) rewriters {
+	return func(t testing.TB, doc *Document) []Rewriter {
+		path := "/run/diskhook/images/" + doc.UUID() + "/" + target + "/disk"
+		origin, err := doc.Origin(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk, _ := doc.Disk(target)
+		return []Rewriter{VolumeDisk{Target: target, Path: path, Block: block, Format: format, Discard: true}, SetMetadata{[]BoundDisk{{
+			Target: target, Serial: disk.Serial, Source: path, Origin: origin,
+			Image: &Image{Repo: "fast", ID: "8c7d3b52-0d1c-4b52-9f0e-3b1f6a2c9d10", Format: format},
+		}}}}
+	}
+}
+
+// copied is a local copy that is made of an image.
+func copied(l LocalDisk) rewriters {
+	return func(t testing.TB, doc *Document) []Rewriter {
+		changes := bound(l)(t, doc)
+		changes[1].(SetMetadata).Disks[0].OriginImage = &Image{Repo: "fast", ID: "0d5f4b1e-7f0c-4f0e-9a51-5c1f1f1b6f55"}
+		return changes
+	}
+}
+
 type rewriters func(testing.TB, *Document) []Rewriter
 
 const stable = "/run/diskhook/disks/5e2d7f0a-0d1c-4b52-9f0e-3b1f6a2c9d10/vda"
@@ -69,6 +95,10 @@ var golden = []struct {
 }{
 	{"libvirt-file", "libvirt-file.local", bound(LocalDisk{Target: "vda", Path: stable, Block: true})},
 	{"libvirt-file", "libvirt-file.overlay", local("vda", "file", LocalDisk{Path: stable, Format: "qcow2", Cache: "writeback"})},
+	{"libvirt-file", "libvirt-file.image", imaged("vda", "qcow2", false)},
+	{"libvirt-file", "libvirt-file.image-copy", copied(LocalDisk{Target: "vda", Path: stable})},
+	{"libvirt-rbd", "libvirt-rbd.image", imaged("vda", "raw", true)},
+	{"virt-install", "virt-install.image", imaged("vda", "raw", false)},
 	{"libvirt-rbd", "libvirt-rbd.local", bound(LocalDisk{Target: "vda", Path: stable})},
 	{"libvirt-nodriver", "libvirt-nodriver.local", bound(LocalDisk{Target: "hda", Path: stable, Cache: "writethrough", Block: true})},
 	{"libvirt-live", "libvirt-live.local", bound(LocalDisk{Target: "sda", Path: stable, Block: true, Cache: "directsync"})},

@@ -58,8 +58,9 @@ type Volume struct{ ID string }
 // vhost-user; "" is nbd).
 type Quorum struct{ Set, Lower, Transport string }
 
-// Image binds a disk to an image of a storage repository.
-type Image struct{ Repo, ID string }
+// Image binds a disk to an image of a storage repository. Format is the one that
+// the disk was defined with: what an image on top of it takes it for.
+type Image struct{ Repo, ID, Format string }
 
 // Thin binds a disk to a volume of a thin cluster.
 type Thin struct{ Cluster, Volume string }
@@ -98,8 +99,10 @@ func (v *Volume) fields() []field { return []field{{"id", &v.ID}} }
 func (q *Quorum) fields() []field {
 	return []field{{"set", &q.Set}, {"lower", &q.Lower}, {"transport", &q.Transport}}
 }
-func (i *Image) fields() []field { return []field{{"repo", &i.Repo}, {"id", &i.ID}} }
-func (t *Thin) fields() []field  { return []field{{"cluster", &t.Cluster}, {"volume", &t.Volume}} }
+func (i *Image) fields() []field {
+	return []field{{"repo", &i.Repo}, {"id", &i.ID}, {"format", &i.Format}}
+}
+func (t *Thin) fields() []field { return []field{{"cluster", &t.Cluster}, {"volume", &t.Volume}} }
 
 // element is one element of the XML with its attributes.
 type element struct {

@@ -20,9 +20,9 @@ var allKinds = []BoundDisk{
 		Origin: []byte("<disk type='file'><driver name=\"qemu\"/><source file='/a &amp; b'/></disk>")},
 	{Target: "vdb", Source: "/v", Volume: &Volume{"vol-1"}},
 	{Target: "vdc", Quorum: &Quorum{"db", "export", "vhost-user"}, Origin: []byte("<disk/>")},
-	{Target: "vdd", Image: &Image{"repo", "i"}},
+	{Target: "vdd", Image: &Image{"repo", "i", "qcow2"}},
 	{Target: "vde", Thin: &Thin{"cluster", "v"}},
-	{Target: "vdf", Local: &Local{Backend: "dir"}, Origin: []byte("<disk/>"), OriginImage: &Image{"r", "i"}},
+	{Target: "vdf", Local: &Local{Backend: "dir"}, Origin: []byte("<disk/>"), OriginImage: &Image{"r", "i", ""}},
 	{Target: "vdg", Local: &Local{Backend: "dir"}, OriginThin: &Thin{"c", "v"}},
 }
 

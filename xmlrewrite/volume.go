@@ -11,13 +11,14 @@ type VolumeDisk struct {
 	Target  string
 	Path    string // absolute
 	Block   bool   // a block device; else a file
+	Format  string // "" means raw
 	Discard bool   // the storage takes back what the guest discards
 }
 
 // Rewrite fails with ErrUnsupported if the volume could not stand for what the
 // disk is.
 func (v VolumeDisk) Rewrite(doc *Document) error {
-	if err := (LocalDisk{Target: v.Target, Path: v.Path, Block: v.Block, Pause: true}).Rewrite(doc); err != nil {
+	if err := (LocalDisk{Target: v.Target, Path: v.Path, Block: v.Block, Format: v.Format, Pause: true}).Rewrite(doc); err != nil {
 		return err
 	}
 	return doc.EditDisk(v.Target, func(disk *etree.Element) error {

@@ -105,7 +105,13 @@ func localRecreate(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	steps = append(steps, fmt.Sprintf("make a copy of disk %s from %s", disk.Target, disk.Source[0].Path))
+	source := "image "
+	if disk.From != nil {
+		source += disk.From.String()
+	} else {
+		source = disk.Source[0].Path
+	}
+	steps = append(steps, fmt.Sprintf("make a copy of disk %s from %s", disk.Target, source))
 	return p.change(f, c.Bool("dry-run"), copiesOf(words[0]), steps, done(func() error {
 		r := p.reporter(f)
 		defer r.close()

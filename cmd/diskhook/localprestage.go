@@ -25,7 +25,7 @@ func prestageFlags() []cli.Flag {
 		&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Value: prestageJobs, Usage: "make at most `N` copies at the same time"},
 		&cli.BoolFlag{Name: "verify", Usage: "read each copy back, and compare it with its source, before it is complete"},
 		&cli.BoolFlag{Name: "then-start", Usage: "start each domain when all its copies are ready"},
-		bindFlag(), localFlag(), xmlFlag(), connectFlag(), dryRunFlag(),
+		bindFlag(), localFlag(), imageFlag(), xmlFlag(), connectFlag(), dryRunFlag(),
 	}
 }
 

@@ -18,10 +18,11 @@ func rewriteCommand(p *program) *cli.Command {
 	return &cli.Command{
 		Name: "rewrite", Usage: "bind disks in a domain's XML; a filter from standard input to standard output",
 		ArgsUsage: "[FILE]",
-		Description: "Without flags the rules of the configuration bind. Nothing but the XML is read: no image,\n" +
-			"no storage, no libvirt. XML that nothing binds is printed as it is, byte for byte.",
+		Description: "Without flags the rules of the configuration bind. Nothing but the XML is read (and for a disk\n" +
+			"that becomes a volume, a set or an image, what is known of that): no libvirt. XML that nothing\n" +
+			"binds is printed as it is, byte for byte.",
 		Flags: []cli.Flag{
-			bindFlag(), localFlag(), quorumFlag(), volumeFlag(), dryRunFlag(),
+			bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), dryRunFlag(),
 			&cli.BoolFlag{Name: "diff", Aliases: []string{"d"}, Usage: "print the change as a diff instead of the XML"},
 		},
 		Action: func(c *cli.Context) error { return rewrite(p, c) },
@@ -38,7 +39,7 @@ func localFlag() cli.Flag {
 		Usage: "give a disk a local copy: `DISK`[=BACKEND[,opt=value…]], where DISK may be * (repeatable)"}
 }
 
-// flagBindings reads --bind, and --local, --quorum and --volume, which are short for it:
+// flagBindings reads --bind, and --local, --quorum, --volume and --image, which are short for it:
 // vda=lvmthin,on-stop=keep is vda:local=lvmthin,on-stop=keep.
 func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 	var all []bindings.Binding
@@ -62,7 +63,7 @@ func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 			}
 		}
 	}
-	return all, nil
+	return withImages(c, all)
 }
 
 // inFull is DISK=VALUE,opt=value of a kind in the grammar of bindings.

@@ -57,6 +57,7 @@ func (p *program) services(c *cli.Context) (*services, error) {
 	h := &bindings.Host{
 		Layout: p.layout, Config: config, Log: log, Reader: local.User,
 		Local: bindings.Direct(local), Quorum: bindings.DirectQuorum(sets), Volumes: volumes,
+		Images: p.images(config, log),
 	}
 	client := &domains.Client{Run: command.System{Log: log}, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
 	return &services{config, log, local, sets, volumes, h, &domains.Service{Libvirt: client, Host: h, Local: local, Quorum: sets}}, nil
@@ -74,7 +75,13 @@ func (p *program) localService(config host.Config, log *slog.Logger) (*localdisk
 	return &localdisk.Service{
 		Layout: p.layout, Config: config, Run: command.System{Log: log}, Log: log,
 		Program: pathOf("DISKHOOK_PROGRAM", self), User: reader, Owner: owner,
+		Images: bindings.ImagesOf(p.images(config, log)),
 	}, nil
+}
+
+// images opens the storage repositories for who has a disk in one.
+func (p *program) images(config host.Config, log *slog.Logger) func() (bindings.Images, error) {
+	return func() (bindings.Images, error) { return p.repositoryService(config, log) }
 }
 
 // Flags that several nouns have.

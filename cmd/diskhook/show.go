@@ -135,15 +135,21 @@ func shownDisks(doc *xmlrewrite.Document) []shownDisk {
 func describeBinding(e *xmlrewrite.BoundDisk) string {
 	var options [][2]string
 	text := e.Kind()
-	switch l, q, v := e.Local, e.Quorum, e.Volume; {
+	switch l, q, v, i := e.Local, e.Quorum, e.Volume, e.Image; {
 	case l != nil:
 		text += "=" + l.Backend
 		options = [][2]string{{"fill", l.Fill}, {"template", l.Template}, {"on-stop", l.OnStop}}
+		if from := e.OriginImage; from != nil {
+			options = append(options, [2]string{"image", from.ID}, [2]string{"repo", from.Repo})
+		}
 	case q != nil:
 		text += "=" + q.Set
 		options = [][2]string{{"lower", q.Lower}, {"transport", q.Transport}}
 	case v != nil:
 		text += "=" + v.ID
+	case i != nil:
+		text += "=" + i.ID
+		options = [][2]string{{"repo", i.Repo}}
 	}
 	for _, option := range options {
 		if option[1] != "" {

@@ -70,9 +70,13 @@ func TestParseRefuses(t *testing.T) {
 		"local=$(reboot)":                        {failure.Usage, "not a value"},
 		"floppy=1":                               {failure.Usage, "floppy"},
 		"quorum=db":                              {failure.Usage, "name the disk"},
-		"image=x":                                {failure.Precondition, "image"},
-		strings.Repeat("x", 5000):                {failure.Usage, "5000 bytes"},
-		strings.Repeat("local=dir;", 300):        {failure.Usage, "256"},
+		"image=x":                                {failure.Usage, "not for VMs of oVirt"},
+		"vda:image=" + stranger + ",repo=r":      {failure.Usage, "not for VMs of oVirt"},
+		"vda:local=dir,image=" + stranger + ",repo=r": {failure.Usage, "not for VMs of oVirt"},
+		"vda:local=dir,repo=r":                        {failure.Usage, "belong together"},
+		"vda:thin=x":                                  {failure.Precondition, "thin"},
+		strings.Repeat("x", 5000):                     {failure.Usage, "5000 bytes"},
+		strings.Repeat("local=dir;", 300):             {failure.Usage, "256"},
 	} {
 		_, err := bindings.Parse("property diskhook", text, bindings.Property)
 		refused(t, err, want.kind, "property diskhook", want.word)

@@ -38,7 +38,7 @@ func (h *Host) Vanished(d Domain) error {
 			if disk.At() != "" && disk.At() == entry.Source {
 				return drifted(d, entry.Target, entry.Source, "the disk "+disk.Target+" has it now")
 			}
-			if (entry.Quorum != nil || entry.Volume != nil) && disk.shows(origin) {
+			if (entry.Quorum != nil || KeptBy(entry) != "") && disk.shows(origin) {
 				return hidden(d, entry, disk)
 			}
 			if err := h.standsIn(d, entry, disk, origin); err != nil {
@@ -139,14 +139,12 @@ func displaced(d Domain, target string, disk Disk) error {
 }
 
 // hidden refuses a disk that has what another one was before it was bound to a
-// replica set or a volume.
+// replica set or to what keeps its data.
 func hidden(d Domain, entry xmlrewrite.BoundDisk, disk Disk) error {
 	target := failure.OneLine(clip(entry.Target))
-	what := "volume "
+	what := failure.OneLine(KeptBy(entry))
 	if entry.Quorum != nil {
 		what = "replica set " + failure.OneLine(clip(entry.Quorum.Set))
-	} else {
-		what += failure.OneLine(clip(entry.Volume.ID))
 	}
 	err := failure.New(failure.Conflict, "%s: disk %s has %s, which disk %s was before it was bound to the %s, and disk %s is no longer in the domain",
 		d, disk.Target, describe(disk), target, what, target)

@@ -51,6 +51,8 @@ type Disk struct {
 	Chain    []imagecheck.Layer
 	Complete bool
 
+	ReadOnly bool
+
 	// Unfit is why the disk cannot be bound by a binding for all disks; "" if it can.
 	Unfit string
 }
@@ -127,6 +129,7 @@ func ReadDisk(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) Disk {
 	d := Disk{
 		Target: x.Target, Serial: x.Serial, Image: told.ImageID, Volume: told.VolumeID,
 		Type: x.Type, Format: x.Driver.Type, Complete: x.Terminated,
+		ReadOnly: x.ReadOnly,
 	}
 	if x.Source.Type == "file" || x.Source.Type == "block" {
 		d.Path = x.Source.Path()
@@ -155,7 +158,7 @@ func unfit(x *xmlrewrite.Disk, ovirt bool, told xmlrewrite.VDSMDevice) string {
 		{x.Device == "floppy", "it is a floppy"},
 		{x.Device == "lun" || told.GUID != "" && !told.Managed, "it is a LUN"},
 		{told.Managed || told.RBD != "", isVolume},
-		{x.ReadOnly, "it is read-only"},
+		{x.ReadOnly, isReadOnly},
 		{x.Shareable || isShared(told.Shared), "it is shared"},
 		{x.Transient, "it is transient"},
 		{x.Mirror, "a block copy of it is under way"},

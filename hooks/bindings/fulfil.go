@@ -138,7 +138,7 @@ func Migratable(d Domain, bound []Bound) error {
 			return err
 		}
 		why := "its data is on the host it runs on"
-		if b.Binding.Kind == (volume{}).Name() {
+		if b.Kept() != "" {
 			why = "the host it runs on has it to itself"
 		}
 		err = failure.New(failure.Precondition, "%s: disk %s is bound to %s and cannot be migrated: %s", d, b.Disk.Target, b.Binding.Kind, why)

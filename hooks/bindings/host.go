@@ -25,6 +25,9 @@ type Host struct {
 	Quorum Quorum
 	// Volumes attaches managed volumes; nil: there are none here.
 	Volumes Volumes
+	// Images opens the storage repositories; nil: there are none here. It is a
+	// function, since only a domain with an image needs what that takes.
+	Images func() (Images, error)
 	// ConnectorInfo is what the storage side of managed volumes needs to know of
 	// this host. Root looks itself; the user vdsm goes through diskhook-helper.
 	ConnectorInfo func(context.Context) (connector.Properties, error)

@@ -101,10 +101,10 @@ type Placement struct {
 }
 
 // Kinds is the table of the kinds.
-func Kinds() []Kind { return []Kind{local{}, replicated{}, volume{}} }
+func Kinds() []Kind { return []Kind{local{}, replicated{}, volume{}, image{}} }
 
 // announced are kinds that the grammar and the metadata know already.
-var announced = []string{"image", "thin"}
+var announced = []string{"thin"}
 
 // recordedKind is the kind of an entry of the metadata, and the entry as a
 // binding. An entry that only a newer diskhook understands has none.

@@ -49,6 +49,8 @@ var localOptions = map[string][]string{
 	"template": {templateNone, templateOverlay},
 	"on-stop":  {localdisk.Keep, localdisk.Discard},
 	"host":     nil,
+	"image":    nil,
+	"repo":     nil,
 }
 
 // How a copy shares the base of its chain with others of this host, where it
@@ -83,14 +85,14 @@ func (local) Check(b Binding) error {
 		case name == "copy" && b.From == Metadata:
 		case !known:
 			err := failure.New(failure.Usage, "local has no option %s", clip(name))
-			return failure.Hint(err, "its options are fill, template, on-stop and host")
+			return failure.Hint(err, "its options are fill, template, on-stop, host, image and repo")
 		case values != nil && !slices.Contains(values, value):
 			return wrong(name, value, values)
 		case (value == fillInstant || value == templateOverlay) && b.From == Property:
 			return notForVDSM(name + "=" + value)
 		}
 	}
-	if err := b.oneOverlay(); err != nil {
+	if err := errors.Join(b.oneOverlay(), b.checkFrom()); err != nil {
 		return err
 	}
 	if host := b.Options["host"]; host != "" && !isMachineID(host) {
@@ -232,6 +234,10 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 			return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, notForVDSM(name+"="+value))
 		}
 	}
+	if d.OVirt && b.Binding.from() != nil {
+		b.Binding.From = Property
+		return nil, xmlrewrite.BoundDisk{}, fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, b.Binding.checkFrom())
+	}
 	disk := k.disk(h, d, b)
 	b.Binding.Value = disk.Backend // with the default
 	if err := b.Binding.oneOverlay(); err != nil {
@@ -248,6 +254,7 @@ func (k local) Rewrite(h *Host, d Domain, b Bound) (xmlrewrite.Rewriter, xmlrewr
 				Backend: disk.Backend, Fill: b.Binding.Option("fill", fillNow), OnStop: disk.OnStop,
 				Host: b.Binding.Option("host", machine), Template: templateOf(disk),
 			},
+			OriginImage: b.Binding.originImage(),
 		}, nil
 }
 
@@ -267,6 +274,9 @@ func (local) Recorded(r xmlrewrite.BoundDisk) (Binding, bool) {
 		if value != "" {
 			b.Options[name] = value
 		}
+	}
+	if i := r.OriginImage; i != nil {
+		b.Options["image"], b.Options["repo"] = i.ID, i.Repo
 	}
 	return b, true
 }
@@ -341,6 +351,9 @@ func (k local) disk(h *Host, d Domain, b Bound) localdisk.Disk {
 		// The layer above is worth nothing without this very copy.
 		disk.OnStop, disk.Create = localdisk.Keep, false
 	}
+	if disk.From = b.Binding.from(); disk.From != nil {
+		return disk
+	}
 	disk.Source, _ = b.source()
 	if h.IsLocal(b.Disk.Path) && b.Recorded == nil {
 		// A path among the copies is never a source: what lies there can be
@@ -366,7 +379,7 @@ func (b Bound) onTemplate() bool {
 // bound (xmlrewrite.LocalDisk).
 func (b Bound) memo() (fill, origin string) {
 	r := b.Recorded
-	if r == nil || r.Local == nil || r.OriginImage != nil || r.OriginThin != nil || len(r.Origin) > localdisk.MaxOrigin {
+	if r == nil || r.Local == nil || r.OriginThin != nil || len(r.Origin) > localdisk.MaxOrigin {
 		return "", ""
 	}
 	return r.Local.Fill, string(r.Origin)

@@ -54,7 +54,7 @@ func (k local) disks(ctx context.Context, h *Host, d Domain, bound []Bound, crea
 			}
 		}
 		if create {
-			if len(disk.Source) == 0 || h.IsLocal(disk.Source[0].Path) {
+			if disk.From == nil && (len(disk.Source) == 0 || h.IsLocal(disk.Source[0].Path)) {
 				return nil, noSource(d, b.Disk)
 			}
 			disk.Create = true

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
@@ -21,9 +22,48 @@ type Bound struct {
 	Recorded *xmlrewrite.BoundDisk
 }
 
-// IsVolume says that the disk is a managed volume, which stays what it is
-// wherever it is attached.
-func (b Bound) IsVolume() bool { return b.Binding.Kind == (volume{}).Name() }
+// Kept names what keeps the disk's data whether or not the domain is there, and
+// is the disk itself: "volume ID", "image REPO/ID"; "" where the binding says how
+// to make a disk of something else.
+func (b Bound) Kept() string {
+	if k, err := kindOf(b.Binding.Kind); err == nil {
+		if keeper, keeps := k.(keeper); keeps {
+			return keeper.kept(b.Binding)
+		}
+	}
+	return ""
+}
+
+// KeptBy is Bound.Kept of an entry of the metadata.
+func KeptBy(entry xmlrewrite.BoundDisk) string {
+	_, b, _ := recordedKind(entry)
+	return Bound{Binding: b}.Kept()
+}
+
+// keeper is a kind that keeps data under names of its own.
+type keeper interface{ kept(Binding) string }
+
+// apart refuses one thing as two disks: a guest would write to both.
+func apart(d Domain, bound []Bound) error {
+	disks := map[string]string{}
+	for _, b := range bound {
+		what := b.Kept()
+		if other, twice := disks[what]; twice && what != "" {
+			err := failure.New(failure.Conflict, "%s: disks %s and %s are both %s", d, other, b.Disk.Target, what)
+			kind, _, _ := strings.Cut(what, " ")
+			return failure.Hint(err, "give one of both %s of its own with `virsh edit %s`", article(kind), d.NameArg())
+		}
+		disks[what] = b.Disk.Target
+	}
+	return nil
+}
+
+func article(noun string) string {
+	if strings.ContainsRune("aeiou", rune(noun[0])) {
+		return "an " + noun
+	}
+	return "a " + noun
+}
 
 // Skipped is a disk that a binding for all disks passed over.
 type Skipped struct{ Target, Why string }
@@ -164,7 +204,7 @@ func fromMetadata(d Domain, r *xmlrewrite.BoundDisk) (Binding, error) {
 		return Binding{}, fail("has " + failure.OneLine(clip(r.Unknown[0])) + ", which a newer diskhook wrote")
 	}
 	_, b, known := recordedKind(*r)
-	if !known || r.OriginImage != nil || r.OriginThin != nil {
+	if !known || r.OriginImage != nil && r.Local == nil || r.OriginThin != nil {
 		return Binding{}, fail("bind it to a kind of storage that this diskhook does not have")
 	}
 	if err := b.check(); err != nil {

@@ -152,7 +152,10 @@ func TestMetadataOfANewerDiskhook(t *testing.T) {
 	for name, change := range map[string]func(*xmlrewrite.BoundDisk){
 		"unknown element": func(b *xmlrewrite.BoundDisk) { b.Unknown = []string{"local/@cow"} },
 		"another kind":    func(b *xmlrewrite.BoundDisk) { b.Local, b.Thin = nil, &xmlrewrite.Thin{Volume: "v"} },
-		"image below":     func(b *xmlrewrite.BoundDisk) { b.OriginImage = &xmlrewrite.Image{ID: "i"} },
+		"image below": func(b *xmlrewrite.BoundDisk) {
+			b.Local, b.Volume, b.OriginImage = nil, &xmlrewrite.Volume{ID: "v"}, &xmlrewrite.Image{Repo: "r", ID: stranger}
+		},
+		"thin volume below": func(b *xmlrewrite.BoundDisk) { b.OriginThin = &xmlrewrite.Thin{Volume: "v"} },
 	} {
 		d := domainWith(&xmlrewrite.Local{Backend: "dir"})
 		change(&d.Metadata.Disks[0])

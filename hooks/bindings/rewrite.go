@@ -140,7 +140,7 @@ func stays(d Domain, b Bound) error {
 		return err
 	}
 	// What is not recorded is the default, of which nothing is written.
-	what := b.Binding.contradicts(recorded.withDefaults(Binding{Options: map[string]string{"template": templateNone}}))
+	what := b.Binding.contradicts(recorded.withDefaults(Binding{Options: map[string]string{"template": templateNone, "image": "", "repo": ""}}))
 	if b.Binding.From >= Metadata || what == "" {
 		return nil
 	}
@@ -160,7 +160,12 @@ func (d Domain) entries() []xmlrewrite.BoundDisk {
 // the disk goes back to when it is reverted; the guest goes on with its copy.
 // copies gives the UUID of each disk's copy by target, as the receipts say.
 func (h *Host) Refresh(doc *xmlrewrite.Document, copies map[string]string) (*xmlrewrite.Document, error) {
-	return h.reRecord(doc, func(kind Kind, d Domain, disk Disk, entry *xmlrewrite.BoundDisk) error {
+	return h.reRecord(doc, func(kind Kind, d Domain, disk Disk, entry *xmlrewrite.BoundDisk) (outdated bool, err error) {
+		if entry.Image != nil {
+			if outdated, err = (image{}).refresh(h, d, disk, entry); err != nil {
+				return false, err
+			}
+		}
 		if entry.Local != nil {
 			l := *entry.Local
 			l.Copy = copies[entry.Target]
@@ -168,24 +173,26 @@ func (h *Host) Refresh(doc *xmlrewrite.Document, copies map[string]string) (*xml
 		}
 		own, err := kind.Source(h, d, *entry)
 		if err != nil || disk.At() == own || h.IsLocal(disk.Path) {
-			return err
+			return outdated, err
 		}
+		entry.OriginImage = nil // the operator's source is what a copy is made of
 		entry.Origin, err = doc.Origin(entry.Target)
-		return err
+		return outdated, err
 	})
 }
 
 // Rebind makes the bindings of a cloned definition its own: paths of its own,
 // and no copy yet.
 func (h *Host) Rebind(doc *xmlrewrite.Document) (*xmlrewrite.Document, error) {
-	return h.reRecord(doc, func(kind Kind, d Domain, _ Disk, entry *xmlrewrite.BoundDisk) error {
-		return kind.Reassign(h, d, entry)
+	return h.reRecord(doc, func(kind Kind, d Domain, _ Disk, entry *xmlrewrite.BoundDisk) (outdated bool, err error) {
+		return false, kind.Reassign(h, d, entry)
 	})
 }
 
 // reRecord lets change edit each entry of the metadata, and points the disks
-// at the paths that belong to this domain.
-func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Kind, Domain, Disk, *xmlrewrite.BoundDisk) error) (*xmlrewrite.Document, error) {
+// at the paths that belong to this domain. A disk that is there already is left
+// as it is, unless change says that the definition is outdated.
+func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Kind, Domain, Disk, *xmlrewrite.BoundDisk) (outdated bool, err error)) (*xmlrewrite.Document, error) {
 	d, err := ReadDomain(doc)
 	if err != nil {
 		return nil, err
@@ -201,14 +208,15 @@ func (h *Host) reRecord(doc *xmlrewrite.Document, change func(Kind, Domain, Disk
 			continue // the disk was taken out of the domain
 		}
 		kind, _, _ := recordedKind(entry)
-		if err := change(kind, d, disk, &entry); err != nil {
+		outdated, err := change(kind, d, disk, &entry)
+		if err != nil {
 			return nil, fmt.Errorf("%s: disk %s: %w", d, entry.Target, err)
 		}
 		if entry.Source, err = kind.Source(h, d, entry); err != nil {
 			return nil, err
 		}
 		entry.Serial = disk.Serial
-		if disk.At() != entry.Source {
+		if disk.At() != entry.Source || outdated {
 			point, err := kind.Point(h, d, entry)
 			if err != nil {
 				return nil, err

@@ -82,21 +82,7 @@ func (volume) Unfit(d Disk) string {
 	return d.Unfit
 }
 
-// apart refuses one volume as two disks: a guest would write to both.
-func apart(d Domain, bound []Bound) error {
-	disks := map[string]string{}
-	for _, b := range bound {
-		if b.Binding.Kind != (volume{}).Name() {
-			continue
-		}
-		if other, twice := disks[b.Binding.Value]; twice {
-			err := failure.New(failure.Conflict, "%s: disks %s and %s are both volume %s", d, other, b.Disk.Target, b.Binding.Value)
-			return failure.Hint(err, "give one of both a volume of its own with `virsh edit %s`", d.NameArg())
-		}
-		disks[b.Binding.Value] = b.Disk.Target
-	}
-	return nil
-}
+func (volume) kept(b Binding) string { return "volume " + clip(b.Value) }
 
 // volumes is the service.
 func (h *Host) volumes(d Domain) (Volumes, error) {

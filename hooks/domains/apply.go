@@ -59,6 +59,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 		return nil, err
 	}
 	p.Notes = append(p.Notes, left(p.binds)...)
+	p.Notes = append(p.Notes, outgrown(p)...)
 	return p, s.planRoom(ctx, p)
 }
 

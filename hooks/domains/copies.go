@@ -88,6 +88,9 @@ func (s *Service) Recreate(ctx context.Context, disk localdisk.Disk, g localdisk
 
 // Rediscover looks up again what lies below a disk's source.
 func (s *Service) Rediscover(ctx context.Context, disk localdisk.Disk) (localdisk.Disk, error) {
+	if disk.From != nil {
+		return disk, nil // its repository tells, and who copies it asks
+	}
 	source, err := s.Host.Discover(ctx, disk, disk.Source[0])
 	if err != nil {
 		err = fmt.Errorf("%s: its source: %w", disk, err)

@@ -24,6 +24,9 @@ import (
 func (s *Service) foreign(ctx context.Context, d Domain, bound []bindings.Bound, receipts map[string]localdisk.Receipt) ([]bindings.Bound, error) {
 	var found []bindings.Bound
 	for _, b := range bound {
+		if b.Recorded != nil && b.Kept() != "" && b.Disk.At() != b.Recorded.Source && s.Host.Undrifted(ctx, d.Domain, []bindings.Bound{b}) == nil {
+			return nil, notAbove(d, b)
+		}
 		if b.Recorded == nil || b.Recorded.Local == nil {
 			continue // a replica set has what the guest wrote, whatever the source is now
 		}

@@ -37,7 +37,8 @@ func (s *Service) forgotten(ctx context.Context, d bindings.Domain, doc *xmlrewr
 		}
 		f := forgotten{entry: xmlrewrite.BoundDisk{
 			Target: disk.Target, Serial: disk.Serial, Source: localdisk.StablePath(s.Host.Layout, d.UUID, disk.Target),
-			Local: &xmlrewrite.Local{Backend: r.Backend, Fill: cmp.Or(r.Fill, "now"), Template: template(r), OnStop: r.OnStop, Host: r.Machine},
+			Local:       &xmlrewrite.Local{Backend: r.Backend, Fill: cmp.Or(r.Fill, "now"), Template: template(r), OnStop: r.OnStop, Host: r.Machine},
+			OriginImage: madeFrom(r),
 		}}
 		if disk.Path != f.entry.Source {
 			if s.Host.Undrifted(ctx, d, []bindings.Bound{{Disk: disk, Recorded: &f.entry}}) != nil {
@@ -52,6 +53,14 @@ func (s *Service) forgotten(ctx context.Context, d bindings.Domain, doc *xmlrewr
 		found = append(found, f)
 	}
 	return found, nil
+}
+
+// madeFrom is the image of a repository that a copy was made from; nil: none.
+func madeFrom(r localdisk.Receipt) *xmlrewrite.Image {
+	if r.From == nil {
+		return nil
+	}
+	return &xmlrewrite.Image{Repo: r.From.Repo, ID: r.From.ID}
 }
 
 // template is what the metadata say of a copy that lies on a template.
@@ -133,7 +142,7 @@ func originFrom(ctx context.Context, doc *xmlrewrite.Document, r localdisk.Recei
 			return kept.Origin, nil
 		}
 	}
-	if len(r.Source) == 0 {
+	if len(r.Source) == 0 || r.From != nil { // the image is not what the disk was
 		return nil, nil
 	}
 	top := r.Source[0]

@@ -153,7 +153,7 @@ type binding struct {
 	domain, source, origin string
 	local                  xmlrewrite.Local
 	quorum                 xmlrewrite.Quorum
-	volume                 string
+	kept                   string
 }
 
 func describe(m *xmlrewrite.Metadata) map[string]binding {
@@ -162,7 +162,7 @@ func describe(m *xmlrewrite.Metadata) map[string]binding {
 		return all
 	}
 	for _, e := range m.Disks {
-		b := binding{domain: m.Domain, source: e.Source, volume: volumeOf(e)}
+		b := binding{domain: m.Domain, source: e.Source, kept: keptBy(e)}
 		if e.Local != nil {
 			b.local = *e.Local
 		}

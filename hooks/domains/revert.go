@@ -187,7 +187,7 @@ func (s *Service) mayRevert(ctx context.Context, d Domain, target string, receip
 	if g.DiscardGuestData {
 		return nil
 	}
-	if err := d.keepsVolume(target, "revert"); err != nil {
+	if err := d.keepsData(target, "revert"); err != nil {
 		return err
 	}
 	if err := s.knownHere(d, target, filled, command("--discard-guest-data")); err != nil {

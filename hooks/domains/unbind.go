@@ -65,7 +65,7 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 	var targets []string
 	for _, e := range d.Metadata.Disks {
 		if bindings.SameDomain(d.Domain) == nil && !discard {
-			if err := d.keepsVolume(e.Target, "revert"); err != nil {
+			if err := d.keepsData(e.Target, "revert"); err != nil {
 				return nil, err
 			}
 		}

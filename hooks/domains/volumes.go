@@ -11,7 +11,6 @@ import (
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
-	"diskhook/xmlrewrite"
 )
 
 // What verbs on definitions have to know of managed volumes.
@@ -21,7 +20,7 @@ import (
 // what that holds.
 func (s *Service) volumesFit(ctx context.Context, d Domain, bound []bindings.Bound, others []Facts) error {
 	for _, b := range bound {
-		if !b.IsVolume() {
+		if b.Binding.Kind != "volume" {
 			continue
 		}
 		id := b.Binding.Value
@@ -69,27 +68,4 @@ func (s *Service) isVolumes(ctx context.Context, b bindings.Bound, link string) 
 		volume, err := os.Stat(link)
 		return err == nil && os.SameFile(now, volume), nil
 	})
-}
-
-// keepsVolume refuses to take a volume away from a disk without the operator's
-// word: what its guest wrote is there, and would go out of sight.
-func (d Domain) keepsVolume(target, verb string) error {
-	e := d.entry(target)
-	disk, there := d.Disk(target)
-	if e == nil || e.Volume == nil || !there || disk.At() != e.Source {
-		return nil // it does not show the volume, and stays as it is
-	}
-	if origin, err := e.OriginDisk(); err == nil && origin.Source.Path() == e.Source {
-		return nil // which names the volume, too
-	}
-	err := failure.New(failure.Conflict, "%s: disk %s: what the guest wrote is on volume %s, and nowhere else", d, target, failure.OneLine(e.Volume.ID))
-	return failure.Hint(err, "give that up with `diskhook domain %s --discard-guest-data %s %s`: the volume stays as it is", verb, d.NameArg(), target)
-}
-
-// volumeOf is what matters of a metadata entry that binds a volume.
-func volumeOf(e xmlrewrite.BoundDisk) string {
-	if e.Volume == nil {
-		return ""
-	}
-	return e.Volume.ID
 }

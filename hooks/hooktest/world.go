@@ -54,9 +54,15 @@ func serviceAt(root string, log *bytes.Buffer) *localdisk.Service {
 	config := host.Defaults(layout)
 	config.Paths.Roots = []string{root}
 	config.Local.Reserve = 0
-	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	logger := slog.New(slog.DiscardHandler)
+	if log != nil {
+		logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	exe, _ := os.Executable()
-	return &localdisk.Service{Layout: layout, Config: config, Run: command.System{}, Log: logger, Program: exe}
+	return &localdisk.Service{
+		Layout: layout, Config: config, Run: command.System{}, Log: logger, Program: exe,
+		Images: bindings.ImagesOf(func() (bindings.Images, error) { return repositoryAt(root), nil }),
+	}
 }
 
 // Main runs the tests, or is the copy process that a fulfil has started:

@@ -124,7 +124,7 @@ func (v *vm) orReleased(ctx context.Context, d bindings.Domain, bound []bindings
 	if err == nil {
 		return nil
 	}
-	volumes := slices.DeleteFunc(slices.Clone(bound), func(b bindings.Bound) bool { return !b.IsVolume() })
+	volumes := slices.DeleteFunc(slices.Clone(bound), func(b bindings.Bound) bool { return b.Kept() == "" })
 	if left := v.Release(context.WithoutCancel(ctx), d, volumes, ""); left != nil {
 		v.Log.Warn("the volumes that were attached for this start stay", "err", left)
 	}

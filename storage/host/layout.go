@@ -50,6 +50,10 @@ func (l Layout) Run() string { return l.at("/run/diskhook") }
 // Links holds DOMAIN-UUID/TARGET symlinks, the paths that bound disks name.
 func (l Layout) Links() string { return l.at("/run/diskhook/disks") }
 
+// Images holds DOMAIN-UUID/TARGET/disk, the paths that disks name which are images
+// of storage repositories, and beside each the images below it.
+func (l Layout) Images() string { return l.at("/run/diskhook/images") }
+
 // Status holds DOMAIN-UUID/TARGET.json progress files, world readable.
 func (l Layout) Status() string { return l.at("/run/diskhook/status") }
 

@@ -42,7 +42,9 @@ type Attached struct {
 // Plan is what the metadata of a host are to say.
 type Plan struct {
 	superblock metadata.Superblock
-	withheld   extent.Set
+	m          layout.Map
+	host       uint32
+	own        extent.Set // what the host may allocate, or a volume of it maps
 	attached   []Attached
 }
 
@@ -52,33 +54,41 @@ type Plan struct {
 // these metadata. A volume with blocks that the map does not give the host is a
 // failure.Problems.
 func Compose(m layout.Map, host uint32, image uint64, attached []Attached, stored ...layout.Mapping) (Plan, error) {
-	own := ledger.Usable(m, host, stored...)
-	attached = slices.Clone(attached)
-	slices.SortFunc(attached, func(a, b Attached) int { return cmp.Compare(a.Volume.Number, b.Volume.Number) })
-	for i, a := range attached {
-		foreign := a.Mapping.Private().Minus(own)
-		for _, b := range a.Volume.Bases {
-			foreign = foreign.Union(a.Mapping.Of(b).Minus(m.Owned(layout.Owner{Kind: layout.OfBase, Number: b})))
-		}
-		if !foreign.Empty() || a.Volume.Host != host || i > 0 && attached[i-1].Volume.Number == a.Volume.Number {
-			err := failure.New(failure.Problems, "volume %s: at host %d, it cannot be in the metadata of host %d with blocks %v", a.Volume.Name, a.Volume.Host, host, foreign)
-			return Plan{}, failure.Hint(err, "run `diskhook thin check`")
-		}
-	}
 	return Plan{
 		superblock: metadata.Superblock{
 			Time: private, TransactionID: image, DataBlockSize: uint32(m.BlockSize / 512), DataBlocks: m.Blocks,
 		},
-		withheld: extent.All(m.Blocks).Minus(own), attached: attached,
-	}, nil
+		m: m, host: host, own: ledger.Usable(m, host, stored...),
+	}.With(attached)
 }
+
+// With is the plan with other volumes, or with what the same ones map by now. Its
+// disk 0 is the same.
+func (p Plan) With(attached []Attached) (Plan, error) {
+	p.attached = slices.Clone(attached)
+	slices.SortFunc(p.attached, func(a, b Attached) int { return cmp.Compare(a.Volume.Number, b.Volume.Number) })
+	for i, a := range p.attached {
+		foreign := a.Mapping.Private().Minus(p.own)
+		for _, b := range a.Volume.Bases {
+			foreign = foreign.Union(a.Mapping.Of(b).Minus(p.m.Owned(layout.Owner{Kind: layout.OfBase, Number: b})))
+		}
+		if !foreign.Empty() || a.Volume.Host != p.host || i > 0 && p.attached[i-1].Volume.Number == a.Volume.Number {
+			err := failure.New(failure.Problems, "volume %s: at host %d, it cannot be in the metadata of host %d with blocks %v", a.Volume.Name, a.Volume.Host, p.host, foreign)
+			return Plan{}, failure.Hint(err, "run `diskhook thin check`")
+		}
+	}
+	return p, nil
+}
+
+// withheld is what disk 0 maps.
+func (p Plan) withheld() extent.Set { return extent.All(p.superblock.DataBlocks).Minus(p.own) }
 
 // Superblock is what metadata.NewBuilder needs.
 func (p Plan) Superblock() metadata.Superblock { return p.superblock }
 
 // Content is what their size depends on.
 func (p Plan) Content() metadata.Content {
-	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(p.attached)), Mappings: p.withheld.Blocks()}
+	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(p.attached)), Mappings: p.withheld().Blocks()}
 	for _, a := range p.attached {
 		c.Mappings += a.Mapping.Blocks()
 		c.Often += a.Mapping.Blocks() - a.Mapping.Private().Blocks() // volumes may share a base
@@ -88,24 +98,34 @@ func (p Plan) Content() metadata.Content {
 
 // Write writes them, devices and runs in order, and finishes.
 func (p Plan) Write(to metadata.Sink) error {
+	if err := p.WriteReserved(to); err != nil {
+		return err
+	}
+	return p.WriteVolumes(to)
+}
+
+// WriteReserved writes disk 0. No guest changes what it says, so it can be written
+// while they run; WriteVolumes has to follow.
+func (p Plan) WriteReserved(to metadata.Sink) error {
 	if err := to.Device(metadata.Device{ID: 0}); err != nil {
 		return err
 	}
-	for _, e := range p.withheld {
+	for _, e := range p.withheld() {
 		if err := to.Map(metadata.Run{Origin: e.Start, Data: e.Start, Length: e.Length, Time: shared}); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// WriteVolumes writes what volumes map, and finishes.
+func (p Plan) WriteVolumes(to metadata.Sink) error {
 	for _, a := range p.attached {
 		if err := to.Device(metadata.Device{ID: a.Volume.Number, Transaction: a.Volume.Generation, SnapTime: private}); err != nil {
 			return err
 		}
-		for _, r := range a.Mapping.Runs {
-			run := metadata.Run{Origin: r.Virtual, Data: r.Physical, Length: r.Length, Time: private}
-			if r.Base != 0 {
-				run.Time = shared
-			}
-			if err := to.Map(run); err != nil {
+		for _, r := range runs(a.Mapping) {
+			if err := to.Map(r); err != nil {
 				return err
 			}
 		}
@@ -113,16 +133,66 @@ func (p Plan) Write(to metadata.Sink) error {
 	return to.Finish()
 }
 
+// runs are those of a volume in composed metadata.
+func runs(m layout.Mapping) []metadata.Run {
+	out := make([]metadata.Run, 0, len(m.Runs))
+	for _, r := range m.Runs {
+		run := metadata.Run{Origin: r.Virtual, Data: r.Physical, Length: r.Length, Time: private}
+		if r.Base != 0 {
+			run.Time = shared
+		}
+		if i := len(out) - 1; i >= 0 && out[i].Time == run.Time && out[i].Origin+out[i].Length == run.Origin && out[i].Data+out[i].Length == run.Data {
+			out[i].Length += run.Length // as long as can be, as a Reader has them
+			continue
+		}
+		out = append(out, run)
+	}
+	return out
+}
+
+// Verify reads back what was written for the volumes, and what the pool as a whole
+// will know. A difference is a failure.Problems: the device does not keep what it
+// is given.
+func (p Plan) Verify(written *metadata.Reader) error {
+	sb := written.Superblock()
+	if sb.TransactionID != p.superblock.TransactionID || sb.DataBlocks != p.superblock.DataBlocks || sb.DataBlockSize != p.superblock.DataBlockSize {
+		return failure.New(failure.Problems, "metadata of image %d: read back as image %d of %d blocks", p.superblock.TransactionID, sb.TransactionID, sb.DataBlocks)
+	}
+	for _, a := range p.attached {
+		d, err := written.Device(a.Volume.Number)
+		if err != nil {
+			return err
+		}
+		var got []metadata.Run
+		for r, err := range written.Mappings(a.Volume.Number) {
+			if err != nil {
+				return err
+			}
+			got = append(got, r)
+		}
+		if d.Transaction != a.Volume.Generation || d.SnapTime != private || !slices.Equal(got, runs(a.Mapping)) {
+			return failure.New(failure.Problems, "volume %s: what was written of it to metadata was read back otherwise", a.Volume.Name)
+		}
+	}
+	return nil
+}
+
 // Mapping is what a device maps in a host's metadata, as the volume's stored
 // mapping says it: each run with the base that owns its blocks. Those of a live
 // pool are read through a metadata snapshot.
 func Mapping(from *metadata.Reader, m layout.Map, v layout.VolumeRecord) (layout.Mapping, error) {
+	return SnapshotMapping(from, m, v, v.Number)
+}
+
+// SnapshotMapping is the same of a snapshot that the host's kernel made of the
+// volume, under a number of its own.
+func SnapshotMapping(from *metadata.Reader, m layout.Map, v layout.VolumeRecord, number uint32) (layout.Mapping, error) {
 	out := layout.Mapping{Number: v.Number, BlockSize: m.BlockSize, Size: v.Size}
 	bases := map[uint32]extent.Set{}
 	for _, b := range v.Bases {
 		bases[b] = m.Owned(layout.Owner{Kind: layout.OfBase, Number: b})
 	}
-	for run, err := range from.Mappings(v.Number) {
+	for run, err := range from.Mappings(number) {
 		if err != nil {
 			return layout.Mapping{}, err
 		}

@@ -65,7 +65,9 @@ type Image struct {
 type Cluster struct {
 	Map      layout.Map
 	Mappings map[uint32]layout.Mapping // by volume, the one of generation Stored
-	Images   map[uint32]Image          // by host; none for one that was recovered
+	// Images are by host: none for one that was recovered, or whose metadata are not
+	// known; what is on that host cannot be told then.
+	Images map[uint32]Image
 }
 
 // Violation is a rule that is broken.
@@ -215,13 +217,14 @@ func (c *check) device(h layout.HostRecord, image Image, number uint32, own, wit
 func (c *check) volumes() {
 	for _, v := range c.Map.Volumes {
 		m, stored := c.Mappings[v.Number]
-		d, there := c.Images[v.Host].Devices[v.Number]
+		image, known := c.Images[v.Host]
+		d, there := image.Devices[v.Number]
 		inHost := v.State.On() && there && d.Generation == v.Generation
 		switch {
 		case !stored:
 			c.broken(8, "volume %s: no mapping of generation %d is stored", v.Name, v.Stored())
 			continue
-		case v.State == layout.Attached && !inHost:
+		case v.State == layout.Attached && known && !inHost:
 			c.broken(8, "volume %s: host %d does not have it with generation %d", v.Name, v.Host, v.Generation)
 		}
 		for _, r := range m.Runs {
@@ -230,6 +233,9 @@ func (c *check) volumes() {
 				c.broken(12, "volume %s: base %d does not have blocks %v any more", v.Name, r.Base, base)
 			}
 		}
+		if v.State.On() && !known {
+			continue
+		}
 		owner := layout.Owner{Kind: layout.OfVolume, Number: v.Number}
 		if v.State.On() {
 			owner = layout.Owner{Kind: layout.OfHost, Number: v.Host}
@@ -237,7 +243,7 @@ func (c *check) volumes() {
 		if rest := m.Private().Minus(c.Map.Owned(owner)); !inHost && !rest.Empty() {
 			c.broken(8, "volume %s: its stored mapping has blocks %v, which are another's", v.Name, rest)
 		}
-		if _, known := c.Images[v.Host]; v.State == layout.Attaching && known && !inHost && !c.Withheld(v.Host).Covers(m.Private()) {
+		if v.State == layout.Attaching && !inHost && !c.Withheld(v.Host).Covers(m.Private()) {
 			c.broken(8, "volume %s: host %d could allocate blocks of it before it has the volume", v.Name, v.Host)
 		}
 	}

@@ -10,11 +10,12 @@ import (
 	"diskhook/storage/failure"
 )
 
-// Where things lie in UUID.host, in bytes. The windows for metadata follow.
+// Where things lie in UUID.host, in bytes.
 const (
 	requestAt = 512 << 10
 	replyAt   = requestAt + block
-	windowsAt = 1 << 20
+	// WindowsAt is where windows for metadata may begin.
+	WindowsAt = 1 << 20
 )
 
 // Limits of a window for dm-thin metadata, in bytes: what init-host makes at
@@ -49,12 +50,12 @@ type HostHeader struct {
 // WindowsFor divides a host's volume of so many bytes into two windows. One that
 // has no room for two is a failure.NoSpace.
 func WindowsFor(dev Device) ([2]Window, error) {
-	length := min((dev.Size()-windowsAt)/2&^(block-1), MaxWindow)
+	length := min((dev.Size()-WindowsAt)/2&^(block-1), MaxWindow)
 	if length < MinWindow {
 		err := failure.New(failure.NoSpace, "%s: %d bytes have no room for metadata", dev.Name(), dev.Size())
-		return [2]Window{}, failure.Hint(err, "run `lvextend -L %db %s`", windowsAt+2*MinWindow, dev.Name())
+		return [2]Window{}, failure.Hint(err, "run `lvextend -L %db %s`", WindowsAt+2*MinWindow, dev.Name())
 	}
-	return [2]Window{{windowsAt, uint64(length)}, {windowsAt + uint64(length), uint64(length)}}, nil
+	return [2]Window{{WindowsAt, uint64(length)}, {WindowsAt + uint64(length), uint64(length)}}, nil
 }
 
 // check says which rule a header breaks, on a volume of so many bytes.
@@ -67,7 +68,7 @@ func (h HostHeader) check(size int64) error {
 	}
 	for i, w := range h.Windows {
 		other := h.Windows[1-i]
-		if w.Offset%block != 0 || w.Length%block != 0 || w.Offset < windowsAt || w.Length < MinWindow || w.Length > MaxWindow ||
+		if w.Offset%block != 0 || w.Length%block != 0 || w.Offset < WindowsAt || w.Length < MinWindow || w.Length > MaxWindow ||
 			w.Offset > uint64(size) || w.Length > uint64(size)-w.Offset || w.Offset >= other.Offset && w.Offset < other.Offset+other.Length {
 			return fmt.Errorf("window %c lies at %d+%d, %c at %d+%d, in %d bytes", 'A'+i, w.Offset, w.Length, 'B'-i, other.Offset, other.Length, size)
 		}

@@ -157,6 +157,11 @@ func (m Mapping) encode() []byte {
 	return append(e.b, runs.b...)
 }
 
+// Length is how long it is in UUID.thin, in bytes. Beside the one that counts there
+// is room for it if the volume is longer by so much than it was when that was
+// written.
+func (m Mapping) Length() uint64 { return uint64(roundUp(int64(len(m.encode())))) }
+
 func decodeMapping(b []byte) (Mapping, error) {
 	d := decoder{b: b}
 	m := Mapping{Number: d.u32(), BlockSize: d.u64(), Size: d.u64()}

@@ -45,3 +45,31 @@ func FinishRecovery(m layout.Map, number uint32) (layout.Map, error) {
 	m.Give(m.Owned(ofHost(number)), free())
 	return m, nil
 }
+
+// Accept takes a suspect volume for what it is, on somebody's word: from now on it
+// is like any other that is offline.
+func Accept(m layout.Map, number uint32) (layout.Map, error) {
+	m = edit(m)
+	v, err := in(&m, number, layout.Suspect, layout.Offline)
+	if err != nil {
+		return m, err
+	}
+	v.State = layout.Offline
+	return m, nil
+}
+
+// Forget drops the record of a host that has no part in the cluster any more. Its
+// number is never given again.
+func Forget(m layout.Map, number uint32) (layout.Map, error) {
+	h, err := anyHost(&m, number)
+	if err != nil {
+		return m, err
+	}
+	if h.State != layout.Recovered {
+		err := failure.New(failure.Conflict, "host %s: it is in the cluster", h.Name)
+		return m, failure.Hint(err, "run `diskhook thin drain` on it, or, if it is dead, `diskhook thin recover %s`", h.Name)
+	}
+	m = edit(m)
+	m.Hosts = slices.DeleteFunc(m.Hosts, func(h layout.HostRecord) bool { return h.Number == number })
+	return m, nil
+}

@@ -25,7 +25,8 @@ const sector = 512
 // Disk is a disk; it implements layout.Device.
 type Disk struct {
 	name    string
-	stable  []byte
+	size    int64
+	stable  map[int64][]byte // sectors that are not zeros, by offset; never changed
 	pending map[int64][]byte // sectors that were written since the last flush
 	// Power is how many more writes and flushes there is power for; below 0 it
 	// stays on. The write at which it goes off arrives in part.
@@ -37,17 +38,17 @@ type Disk struct {
 
 // New makes a disk of size bytes of zeros, with the power on.
 func New(name string, size int64) *Disk {
-	return &Disk{name: name, stable: make([]byte, size), pending: map[int64][]byte{}, Power: -1}
+	return &Disk{name: name, size: size, stable: map[int64][]byte{}, pending: map[int64][]byte{}, Power: -1}
 }
 
 // Name is the disk's.
 func (d *Disk) Name() string { return d.name }
 
 // Size is its size in bytes.
-func (d *Disk) Size() int64 { return int64(len(d.stable)) }
+func (d *Disk) Size() int64 { return d.size }
 
 // Grow makes it larger, with zeros.
-func (d *Disk) Grow(bytes int64) { d.stable = append(d.stable, make([]byte, bytes)...) }
+func (d *Disk) Grow(bytes int64) { d.size += bytes }
 
 func (d *Disk) check(p []byte, off int64) error {
 	if !directio.Fits(p, off) {
@@ -70,11 +71,19 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	for i := int64(0); i < int64(len(p)); i += sector {
 		from, ok := d.pending[off+i]
 		if !ok {
-			from = d.stable[off+i:][:sector]
+			from = d.at(off + i)
 		}
 		copy(p[i:], from)
 	}
 	return len(p), nil
+}
+
+// at is the sector at an offset as it is on the disk.
+func (d *Disk) at(off int64) []byte {
+	if b := d.stable[off]; b != nil {
+		return b
+	}
+	return make([]byte, sector)
 }
 
 // WriteAt is io.WriterAt.
@@ -99,9 +108,7 @@ func (d *Disk) Flush() error {
 	if d.off || d.passed() {
 		return ErrPower
 	}
-	for at, b := range d.pending {
-		copy(d.stable[at:], b)
-	}
+	maps.Copy(d.stable, d.pending)
 	clear(d.pending)
 	return nil
 }
@@ -120,11 +127,13 @@ func (d *Disk) Boot(arrived func() bool, torn int) {
 	for i, at := range slices.Sorted(maps.Keys(d.pending)) {
 		switch {
 		case torn != 0 && i == torn%len(d.pending):
-			for j := range sector {
-				d.stable[at+int64(j)] ^= byte(j + torn)
+			b := slices.Clone(d.at(at))
+			for j := range b {
+				b[j] ^= byte(j + torn)
 			}
+			d.stable[at] = b
 		case arrived():
-			copy(d.stable[at:], d.pending[at])
+			d.stable[at] = d.pending[at]
 		}
 	}
 	clear(d.pending)
@@ -132,7 +141,19 @@ func (d *Disk) Boot(arrived func() bool, torn int) {
 }
 
 // Rot changes a byte behind everybody's back.
-func (d *Disk) Rot(at int64) { d.stable[at] ^= 0x5a }
+func (d *Disk) Rot(at int64) {
+	var b [1]byte
+	copy(b[:], d.at(at / sector * sector)[at%sector:])
+	d.Write(at, []byte{b[0] ^ 0x5a})
+}
 
 // Write puts bytes onto the disk past all of this, at any offset.
-func (d *Disk) Write(at int64, b []byte) { copy(d.stable[at:], b) }
+func (d *Disk) Write(at int64, b []byte) {
+	for len(b) > 0 {
+		first := at / sector * sector
+		whole := slices.Clone(d.at(first))
+		n := copy(whole[at-first:], b)
+		d.stable[first] = whole
+		at, b = at+int64(n), b[n:]
+	}
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package group is the shared volume group of a thin cluster, as one host sees it:
+// the logical volumes that package layout names, made, opened and removed.
+//
+// The group is one of lvmlockd(8), or a plain one on a shared LUN that every host
+// sees. In both only the cluster's master makes, extends and removes volumes; the
+// others activate and read what is there, so that nobody overwrites LVM's
+// metadata with an older view of them. A host may have a volume active that the
+// master extended or removed since: Open compares lengths and refreshes, and asks
+// the group first whether the volume is still there.
+//
+// Everything that several hosts look at is activated shared: the master reads the
+// requests in every UUID.host, and hosts read hosts and UUID.thin. Only UUID.raw
+// and UUID.vhd, which a guest writes, are activated exclusively. That no two hosts
+// write one volume's metadata is kept by the map and by fencing.
+//
+// What the cluster makes carries the cluster's tag. A volume that has one of its
+// names without it is somebody else's and is refused.
+package group
+
+import (
+	"context"
+	"errors"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/layout"
+)
+
+// Volume is an open volume of the group. Name is its path.
+type Volume interface {
+	layout.Device
+	Close() error
+}
+
+// LV is what the group knows of a volume.
+type LV struct {
+	Name   string
+	Bytes  uint64
+	Active *bool // on this host; nil where nobody can tell
+}
+
+// Group is the shared volume group. Names are those of package layout; any other
+// is failure.Usage. Sizes are bytes and are rounded up as the group needs it.
+type Group interface {
+	// Open makes a volume's device here, of its present length, and opens it. One
+	// that is not there is failure.NotFound.
+	Open(ctx context.Context, name string, write bool) (Volume, error)
+	// Path is the device node of a volume that is active.
+	Path(name string) string
+	// Create makes a volume of at least so many bytes, empty as layout.Wipe makes
+	// it. One that the cluster made before stays as it is, but is extended where
+	// it is smaller. Somebody else's is a failure.Conflict. For the master only.
+	Create(ctx context.Context, name string, bytes uint64) error
+	// Extend makes a volume at least so long. For the master only.
+	Extend(ctx context.Context, name string, bytes uint64) error
+	// Remove removes a volume that nobody has open; one that is gone is fine. For
+	// the master only.
+	Remove(ctx context.Context, name string) error
+	// Deactivate takes a volume's device away from this host, if there is one.
+	Deactivate(ctx context.Context, name string) error
+	// List is every volume with a name of package layout, by name.
+	List(ctx context.Context) ([]LV, error)
+	// Free is how many bytes are left for volumes.
+	Free(ctx context.Context) (uint64, error)
+}
+
+// With opens a volume for the time of do. The device of a UUID.thin goes away
+// after it, as there may be thousands of them and the master has to be able to
+// remove any; unless somebody else on this host has it open.
+func With(ctx context.Context, g Group, name string, write bool, do func(Volume) error) error {
+	v, err := g.Open(ctx, name, write)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(do(v), v.Close())
+	if _, suffix, _ := layout.ParseName(name); suffix != layout.Thin {
+		return err
+	}
+	if gone := g.Deactivate(context.WithoutCancel(ctx), name); !errors.Is(gone, failure.Conflict) {
+		err = errors.Join(err, gone)
+	}
+	return err
+}
+
+// check refuses names that no cluster has.
+func check(name string) error {
+	if _, _, ok := layout.ParseName(name); !ok && name != layout.MapName && name != layout.DataName {
+		return failure.New(failure.Usage, "volume %q: no volume of a thin cluster has such a name", name)
+	}
+	return nil
+}
+
+// absent says that a volume is not there.
+func absent(object string) error {
+	err := failure.New(failure.NotFound, "%s: there is no such volume", object)
+	return failure.Hint(err, "see `diskhook thin status` and `lvs`; a cluster begins with `diskhook thin init-cluster`")
+}

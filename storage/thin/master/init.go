@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package master
+
+import (
+	"context"
+	"errors"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/group"
+	"diskhook/storage/thin/layout"
+)
+
+const (
+	// firstEpoch is that of the host that made the cluster.
+	firstEpoch = 1
+	// mapBytes is how long the map's volume is at first; it is extended when needed.
+	mapBytes = 32 << 20
+)
+
+// Shape is what a new cluster is to be.
+type Shape struct {
+	Bytes     uint64 // of global-thin-pool; 0: nine tenths of what is free
+	BlockSize uint64 // bytes; 0: as layout.GeometryFor chooses
+}
+
+// Init makes a cluster out of an empty volume group, and this host its master. A
+// group in which there is one already, or that has volumes of somebody else under
+// its names, is refused. Run again after a crash, it goes on.
+func (m *Master) Init(ctx context.Context, shape Shape) (layout.Geometry, error) {
+	var g layout.Geometry
+	err := m.locked(ctx, func() error {
+		if err := m.vacant(ctx); err != nil {
+			return err
+		}
+		if err := m.remember(firstEpoch); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("thin.master.init"); err != nil {
+			return err
+		}
+		var err error
+		if g, err = m.makeData(ctx, shape); err == nil {
+			err = m.makeMap(ctx, g)
+		}
+		return err
+	})
+	return g, err
+}
+
+// vacant fails if there is a cluster, or what is left of one: its map alone may be
+// gone, and a new one would give all its blocks away.
+func (m *Master) vacant(ctx context.Context) error {
+	last, err := m.remembered()
+	if err != nil {
+		return err
+	}
+	list, err := m.Group.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, lv := range list {
+		_, suffix, _ := layout.ParseName(lv.Name)
+		switch {
+		case suffix == layout.Host || suffix == layout.Thin || lv.Name == layout.MapName && last == 0:
+			err := failure.New(failure.Conflict, "%s: %w: the group has volumes of a cluster", m.Group.Path(lv.Name), layout.ErrExists)
+			return failure.Hint(err, "see `diskhook thin status`; if its map is lost, run `diskhook thin check --rebuild-map`")
+		}
+	}
+	return nil
+}
+
+// makeData makes global-thin-pool with its label.
+func (m *Master) makeData(ctx context.Context, shape Shape) (layout.Geometry, error) {
+	if shape.Bytes == 0 {
+		free, err := m.Group.Free(ctx)
+		if err != nil {
+			return layout.Geometry{}, err
+		}
+		shape.Bytes = free / 10 * 9
+	}
+	// The smallest that two blocks fit into; a data volume that is there already
+	// keeps its length.
+	shape.Bytes = max(shape.Bytes, 2*max(shape.BlockSize, layout.MinBlockSize))
+	if err := m.Group.Create(ctx, layout.DataName, shape.Bytes); err != nil {
+		return layout.Geometry{}, err
+	}
+	if err := failpoint.Hit("thin.master.init.data"); err != nil {
+		return layout.Geometry{}, err
+	}
+	var g layout.Geometry
+	err := group.With(ctx, m.Group, layout.DataName, true, func(dev group.Volume) error {
+		var err error
+		if g, err = layout.GeometryFor(uint64(dev.Size()), shape.BlockSize); err != nil {
+			return failure.Wrap(failure.Usage, err)
+		}
+		if err := layout.Unused(dev, m.Cluster); err != nil {
+			return err
+		}
+		err = layout.CreateLabel(dev, m.Cluster, firstEpoch, g)
+		if errors.Is(err, layout.ErrExists) {
+			g, err = layout.ReadLabel(dev, m.Cluster) // of an earlier try
+		}
+		return err
+	})
+	return g, err
+}
+
+// makeMap makes the map, with which the cluster begins to be.
+func (m *Master) makeMap(ctx context.Context, g layout.Geometry) error {
+	if err := m.Group.Create(ctx, layout.MapName, mapBytes); err != nil {
+		return err
+	}
+	if err := failpoint.Hit("thin.master.init.map"); err != nil {
+		return err
+	}
+	return group.With(ctx, m.Group, layout.MapName, true, func(dev group.Volume) error {
+		_, err := layout.CreateMap(dev, m.Cluster, firstEpoch, layout.NewMap(g))
+		if !errors.Is(err, layout.ErrExists) {
+			return err
+		}
+		_, stamp, err := layout.ReadMap(dev, m.Cluster)
+		if err == nil {
+			err = m.reigns(stamp)
+		}
+		return err
+	})
+}

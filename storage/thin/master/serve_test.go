@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package master_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/group"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/master"
+	"diskhook/storage/thin/request"
+)
+
+// served is a cluster over files, which several goroutines may use.
+func served(t *testing.T) (*master.Master, *master.Master, request.Slots) {
+	g := group.Files{Dir: t.TempDir(), Capacity: 1 << 30}
+	m := nominee(t, g)
+	ctx := t.Context()
+	if _, err := m.Init(ctx, master.Shape{Bytes: blocks * blockSize, BlockSize: blockSize}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Join(ctx, master.Newcomer{UUID: id(1), Name: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := g.Open(ctx, layout.Host.Name(id(1)), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = dev.Close() })
+	return m, nominee(t, g), request.Slots{Device: dev, Cluster: clusterID, Host: id(1), Epoch: 1, Poll: time.Millisecond}
+}
+
+var quick = master.Pace{Slots: time.Millisecond, Map: time.Millisecond}
+
+// A host asks over its slots, is answered, and refused; a request that was there
+// before the master is answered too, once.
+func TestServe(t *testing.T) {
+	m, _, slots := served(t)
+	early, err := request.Encode(1, 1, request.Grant{Blocks: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := layout.WriteRequest(slots.Device, clusterID, id(1), early); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Serve(ctx, quick) }()
+	deadline, stop := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer stop()
+	if r, err := slots.Ask(deadline, 1, request.Grant{Blocks: 7}); err != nil || r.Blocks != 7 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r, err := slots.Ask(deadline, 2, request.Create{ID: id(9), Name: "vol", Size: 512}); err != nil || r.Number != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := slots.Ask(deadline, 3, request.Grant{Blocks: 700}); !errors.Is(err, failure.NoSpace) || failure.HintOf(err) == "" {
+		t.Fatal(err)
+	}
+	if _, err := slots.Ask(deadline, 4, request.Delete{Volume: 1}); err != nil {
+		t.Fatal(err)
+	}
+	// A host that joins again counts from the beginning.
+	if _, err := slots.Ask(deadline, 5, request.Leave{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Join(ctx, master.Newcomer{UUID: id(1), Name: "one", Rejoin: true}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := slots.Ask(deadline, 1, request.Grant{Blocks: 3}); err != nil || r.Blocks != 3 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Serve ends when another host is master, and what it had not answered the other
+// one does.
+func TestServeEnds(t *testing.T) {
+	m, next, slots := served(t)
+	deadline, stop := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer stop()
+	ended := make(chan error, 2)
+	go func() { ended <- m.Serve(deadline, quick) }()
+	if _, err := slots.Ask(deadline, 1, request.Grant{Blocks: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := next.Claim(deadline, 2); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, layout.ErrStale) {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(deadline)
+	go func() { ended <- next.Serve(ctx, quick) }()
+	if r, err := slots.Ask(deadline, 2, request.Grant{Blocks: 1}); err != nil || r.Blocks != 2 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

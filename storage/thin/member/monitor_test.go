@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package member_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/devmapper"
+	"diskhook/storage/thin/group"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/member"
+)
+
+// watch runs a host's monitor until enough says so after a round.
+func (h *node) watch(t *testing.T, enough func(round int, err error) bool) error {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	rounds := 0
+	return h.Monitor(ctx, member.Watch{Quantum: 6, Every: time.Millisecond, Round: func(err error) {
+		rounds++
+		if enough(rounds, err) {
+			stop()
+		}
+		if rounds > 1000 {
+			t.Error("it never is enough")
+			stop()
+		}
+	}})
+}
+
+// supplied is as it should be: free blocks above the low-water mark.
+func (h *node) supplied() bool {
+	s := h.status()
+	return s.Pool != nil && s.Pool.Mode == devmapper.ReadWrite && s.Pool.Free() > h.LowWater
+}
+
+// A guest's write that waits for space goes on as the monitor gets some.
+func TestMonitorSupplies(t *testing.T) {
+	w := stage(t)
+	one := w.hosts[0]
+	_, err := one.Free(t.Context(), blocks)
+	w.must(err)
+	one.LowWater = 4
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		one.write("v1", 7)
+	}()
+	before := one.status().Owned
+	w.must(one.watch(t, func(_ int, err error) bool { return err == nil && one.supplied() }))
+	<-done
+	one.reads("v1")
+	if after := one.status().Owned; after != before+6 {
+		t.Errorf("%d blocks, it had %d", after, before)
+	}
+	w.check()
+	// It asks for nothing while there is enough.
+	w.must(one.watch(t, func(round int, err error) bool { w.must(err); return round == 5 }))
+	if after := one.status().Owned; after != before+6 {
+		t.Errorf("%d blocks, it had %d", after, before+6)
+	}
+}
+
+// A master that is away, and a cluster that is full, are waited out.
+func TestMonitorWaits(t *testing.T) {
+	w := stage(t)
+	one, two := w.hosts[0], w.hosts[1]
+	_, err := one.Free(t.Context(), blocks)
+	w.must(err)
+	one.LowWater, w.away = 2, true
+	w.must(one.watch(t, func(round int, err error) bool {
+		if w.away && !errors.Is(err, failure.Temporary) {
+			t.Errorf("%v", err)
+		}
+		w.away = round < 3
+		return one.supplied()
+	}))
+	w.check()
+
+	_, err = one.Free(t.Context(), blocks)
+	w.must(err)
+	m, _ := w.readMap()
+	two.request(m.Owned(layout.Owner{Kind: layout.Free}).Blocks())
+	one.LowWater = one.status().Pool.Free()
+	full := false
+	w.must(one.watch(t, func(int, error) bool {
+		if !full {
+			full = true
+			_, err := two.Free(t.Context(), 20)
+			w.must(err)
+		}
+		return one.supplied()
+	}))
+	w.check()
+}
+
+// Blocks that were granted in spite of a parked device become free by a rebuild.
+func TestMonitorRebuilds(t *testing.T) {
+	w := stage(t)
+	one := w.hosts[0]
+	_, err := one.Free(t.Context(), blocks)
+	w.must(err)
+	one.LowWater = 2
+	w.must(one.watch(t, func(int, error) bool { return one.supplied() }))
+	w.check()
+	slack, err := one.Use(t.Context())
+	if err != nil || slack.Free <= 2 {
+		t.Errorf("%+v, %v", slack, err)
+	}
+}
+
+// Guests that a killed verb left suspended are resumed.
+func TestMonitorResumes(t *testing.T) {
+	suspended := 0
+	for at := 0; ; at++ {
+		w := stage(t)
+		one := w.hosts[0]
+		one.life.left = at
+		err := one.Rebuild(t.Context())
+		killed := one.life.left == 0
+		one.life.left = -1
+		if !killed {
+			w.must(err)
+			break
+		}
+		if info, err := one.kernel.Info(t.Context(), device("v1")); err != nil || !info.Suspended {
+			continue
+		}
+		suspended++
+		w.must(one.watch(t, func(_ int, err error) bool { w.must(err); return true }))
+		one.write("v1", 1)
+		one.reads("v1")
+		w.check()
+	}
+	if suspended == 0 {
+		t.Error("no step leaves the guest suspended")
+	}
+}
+
+// The monitor of a host that was held for fenced ends.
+func TestMonitorOfFencedHost(t *testing.T) {
+	w := stage(t)
+	w.with(layout.MapName, func(dev group.Volume) error {
+		m, stamp := w.readMap()
+		m.Hosts[0].State, m.Hosts[0].Evidence = layout.Fenced, "its power is off"
+		_, err := layout.CommitMap(dev, clusterID, stamp, stamp.Epoch, m)
+		return err
+	})
+	w.is(w.hosts[0].watch(t, func(int, error) bool { return false }), failure.Conflict, "--rejoin host1")
+}
+
+// The monitor of a host whose pool does not run waits for it.
+func TestMonitorOfStoppedPool(t *testing.T) {
+	w := stage(t)
+	one := w.hosts[0]
+	w.must(one.Stop(t.Context()))
+	w.must(one.watch(t, func(round int, err error) bool {
+		w.must(err)
+		if round == 2 {
+			one.start()
+		}
+		return round == 4
+	}))
+	one.reads("v1")
+}

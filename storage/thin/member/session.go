@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"diskhook/storage/atomicfile"
+	"diskhook/storage/failure"
+	"diskhook/storage/lock"
+	"diskhook/storage/thin/group"
+	"diskhook/storage/thin/layout"
+)
+
+// session is one verb at work. It has the cluster's lock on this host, so that
+// nobody else here changes the pool or the header.
+type session struct {
+	*Member
+	lock    *lock.Lock
+	own     group.Volume // UUID.host
+	hosts   group.Volume // the map
+	header  layout.HostHeader
+	stamp   layout.Stamp // the header's
+	m       layout.Map
+	epoch   uint64 // of the map
+	pending error  // why a request of an earlier verb has no answer yet
+}
+
+// begin takes the lock, reads where this host stands, and finishes what an earlier
+// verb left undone. The session has to be ended.
+func (c *Member) begin(ctx context.Context) (*session, error) {
+	s, err := c.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.settle(ctx); err != nil {
+		return nil, errors.Join(err, s.end())
+	}
+	return s, nil
+}
+
+// open takes the lock and reads.
+func (c *Member) open(ctx context.Context) (*session, error) {
+	if err := atomicfile.MkdirAll(c.Locks, 0o755); err != nil {
+		return nil, failure.Denied(err)
+	}
+	l, err := lock.Acquire(ctx, c.Locks, "thin-"+c.Name)
+	if err != nil {
+		return nil, fmt.Errorf("thin cluster %s: %w", c.Name, err)
+	}
+	s := &session{Member: c, lock: l}
+	if err = s.reopen(ctx); err == nil {
+		err = s.look(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.end())
+	}
+	return s, nil
+}
+
+func (s *session) end() error {
+	defer s.lock.Release()
+	return s.close()
+}
+
+func (s *session) close() error {
+	var errs []error
+	for _, v := range []group.Volume{s.own, s.hosts} {
+		if v != nil {
+			errs = append(errs, v.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reopen opens the host's volume with the size that it has now.
+func (s *session) reopen(ctx context.Context) error {
+	own, err := s.Group.Open(ctx, layout.Host.Name(s.Host), true)
+	if err != nil {
+		if errors.Is(err, failure.NotFound) {
+			err = failure.Hint(err, "run `diskhook thin init-host` on this host")
+		}
+		return err
+	}
+	if s.own != nil {
+		err = s.own.Close()
+	}
+	s.own = own
+	return err
+}
+
+// look reads header and map.
+func (s *session) look(ctx context.Context) error {
+	if err := s.peek(ctx); err != nil {
+		return err
+	}
+	return s.belongs()
+}
+
+// refresh reads the map again.
+func (s *session) refresh() error {
+	m, stamp, err := layout.ReadMap(s.hosts, s.Cluster)
+	if err != nil {
+		return err
+	}
+	s.m, s.epoch = m, stamp.Epoch
+	return s.belongs()
+}
+
+// belongs refuses a host that is no member any more.
+func (s *session) belongs() error {
+	i := slices.IndexFunc(s.m.Hosts, func(h layout.HostRecord) bool { return h.Number == s.header.Number && h.UUID == s.Host })
+	if i < 0 || s.m.Hosts[i].State != layout.Member || s.stamp.Epoch > s.epoch {
+		return gone(s.header.Name, s.Name)
+	}
+	return nil
+}
+
+// errGone says that this host is no member any more.
+var errGone = errors.New("it is no member any more")
+
+func gone(host, cluster string) error {
+	err := failure.New(failure.Conflict, "host %s: %w of cluster %s: it was held for fenced, or left", host, errGone, cluster)
+	return failure.Hint(err, "have its guests stopped, then run `diskhook thin init-host --rejoin %s` on the master", host)
+}
+
+func (c *Member) openMap(ctx context.Context) (group.Volume, error) {
+	dev, err := c.Group.Open(ctx, layout.MapName, false)
+	if errors.Is(err, failure.NotFound) {
+		err = failure.Hint(err, "run `diskhook thin init-cluster`")
+	}
+	return dev, err
+}
+
+// commit writes the header.
+func (s *session) commit(change func(*layout.HostHeader)) error {
+	next := s.header
+	change(&next)
+	stamp, err := layout.CommitHost(s.own, s.Cluster, s.Host, s.stamp, s.epoch, next)
+	if err != nil {
+		return err
+	}
+	s.header, s.stamp = next, stamp
+	return nil
+}
+
+// volume finds a volume by its name.
+func (s *session) volume(name string) (layout.VolumeRecord, error) {
+	return find(s.m, name)
+}
+
+func find(m layout.Map, name string) (layout.VolumeRecord, error) {
+	for _, v := range m.Volumes {
+		if v.Name == name {
+			return v, nil
+		}
+	}
+	err := failure.New(failure.NotFound, "volume %s: the cluster has none of this name", name)
+	return layout.VolumeRecord{}, failure.Hint(err, "see `diskhook thin status`, or run `diskhook thin create %s`", name)
+}
+
+// stored reads the mapping in UUID.thin that counts.
+func (c *Member) stored(ctx context.Context, v layout.VolumeRecord) (layout.Mapping, error) {
+	var m layout.Mapping
+	err := group.With(ctx, c.Group, layout.Thin.Name(v.UUID), false, func(dev group.Volume) (err error) {
+		m, err = layout.ReadMapping(dev, c.Cluster, v.UUID, v.Stored())
+		return err
+	})
+	if err != nil {
+		return m, fmt.Errorf("volume %s: %w", v.Name, err)
+	}
+	return m, nil
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/request"
+)
+
+// Create makes an empty volume of so many bytes, offline.
+func (c *Member) Create(ctx context.Context, id uuid.UUID, name string, size uint64) error {
+	return c.want(ctx, "create", name, func(*session) (request.Request, error) {
+		return request.Create{ID: id, Name: name, Size: size}, nil
+	})
+}
+
+// Delete removes a volume that is offline; one that is gone is a failure.NotFound.
+func (c *Member) Delete(ctx context.Context, name string) error {
+	return c.want(ctx, "delete", name, func(s *session) (request.Request, error) {
+		v, err := s.volume(name)
+		return request.Delete{Volume: v.Number}, err
+	})
+}
+
+// Clone makes a volume that has what another one has: as it is stored, of one that
+// is offline, and by a Snapshot of one that is attached here.
+func (c *Member) Clone(ctx context.Context, of string, id uuid.UUID, name string) error {
+	attached := false
+	err := c.want(ctx, "clone", of, func(s *session) (request.Request, error) {
+		v, err := s.volume(of)
+		if attached = v.State == layout.Attached && v.Host == s.header.Number; attached || s.made(id, name) {
+			return nil, err
+		}
+		return request.Clone{Of: v.Number, ID: id, Name: name}, err
+	})
+	if err == nil && attached {
+		return c.Snapshot(ctx, of, id, name)
+	}
+	return err
+}
+
+// made says whether a volume was made before.
+func (s *session) made(id uuid.UUID, name string) bool {
+	for _, v := range s.m.Volumes {
+		if v.UUID == id && v.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// Resize makes a volume larger. Of one that is attached here the device grows at
+// once, of one that is attached elsewhere with the next verb there.
+func (c *Member) Resize(ctx context.Context, name string, size uint64) error {
+	return c.want(ctx, "resize", name, func(s *session) (request.Request, error) {
+		v, err := s.volume(name)
+		return request.Resize{Volume: v.Number, Size: size}, err
+	})
+}
+
+// want asks the master for something, and has the kernel follow. No request is
+// nothing to ask for.
+func (c *Member) want(ctx context.Context, verb, name string, what func(*session) (request.Request, error)) error {
+	err := c.do(ctx, c.begin, func(s *session) error {
+		r, err := what(s)
+		if err != nil || r == nil {
+			return err
+		}
+		if _, err = s.ask(ctx, r); err != nil {
+			return err
+		}
+		return s.settle(ctx)
+	})
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", verb, name, err)
+	}
+	return nil
+}
+
+// Leave ends this host's membership: the pool has to be stopped, and every volume
+// detached. What blocks it has become free. A host that is no member is fine.
+func (c *Member) Leave(ctx context.Context) error {
+	err := c.do(ctx, c.begin, func(s *session) error {
+		runs, err := s.running(ctx)
+		if err != nil {
+			return err
+		}
+		if runs {
+			err := failure.New(failure.Conflict, "thin cluster %s: the pool of this host runs", s.Name)
+			return failure.Hint(err, "run `diskhook thin stop`")
+		}
+		_, err = s.send(ctx, request.Leave{})
+		return err
+	})
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	return err
+}

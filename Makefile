@@ -48,13 +48,13 @@ demo: ## a disk copied, reused and recovered, on this machine and without a trac
 	@contrib/demo/demo
 
 .PHONY: build
-build: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-domain) ## the four programs, in bin/
+build: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-etcd diskhook-domain) ## the programs, in bin/
 
 # `go build` knows best what is up to date.
-.PHONY: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-domain)
-$(out)/diskhook: LDFLAGS += -X main.domainProgram=$(programs)/diskhook-domain
-$(out)/qemu-hook $(out)/diskhook-helper: LDFLAGS += -X main.program=$(bindir)/diskhook
-$(out)/diskhook $(out)/qemu-hook $(out)/diskhook-helper:
+.PHONY: $(addprefix $(out)/,diskhook qemu-hook diskhook-helper diskhook-etcd diskhook-domain)
+$(out)/diskhook: LDFLAGS += -X main.domainProgram=$(programs)/diskhook-domain -X main.etcdProgram=$(programs)/diskhook-etcd
+$(out)/qemu-hook $(out)/diskhook-helper $(out)/diskhook-etcd: LDFLAGS += -X main.program=$(bindir)/diskhook
+$(out)/diskhook $(out)/qemu-hook $(out)/diskhook-helper $(out)/diskhook-etcd:
 	CGO_ENABLED=0 $(BUILD) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 $(out)/diskhook-domain:
 	CGO_ENABLED=1 $(BUILD) -tags $(TAGS) -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)

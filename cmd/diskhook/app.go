@@ -29,6 +29,8 @@ type program struct {
 	verbosity      int
 	// storage, if set, has a test's storage take the place of the kernel's.
 	storage func(*managed.Service) error
+	// kernel, if set, has a test's device-mapper take the place of the kernel's.
+	kernel func(*thinCluster)
 }
 
 // run is main, but for the process: it returns the exit code.
@@ -67,6 +69,7 @@ func New(p *program) *cli.App {
 			quorumCommand(p),
 			repoCommand(p),
 			imageCommand(p),
+			thinCommand(p),
 			rewriteCommand(p),
 			showCommand(p),
 			doctorCommand(p),

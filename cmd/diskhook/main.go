@@ -18,6 +18,7 @@ import (
 var (
 	version       = "unknown"
 	domainProgram = "/usr/libexec/diskhook/diskhook-domain"
+	etcdProgram   = "/usr/libexec/diskhook/diskhook-etcd"
 )
 
 func main() { os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) }

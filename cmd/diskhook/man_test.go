@@ -107,7 +107,7 @@ func manualEntries(page string) map[string]string {
 	entries := map[string]string{}
 	for _, item := range strings.Split(page, "\n.It Cm ")[1:] {
 		words := strings.Fields(item)
-		end := slices.IndexFunc(words, func(w string) bool { return !regexp.MustCompile(`^[a-z]+$`).MatchString(w) })
+		end := slices.IndexFunc(words, func(w string) bool { return !regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`).MatchString(w) })
 		name := words[0]
 		if end > 1 {
 			name += " " + words[1]

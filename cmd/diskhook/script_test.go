@@ -24,6 +24,7 @@ import (
 
 	"diskhook/storage/host"
 	"diskhook/storage/managed/connector/connectortest"
+	"diskhook/storage/thin/devmapper/devmappertest"
 )
 
 // The test binary is diskhook, and poses as the programs that diskhook calls:
@@ -47,6 +48,8 @@ func diskhook() int {
 	p := &program{
 		args: os.Args, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		layout: host.Layout{Root: os.Getenv("DISKHOOK_ROOT")}, storage: fakeStorage,
+		// A host on which no pool runs: this machine's kernel may have no device-mapper.
+		kernel: func(t *thinCluster) { t.mapper = devmappertest.NewKernel(devmappertest.NewSAN()) },
 	}
 	return p.run(context.Background())
 }

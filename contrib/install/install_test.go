@@ -34,6 +34,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		"-rwxr-xr-x /etc/libvirt/hooks/qemu.d/50-diskhook",
 		"-rwxr-xr-x /usr/bin/diskhook",
 		"-rwxr-xr-x /usr/libexec/diskhook/diskhook-domain",
+		"-rwxr-xr-x /usr/libexec/diskhook/diskhook-etcd",
 		"-rwxr-xr-x /usr/libexec/diskhook/diskhook-helper",
 		"-rwxr-xr-x /usr/libexec/diskhook/qemu-hook",
 		"-rw-r--r-- /usr/libexec/diskhook/directories",
@@ -45,6 +46,10 @@ func TestInstallAndUninstall(t *testing.T) {
 		"-rw-r--r-- /usr/share/doc/diskhook/README.md",
 		"-rw-r--r-- /usr/share/doc/diskhook/apparmor.libvirtd",
 		"-rw-r--r-- /usr/share/doc/diskhook/diskhook.toml",
+		"-rw-r--r-- /usr/share/doc/diskhook/membership/README.md",
+		"-rwxr-xr-x /usr/share/doc/diskhook/membership/diskhook-thin",
+		"-rwxr-xr-x /usr/share/doc/diskhook/membership/diskhook-thin-alert",
+		"-rwxr-xr-x /usr/share/doc/diskhook/membership/diskhook-thin-sanlock",
 		"-rw-r--r-- /usr/share/doc/diskhook/selinux.md",
 	}, shipped(t, "../systemd", "/usr/lib/systemd/system", "")...)
 	want = append(want, shipped(t, "../man", "/usr/share/man/man", "8")...)
@@ -77,6 +82,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	for path, mention := range map[string]string{
 		"/etc/libvirt/hooks/qemu.d/50-diskhook": "/usr/bin/diskhook",
 		"/usr/bin/diskhook":                     "/usr/libexec/diskhook/diskhook-domain",
+		"/usr/libexec/diskhook/diskhook-etcd":   "/usr/bin/diskhook",
 	} {
 		if !bytes.Contains(read(t, dest+path), []byte(mention)) {
 			t.Errorf("%s does not know %s", path, mention)

@@ -23,6 +23,7 @@ func TestDebian(t *testing.T) {
 		"/usr/bin/diskhook":                                   "-rwxr-xr-x root/root",
 		"/etc/libvirt/hooks/qemu.d/50-diskhook":               "-rwxr-xr-x root/root",
 		"/usr/libexec/diskhook/diskhook-domain":               "-rwxr-xr-x root/root",
+		"/usr/libexec/diskhook/diskhook-etcd":                 "-rwxr-xr-x root/root",
 		"/usr/lib/tmpfiles.d/diskhook.conf":                   "-rw-r--r-- root/root",
 		"/usr/lib/udev/rules.d/62-diskhook-volumes.rules":     "-rw-r--r-- root/root",
 		"/usr/share/man/man8/diskhook.8":                      "-rw-r--r-- root/root",

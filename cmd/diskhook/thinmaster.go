@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/thin/cluster"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/master"
+)
+
+func thinMasterVerbs(p *program) []*cli.Command {
+	return []*cli.Command{
+		p.thinVerb("grant", "give a host space that it did not ask for (on the master)", "HOST SIZE", thinGrant, dryRunFlag()),
+		p.thinVerb("grow", "have the cluster use a data volume that is longer than before (on the master)", "", thinGrow,
+			&cli.StringFlag{Name: "size", Aliases: []string{"s"}, Usage: "extend it first, to `SIZE`"}, dryRunFlag()),
+		p.thinVerb("gc", "free what no volume has any more (on the master)", "", thinCollect, dryRunFlag()),
+		p.thinVerb("recover", "take the volumes of a fenced host back (on the master)", "HOST", thinRecover,
+			&cli.BoolFlag{Name: "repair", Usage: "also from damaged metadata; what comes from them is suspect"}, dryRunFlag()),
+		p.thinVerb("remove-host", "forget a host that was recovered or has left (on the master)", "HOST", thinRemoveHost, dryRunFlag()),
+	}
+}
+
+// masterArgs is what a verb of the master begins with, with the map. What it would
+// refuse elsewhere is refused in a dry run, too.
+func masterArgs(p *program, c *cli.Context, names ...string) (format, *thinCluster, *master.Master, layout.Map, []string, error) {
+	f, t, words, err := thinArgs(p, c, names...)
+	if err != nil {
+		return f, nil, nil, layout.Map{}, nil, err
+	}
+	m := t.master()
+	epoch, is, err := m.Reigns(c.Context)
+	if err == nil && !is {
+		err = failure.New(failure.Conflict, "cluster %s: this host is not its master, which is of epoch %d", t.Name, epoch)
+		err = failure.Hint(err, "run it on the master; if there is none, nominate this host with `diskhook thin on-master --epoch %d`", epoch+1)
+	}
+	if err != nil {
+		return f, nil, nil, layout.Map{}, nil, err
+	}
+	known, err := t.readMap(c.Context)
+	return f, t, m, known, words, err
+}
+
+func thinGrant(p *program, c *cli.Context) error {
+	f, _, m, known, words, err := masterArgs(p, c, "HOST", "SIZE")
+	if err != nil {
+		return err
+	}
+	h, err := cluster.Member(known, words[0])
+	if err != nil {
+		return err
+	}
+	n, err := host.ParseSize(words[1])
+	if err == nil && n <= 0 {
+		err = failure.New(failure.Usage, "size %q: it is not positive", words[1])
+	}
+	if err != nil {
+		return err
+	}
+	blocks := cluster.BlocksFor(known, uint64(n))
+	steps := []string{fmt.Sprintf("# give host %s %d blocks of %d bytes", h.Name, blocks, known.BlockSize)}
+	return p.change(f, c.Bool("dry-run"), thinHost(h.Name), steps, func() (string, error) {
+		return size(int64(blocks*known.BlockSize)) + " granted, which it has after `diskhook thin use`", m.Grant(c.Context, h.Name, blocks)
+	})
+}
+
+func thinGrow(p *program, c *cli.Context) error {
+	f, t, m, _, _, err := masterArgs(p, c)
+	if err != nil {
+		return err
+	}
+	bytes, err := sizeFlag(c, "size")
+	if err != nil {
+		return err
+	}
+	var steps []string
+	if bytes > 0 {
+		steps = append(steps, fmt.Sprintf("# extend %s to %d bytes", t.group.Path(layout.DataName), bytes))
+	}
+	steps = append(steps, "# add to the map the blocks that "+t.group.Path(layout.DataName)+" has beyond it")
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), steps, func() (string, error) {
+		g, err := m.Grow(c.Context, bytes)
+		return fmt.Sprintf("%d blocks, %s", g.Blocks, size(int64(g.Bytes()))), err
+	})
+}
+
+func thinCollect(p *program, c *cli.Context) error {
+	f, t, m, known, _, err := masterArgs(p, c)
+	if err != nil {
+		return err
+	}
+	steps := []string{"# free the shared blocks of cluster " + t.Name + " that no volume maps any more"}
+	of := thinClusterNamed(t.Name)
+	var gone master.Collected
+	of.result = func() any { return gone }
+	return p.change(f, c.Bool("dry-run"), of, steps, func() (string, error) {
+		gone, err = m.Collect(c.Context)
+		text := size(int64(gone.Blocks*known.BlockSize)) + " freed"
+		if len(gone.Volumes) > 0 {
+			text += "; removed, as nobody refers to them: " + strings.Join(gone.Volumes, ", ")
+		}
+		return text, err
+	})
+}
+
+func thinRecover(p *program, c *cli.Context) error {
+	f, _, m, known, words, err := masterArgs(p, c, "HOST")
+	if err != nil {
+		return err
+	}
+	h, err := cluster.Host(known, words[0])
+	if err != nil {
+		return err
+	}
+	var steps []string
+	if h.State != layout.Recovered {
+		for _, v := range known.Volumes {
+			if v.Host == h.Number && v.State.On() {
+				steps = append(steps, fmt.Sprintf("# take volume %s offline, with what the metadata of host %s map", v.Name, h.Name))
+			}
+		}
+		steps = append(steps, "# take the other blocks of host "+h.Name+" back")
+	}
+	if h.State == layout.Member {
+		err := failure.New(failure.Precondition, "host %s: it is not fenced", h.Name)
+		return failure.Hint(err, "have it fenced, then run `diskhook thin on-fenced %s` with the evidence", h.Name)
+	}
+	of := thinHost(h.Name)
+	all := []master.Recovered{}
+	of.result = func() any { return all }
+	return p.change(f, c.Bool("dry-run"), of, steps, func() (string, error) {
+		recovered, err := m.Recover(c.Context, h.Name, c.Bool("repair"))
+		all = append(all, recovered...)
+		text := fmt.Sprintf("recovered, %d volumes are offline", len(all))
+		for _, v := range all {
+			if v.Suspect {
+				text += fmt.Sprintf("; %s is suspect: it is from %s", v.Name, v.Source)
+			}
+		}
+		return text, err
+	})
+}
+
+func thinRemoveHost(p *program, c *cli.Context) error {
+	f, t, m, known, words, err := masterArgs(p, c, "HOST")
+	if err != nil {
+		return err
+	}
+	h, err := cluster.Host(known, words[0])
+	if errors.Is(err, failure.NotFound) {
+		return p.change(f, c.Bool("dry-run"), thinHost(words[0]), nil, nil)
+	}
+	if err != nil {
+		return err
+	}
+	if h.State == layout.Member {
+		err := failure.New(failure.Conflict, "host %s: it is a member of cluster %s", h.Name, t.Name)
+		return failure.Hint(err, "run `diskhook thin drain` on it; or, once it is fenced, `diskhook thin recover %s`", h.Name)
+	}
+	steps := []string{fmt.Sprintf("# remove %s, and host %s from the map", layout.Host.Name(h.UUID), h.Name)}
+	return p.change(f, c.Bool("dry-run"), thinHost(h.Name), steps, func() (string, error) {
+		return "forgotten", m.RemoveHost(context.WithoutCancel(c.Context), h.Name)
+	})
+}

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"diskhook/storage/command"
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/membership"
+)
+
+// The verbs that a membership service calls (package membership), and what runs one.
+func thinMembershipVerbs(p *program) []*cli.Command {
+	return []*cli.Command{
+		p.thinVerb("on-join", "take part: start this host's pool and what keeps it in free blocks", "", thinOnJoin, dryRunFlag()),
+		p.thinVerb("on-leave", "take part no more: end both, as far as volumes are not in use", "", thinOnLeave, dryRunFlag()),
+		p.thinVerb("on-master", "make this host the master", "", thinOnMaster, epochFlag("default: the one after the disk's"), dryRunFlag()),
+		p.thinVerb("on-demoted", "stop answering as the master", "", thinOnDemoted, dryRunFlag()),
+		thinFencedVerb(p),
+		p.thinVerb("membership", "show who is the master, or take the membership from an engine: etcd", "[ENGINE]", thinMembership),
+	}
+}
+
+func epochFlag(otherwise string) cli.Flag {
+	return &cli.Uint64Flag{Name: "epoch", Usage: "`EPOCH` of the master (" + otherwise + ")"}
+}
+
+// The units that membership starts and ends.
+func (t *thinCluster) monitorUnit() string { return "diskhook-thin-monitor@" + t.Name + ".service" }
+func (t *thinCluster) masterUnit() string  { return "diskhook-thin-master@" + t.Name + ".service" }
+
+// unitTimeout is for a stop too, which lets a unit finish.
+const unitTimeout = 5 * time.Minute
+
+func systemctl(verb string, units ...string) command.Cmd {
+	return command.Cmd{Name: "systemctl", Args: append([]string{verb, "--"}, units...), Timeout: unitTimeout}
+}
+
+func (t *thinCluster) run(ctx context.Context, cmd command.Cmd) error {
+	_, err := command.System{Log: t.log}.Run(ctx, cmd)
+	return err
+}
+
+func thinOnJoin(p *program, c *cli.Context) error {
+	f, t, _, err := thinArgs(p, c)
+	if err != nil {
+		return err
+	}
+	m, err := t.member(c.Context)
+	if err != nil {
+		return err
+	}
+	start := systemctl("start", t.monitorUnit())
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{"start the pool of this host", start.String()}, func() (string, error) {
+		if err := m.Start(c.Context); err != nil {
+			return "", err
+		}
+		return "this host takes part", t.run(c.Context, start)
+	})
+}
+
+func thinOnLeave(p *program, c *cli.Context) error {
+	f, t, _, err := thinArgs(p, c)
+	if err != nil {
+		return err
+	}
+	stop := systemctl("stop", t.masterUnit(), t.monitorUnit())
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String(), "stop the pool of this host unless a volume is in use"}, func() (string, error) {
+		if err := t.run(c.Context, stop); err != nil {
+			return "", err
+		}
+		m, err := t.member(c.Context)
+		if err == nil {
+			err = m.Stop(c.Context)
+		}
+		switch {
+		case errors.Is(err, failure.Conflict):
+			return "this host asks for nothing any more, and its pool runs on: " + failure.Line(err), nil
+		case errors.Is(err, failure.NotFound), errors.Is(err, failure.Precondition):
+			return "this host has no pool here: " + failure.Line(err), nil
+		}
+		return "this host takes part no more", err
+	})
+}
+
+func thinOnMaster(p *program, c *cli.Context) error {
+	f, t, _, err := thinArgs(p, c)
+	if err != nil {
+		return err
+	}
+	if c.IsSet("epoch") && c.Uint64("epoch") == 0 {
+		return see(c, failure.New(failure.Usage, "--epoch 0: epochs begin with 1"))
+	}
+	m := t.master()
+	standing, err := t.standing(c.Context)
+	if err != nil {
+		return err
+	}
+	epoch := c.Uint64("epoch")
+	if epoch == 0 {
+		epoch = standing.Epoch + 1
+	}
+	start := systemctl("start", t.masterUnit())
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{"claim epoch " + strconv.FormatUint(epoch, 10), start.String()}, func() (string, error) {
+		if epoch, err = m.Claim(c.Context, epoch); err != nil {
+			return "", err
+		}
+		return "this host is the master in epoch " + strconv.FormatUint(epoch, 10), t.run(c.Context, start)
+	})
+}
+
+func thinOnDemoted(p *program, c *cli.Context) error {
+	f, t, _, err := thinArgs(p, c)
+	if err != nil {
+		return err
+	}
+	stop := systemctl("stop", t.masterUnit())
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String()}, func() (string, error) {
+		return "this host does not answer as the master", t.run(c.Context, stop)
+	})
+}
+
+func thinMembership(p *program, c *cli.Context) error {
+	f, t, words, err := thinArgs(p, c, "[ENGINE]")
+	if err != nil {
+		return err
+	}
+	switch words[0] {
+	case "":
+	case "etcd":
+		path := pathOf("DISKHOOK_ETCD_PROGRAM", etcdProgram)
+		err := syscall.Exec(path, []string{"diskhook-etcd", t.Name}, os.Environ())
+		return failure.New(failure.Precondition, "%s: %w", path, err)
+	default:
+		err := failure.New(failure.Usage, "%q: there is no such engine", words[0])
+		return failure.Hint(err, "etcd; pacemaker and sanlock call diskhook by themselves, and an operator calls `diskhook thin on-master` and `diskhook thin on-fenced HOST`")
+	}
+	s, err := t.standing(c.Context)
+	if err != nil {
+		return err
+	}
+	if f == inJSON {
+		return p.printJSON(s)
+	}
+	return p.print(f, listing{
+		header: []string{"CLUSTER", "HOST", "EPOCH", "MASTER"}, names: []string{t.Name},
+		rows: [][]string{{s.Cluster, s.Host, strconv.FormatUint(s.Epoch, 10), strconv.FormatBool(s.Master)}},
+	})
+}
+
+// standing is where this host stands, by what is on the disk.
+func (t *thinCluster) standing(ctx context.Context) (membership.Standing, error) {
+	s := membership.Standing{Cluster: t.Name}
+	var err error
+	if s.Host, err = t.ThisHost(); err != nil {
+		return s, err
+	}
+	s.Epoch, s.Master, err = t.master().Reigns(ctx)
+	return s, err
+}

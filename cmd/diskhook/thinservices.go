@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	"diskhook/storage/command"
+	"diskhook/storage/thin/cluster"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/master"
+	"diskhook/storage/thin/member"
+	"diskhook/storage/thin/request"
+)
+
+// master is the cluster's master, for the verbs that change the map here.
+func (t *thinCluster) master() *master.Master {
+	return &master.Master{
+		Group: t.group, Cluster: t.UUID, Name: t.Name, Layout: t.layout, Run: command.System{Log: t.log}, Log: t.log,
+	}
+}
+
+// masterDeadline is how long a verb waits for the master's answer.
+const masterDeadline = time.Minute
+
+// way is the way to the master: without the disk where this host is the master, which
+// it can become or cease to be while a monitor runs.
+type way struct {
+	here *master.Master
+	request.Slots
+}
+
+// Ask is request.Channel's.
+func (w way) Ask(ctx context.Context, sequence uint64, r request.Request) (request.Reply, error) {
+	_, is, err := w.here.Reigns(ctx)
+	switch {
+	case err != nil:
+		return request.Reply{}, err
+	case is:
+		return w.here.Channel(w.Host).Ask(ctx, sequence, r)
+	}
+	return w.Slots.Ask(ctx, sequence, r)
+}
+
+// member is this host in the cluster, which it has to have joined.
+func (t *thinCluster) member(ctx context.Context) (*member.Member, error) {
+	name, err := t.ThisHost()
+	if err != nil {
+		return nil, err
+	}
+	m, err := t.readMap(ctx)
+	if err != nil {
+		return nil, err
+	}
+	self, err := cluster.Member(m, name)
+	if err != nil {
+		return nil, err
+	}
+	channel := func(own layout.Device, epoch uint64) request.Channel {
+		return way{t.master(), request.Slots{Device: own, Cluster: t.UUID, Host: self.UUID, Epoch: epoch}}
+	}
+	return &member.Member{
+		Name: t.Name, Cluster: t.UUID, Host: self.UUID, Group: t.group, Mapper: t.mapper, Windows: t.windows,
+		Channel: channel, Deadline: masterDeadline, LowWater: cluster.Quantum(m),
+		Locks: t.layout.Locks(), Links: filepath.Join(t.layout.Run(), "thin"), Log: t.log,
+	}, nil
+}

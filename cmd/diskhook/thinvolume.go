@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/urfave/cli/v2"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/host"
+	"diskhook/storage/thin/cluster"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/ledger"
+	"diskhook/storage/thin/member"
+)
+
+func thinVolumeVerbs(p *program) []*cli.Command {
+	return []*cli.Command{
+		p.memberVerb("create", "make an empty volume", "VOLUME SIZE", thinCreate),
+		p.memberVerb("attach", "give this host a volume, as a device", "VOLUME", thinAttach,
+			&cli.BoolFlag{Name: "suspect", Usage: "also one whose last writes may be lost"}),
+		p.memberVerb("detach", "give a volume of this host back", "VOLUME", thinDetach),
+		p.memberVerb("snapshot", "make a volume that has what one of this host has now", "VOLUME NEW", thinSnapshot),
+		p.memberVerb("clone", "make a volume that has what an offline one has", "VOLUME NEW", thinClone),
+		p.memberVerb("delete", "delete an offline volume and what it holds", "VOLUME", thinDelete),
+		p.memberVerb("resize", "make a volume larger", "VOLUME SIZE", thinResize),
+	}
+}
+
+// thinVolumeArgs is what a verb on one volume begins with.
+func thinVolumeArgs(p *program, c *cli.Context, more ...string) (format, *thinMember, layout.VolumeRecord, []string, error) {
+	f, t, words, err := thinMemberArgs(p, c, append([]string{"VOLUME"}, more...)...)
+	if err != nil {
+		return f, nil, layout.VolumeRecord{}, nil, err
+	}
+	v, err := cluster.Volume(t.known, words[0])
+	return f, t, v, words, err
+}
+
+// newVolume refuses a name that another volume has.
+func (t *thinMember) newVolume(name string) error {
+	if !layout.ValidName(name) {
+		err := failure.New(failure.Usage, "%q is no name for a volume", name)
+		return failure.Hint(err, "use letters, digits, dot, _ and -, at most 63 of them")
+	}
+	if v, err := cluster.Volume(t.known, name); err == nil {
+		err := failure.New(failure.Conflict, "volume %s: there is one already, %s of %d bytes", name, v.UUID, v.Size)
+		return failure.Hint(err, "see `diskhook thin status`")
+	}
+	return nil
+}
+
+// thinSize is a volume's size in bytes, of whole sectors.
+func thinSize(text string) (uint64, error) {
+	n, err := host.ParseSize(text)
+	if err == nil && (n <= 0 || n%512 != 0) {
+		err = failure.New(failure.Usage, "size %q: not a positive number of whole sectors of 512 bytes", text)
+	}
+	return uint64(n), err
+}
+
+func thinCreate(p *program, c *cli.Context) error {
+	f, t, words, err := thinMemberArgs(p, c, "VOLUME", "SIZE")
+	if err != nil {
+		return err
+	}
+	bytes, err := thinSize(words[1])
+	if err != nil {
+		return err
+	}
+	var steps []string
+	// One of this name and size is the one that an earlier try made.
+	if v, known := cluster.Volume(t.known, words[0]); known != nil || v.Size != bytes {
+		if err := t.newVolume(words[0]); err != nil {
+			return err
+		}
+		steps = t.ask("create volume %s of %d bytes", words[0], bytes)
+	}
+	return t.change(p, c, f, thinVolume(words[0]), steps, func(ctx context.Context) (string, error) {
+		return "created", t.Create(ctx, uuid.New(), words[0], bytes)
+	})
+}
+
+func thinAttach(p *program, c *cli.Context) error {
+	f, t, v, _, err := thinVolumeArgs(p, c)
+	if err != nil {
+		return err
+	}
+	here := v.State.On() && v.Host == t.record.Number
+	switch {
+	case v.State == layout.Suspect && !c.Bool("suspect"):
+		err := failure.New(failure.Precondition, "volume %s: it is suspect: what its host wrote last may be lost", v.Name)
+		return failure.Hint(err, "export and examine it, then run `diskhook thin attach --suspect %s`", v.Name)
+	case !here && v.State != layout.Suspect:
+		// What the master would refuse, but for what the stored mapping says.
+		if _, err := ledger.BeginAttach(t.known, v.Number, t.record.Number, layout.Mapping{}); err != nil {
+			return err
+		}
+	}
+	// One that is here already is made sure of, which costs nothing to repeat.
+	steps := t.ask("attach volume %s to host %s as %s", v.Name, t.record.Name, t.Path(v.Name))
+	if v.State == layout.Attached && here && c.Bool("dry-run") {
+		steps = nil
+	}
+	var device string
+	of := thinVolume(v.Name)
+	of.result = func() any { return map[string]string{"path": device} }
+	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) {
+		device, err = t.Attach(ctx, v.Name, member.AttachOptions{Suspect: c.Bool("suspect")})
+		return "attached as " + device, err
+	})
+}
+
+func thinDetach(p *program, c *cli.Context) error {
+	f, t, v, _, err := thinVolumeArgs(p, c)
+	if err != nil {
+		return err
+	}
+	var steps []string
+	if v.State.On() {
+		if v.Host != t.record.Number {
+			at := cluster.NameOf(t.known, v.Host)
+			err := failure.New(failure.Conflict, "volume %s: it is at host %s", v.Name, at)
+			return failure.Hint(err, "run this on that host; if it is lost, have it fenced, then run `diskhook thin recover %s` on the master", at)
+		}
+		steps = t.ask("detach volume %s from host %s", v.Name, cluster.NameOf(t.known, v.Host))
+	}
+	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {
+		return "detached", t.Detach(ctx, v.Name)
+	})
+}
+
+func thinSnapshot(p *program, c *cli.Context) error {
+	refuses := func(t *thinMember, v layout.VolumeRecord) error {
+		if v.State == layout.Attached && v.Host == t.record.Number {
+			return nil
+		}
+		err := failure.New(failure.Precondition, "volume %s: it is not attached to this host", v.Name)
+		return failure.Hint(err, "run `diskhook thin clone` while it is offline, or this on the host that has it")
+	}
+	return thinCopy(p, c, "snapshot", refuses, func(ctx context.Context, t *thinMember, of, name string) error {
+		return t.Snapshot(ctx, of, uuid.New(), name)
+	})
+}
+
+func thinClone(p *program, c *cli.Context) error {
+	refuses := func(t *thinMember, v layout.VolumeRecord) error {
+		if v.State == layout.Attached && v.Host == t.record.Number {
+			return nil // by a snapshot
+		}
+		_, _, _, err := ledger.Clone(t.known, v.Number, uuid.New(), "clone-of-"+v.UUID.String())
+		return err
+	}
+	return thinCopy(p, c, "clone", refuses, func(ctx context.Context, t *thinMember, of, name string) error {
+		return t.Clone(ctx, of, uuid.New(), name)
+	})
+}
+
+// thinCopy makes a volume of another by the verb of a name.
+func thinCopy(
+	p *program, c *cli.Context, verb string,
+	refuses func(*thinMember, layout.VolumeRecord) error, act func(ctx context.Context, t *thinMember, of, name string) error,
+) error {
+	f, t, v, words, err := thinVolumeArgs(p, c, "NEW")
+	if err != nil {
+		return err
+	}
+	if err := t.newVolume(words[1]); err != nil {
+		return err
+	}
+	if err := refuses(t, v); err != nil {
+		return err
+	}
+	steps := t.ask("%s volume %s as %s", verb, v.Name, words[1])
+	return t.change(p, c, f, thinVolume(words[1]), steps, func(ctx context.Context) (string, error) {
+		return "made of " + v.Name, act(ctx, t, v.Name, words[1])
+	})
+}
+
+func thinDelete(p *program, c *cli.Context) error {
+	f, t, v, _, err := thinVolumeArgs(p, c)
+	if err != nil {
+		return err
+	}
+	if _, err := ledger.Delete(t.known, v.Number); err != nil {
+		return err
+	}
+	steps := t.ask("delete volume %s and what it holds", v.Name)
+	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {
+		return "deleted", t.Delete(ctx, v.Name)
+	})
+}
+
+func thinResize(p *program, c *cli.Context) error {
+	f, t, v, words, err := thinVolumeArgs(p, c, "SIZE")
+	if err != nil {
+		return err
+	}
+	bytes, err := thinSize(words[1])
+	if err != nil {
+		return err
+	}
+	if _, err := ledger.Resize(t.known, v.Number, bytes); err != nil {
+		return err
+	}
+	var steps []string
+	if bytes != v.Size {
+		steps = t.ask("resize volume %s from %d to %d bytes", v.Name, v.Size, bytes)
+	}
+	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {
+		return fmt.Sprintf("resized to %s", size(int64(bytes))), t.Resize(ctx, v.Name, bytes)
+	})
+}

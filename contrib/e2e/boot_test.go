@@ -59,43 +59,51 @@ func (h host) run(t *testing.T) {
 		return
 	}
 	t.Parallel()
-	runtime.LockOSThread() // Pdeathsig is about the thread
-	defer runtime.UnlockOSThread()
 	work := t.TempDir()
 	payload := filepath.Join(work, "payload")
 	h.pack(t, payload)
 	disk := filepath.Join(work, "disk")
 	usedDisk(t, disk)
 	for _, b := range h.boots {
-		args := []string{
-			"--payload", payload, "--disk", disk, "--state", filepath.Join(work, "root"), "--timeout", bootTimeout,
-			"--", "env", stepVariable + "=" + b.name, "./e2e.test", "-test.v", "-test.timeout", stepTimeout, "-test.run", "^" + t.Name() + "$",
-		}
-		guest := exec.CommandContext(t.Context(), "../testguest/run", args...)
-		guest.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // no guest outlives this test
-		var out bytes.Buffer
-		guest.Stdout = &out
-		if testing.Verbose() {
-			guest.Stdout = io.MultiWriter(&out, os.Stdout)
-		}
-		guest.Stderr = guest.Stdout
-		began := time.Now()
-		err := guest.Run()
-		t.Logf("boot %s: %v", b.name, time.Since(began).Round(time.Second))
-		if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+		if err := b.run(t.Context(), t, "--payload", payload, "--disk", disk, "--state", filepath.Join(work, "root")); err != nil {
 			t.Fatal(err)
-		}
-		if got := guest.ProcessState.ExitCode(); got != b.ends {
-			if !testing.Verbose() {
-				t.Logf("%s", &out)
-			}
-			t.Fatalf("boot %s: status %d, want %d", b.name, got, b.ends)
 		}
 		// The images are on the host's root disk now.
 		if err := os.RemoveAll(filepath.Join(payload, "images")); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// run boots a guest with what options say and waits for its end, which has to be
+// the one that is expected. What it prints is told if it is not.
+func (b boot) run(ctx context.Context, t *testing.T, options ...string) error {
+	runtime.LockOSThread() // Pdeathsig is about the thread
+	defer runtime.UnlockOSThread()
+	args := append(options, "--timeout", bootTimeout,
+		"--", "env", stepVariable+"="+b.name, "./e2e.test", "-test.v", "-test.timeout", stepTimeout, "-test.run", "^"+t.Name()+"$")
+	guest := exec.CommandContext(ctx, "../testguest/run", args...)
+	guest.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // no guest outlives this test
+	guest.Cancel = func() error { return guest.Process.Signal(syscall.SIGTERM) }
+	var out bytes.Buffer
+	guest.Stdout = &out
+	if testing.Verbose() {
+		guest.Stdout = io.MultiWriter(&out, os.Stdout)
+	}
+	guest.Stderr = guest.Stdout
+	began := time.Now()
+	err := guest.Run()
+	t.Logf("boot %s: %v", b.name, time.Since(began).Round(time.Second))
+	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	if got := guest.ProcessState.ExitCode(); got != b.ends {
+		if !testing.Verbose() {
+			t.Logf("%s", &out)
+		}
+		return fmt.Errorf("boot %s: status %d, want %d", b.name, got, b.ends)
+	}
+	return nil
 }
 
 func (h host) inGuest(t *testing.T, step string) {

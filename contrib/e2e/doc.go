@@ -24,7 +24,8 @@
 //	managed_*_test.go volumes from the kernel's iSCSI and NVMe targets, LV, NFS server
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
 //	repository_*_test.go  a storage repository that two hosts have on an NFS server
-//	thin_*_test.go    dm-thin behaves as the kernel in memory that unit tests use
+//	thin_kernel_test.go  dm-thin behaves as the kernel in memory that unit tests use
+//	thin_cluster_test.go  two hosts on one disk are a thin cluster
 //
 // Everything is checked by content (qemu-img compare with the source's chain),
 // by what must not have changed, and by the line an operator would read.

@@ -27,7 +27,8 @@ func TestRepositoryHost(t *testing.T) {
 // site is one of the hosts: its mount of the export, and its diskhook.
 type site struct {
 	machine
-	root  string // of diskhook's files; its id is in there
+	id    string // of the machine
+	root  string // of diskhook's files
 	mount string
 }
 
@@ -47,8 +48,8 @@ func repositories(m machine) {
 
 func (m machine) site(name, id string) site {
 	m.Helper()
-	s := site{m, "/srv/" + name, "/mnt/" + name}
-	m.write(s.root+"/etc/machine-id", strings.Repeat(id, 8)+"\n", 0o644)
+	s := site{m, strings.Repeat(id, 8), "/srv/" + name, "/mnt/" + name}
+	m.write(s.root+"/etc/machine-id", s.id+"\n", 0o644)
 	m.write(s.root+"/etc/diskhook/diskhook.toml", "[paths]\nroots = [\"/srv\", \"/mnt\"]\n[repository]\ndeadline = \"20s\"\n", 0o644)
 	m.run("mkdir", "-p", s.mount)
 	return s
@@ -173,8 +174,8 @@ func (s site) begun() (ref, unit string) {
 	return ref, "diskhook-image-" + id + ".service"
 }
 
-// workerDies: the process that copies is killed; the other host brings the
-// copy to its end.
+// workerDies: the process that copies is killed; the other host, or the same one,
+// brings the copy to its end.
 func workerDies(a, b site) {
 	ref, unit := a.begun()
 	a.run("systemctl", "kill", "-s", "KILL", unit)
@@ -184,7 +185,7 @@ func workerDies(a, b site) {
 	}
 	b.does("image", "resume", "--wait", ref)
 	st := a.status(ref)
-	if st.State != "optimized" || st.HostID != strings.Repeat("2222", 8) {
+	if st.State != "optimized" || st.HostID != b.id {
 		a.Errorf("in the end it is %+v", st)
 	}
 	a.holds(ref, a.large())

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestThinCluster has two hosts on one LUN be a thin cluster, run as an operator
+// does. alpha is the master.
+func TestThinCluster(t *testing.T) {
+	lab{
+		hosts:   map[string][]labBoot{"alpha": {{"alpha", clusterAlpha, powerCut}}, "beta": {{"beta", clusterBeta, powerCut}}},
+		notices: []string{"cluster made", "filled", "cloned", "alpha has diverged", "beta has diverged", "beta is done"},
+	}.run(t)
+}
+
+// thin runs a verb of diskhook.
+func (m labMachine) thin(args ...string) string {
+	m.Helper()
+	return m.run("diskhook", append([]string{"thin"}, args...)...)
+}
+
+func device(volume string) string { return "/run/diskhook/thin/lab/" + volume }
+
+const labDefinition = "/etc/diskhook/clusters.d/lab.json"
+
+// labStep is how much fill writes at a time, in bytes.
+const labStep = 64 << 10
+
+// fill is a guest: it writes blocks of labStep that say where they are and who wrote
+// them, and syncs each.
+func (m labMachine) fill(volume string, seed byte, from, to int64) {
+	m.Helper()
+	f, err := os.OpenFile(device(volume), os.O_RDWR, 0)
+	m.must(err)
+	defer f.Close()
+	for at := from; at < to; at += labStep {
+		_, err := f.WriteAt(labBlock(seed, at), at)
+		m.must(err)
+		m.must(f.Sync())
+	}
+}
+
+// holds wants what fill wrote.
+func (m labMachine) holds(volume string, seed byte, from, to int64) {
+	m.Helper()
+	f, err := os.Open(device(volume))
+	m.must(err)
+	defer f.Close()
+	b := make([]byte, labStep)
+	for at := from; at < to; at += labStep {
+		_, err := f.ReadAt(b, at)
+		m.must(err)
+		if string(b) != string(labBlock(seed, at)) {
+			m.Fatalf("volume %s at %d: %q…, want %q…", volume, at, b[:24], labBlock(seed, at)[:24])
+		}
+	}
+}
+
+func labBlock(seed byte, at int64) []byte {
+	line := fmt.Sprintf("%c at %012d, as written\n", seed, at)
+	return []byte(strings.Repeat(line, labStep/len(line)+1)[:labStep])
+}
+
+const mib = 1 << 20
+
+func clusterAlpha(m labMachine) {
+	m.run("vgcreate", "lun", "/dev/vdb")
+	m.thin("init-cluster", "--vg", "lun", "--size", "256M", "lab")
+	m.thin("on-master")
+	m.thin("init-host")
+	m.thin("init-host", "beta")
+	m.thin("on-join")
+	definition, err := os.ReadFile(labDefinition)
+	m.must(err)
+	m.tell("cluster made", string(definition))
+
+	// What beta wrote is here after its detach, and beta has no device of it.
+	m.await("filled")
+	m.thin("attach", "one")
+	m.holds("one", 'b', 0, 4*mib)
+	m.thin("detach", "one")
+	m.thin("clone", "one", "two")
+	m.thin("attach", "one")
+	m.tell("cloned", "")
+	// Both write to what they share, at the same time.
+	m.fill("one", 'a', 1*mib, 3*mib)
+	m.tell("alpha has diverged", "")
+	m.await("beta has diverged")
+	m.holds("one", 'b', 0, 1*mib)
+	m.holds("one", 'a', 1*mib, 3*mib)
+	m.holds("one", 'b', 3*mib, 4*mib)
+
+	m.await("beta is done")
+	m.thin("detach", "one")
+	m.cutPower()
+}
+
+func clusterBeta(m labMachine) {
+	m.write(labDefinition, m.await("cluster made"), 0o600)
+	m.must(os.Chmod(filepath.Dir(labDefinition), 0o700))
+	m.thin("on-join")
+	m.clusterWork()
+	m.tell("beta is done", "")
+	m.cutPower()
+}
+
+// clusterWork is what two hosts do that nothing goes wrong with.
+func (m labMachine) clusterWork() {
+	m.Helper()
+	m.thin("create", "one", "64M")
+	m.thin("attach", "one")
+	m.fill("one", 'b', 0, 4*mib)
+	m.thin("detach", "one")
+	if exists(device("one")) {
+		m.Error("the device of a volume that was detached is there")
+	}
+	m.tell("filled", "")
+	m.await("cloned")
+	m.refused(m.try("", "diskhook", "thin", "attach", "one"), 4, "volume one", "host 1")
+	m.thin("attach", "two")
+	m.fill("two", 'c', 2*mib, 4*mib)
+	m.tell("beta has diverged", "")
+	m.await("alpha has diverged")
+	m.holds("two", 'b', 0, 2*mib)
+	m.holds("two", 'c', 2*mib, 4*mib)
+	m.thin("detach", "two")
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/binary"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"diskhook/storage/thin/layout"
+)
+
+// lab are hosts that run at the same time and share a disk. They have no network:
+// what one has to tell the other it pins to a board, a second disk that both have,
+// and the program that boots them, too, tells there when a boot has ended.
+type lab struct {
+	hosts   map[string][]labBoot // by the host's name; the boots' names differ from all others
+	notices []string             // all that is ever pinned, beside the ends of boots
+}
+
+// labBoot is one boot of one of them.
+type labBoot struct {
+	name string
+	do   func(labMachine)
+	ends int
+}
+
+// run boots all hosts, or does in a guest what is this boot's part.
+func (l lab) run(t *testing.T) {
+	if step := os.Getenv(stepVariable); step != "" {
+		t.Cleanup(func() { explain(t) })
+		for name, boots := range l.hosts {
+			if i := slices.IndexFunc(boots, func(b labBoot) bool { return b.name == step }); i >= 0 {
+				m := labMachine{machine{t}, l, name}
+				m.prepare()
+				boots[i].do(m)
+				return
+			}
+		}
+		t.Fatalf("no boot is called %q", step)
+	}
+	t.Parallel()
+	work := t.TempDir()
+	payload, lun, board := filepath.Join(work, "payload"), filepath.Join(work, "lun"), filepath.Join(work, "board")
+	host{install: "install"}.pack(t, payload)
+	usedDisk(t, lun)
+	if err := os.WriteFile(board, make([]byte, len(l.pins())*pinSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	group, ctx := errgroup.WithContext(t.Context())
+	for name, boots := range l.hosts {
+		group.Go(func() error {
+			for _, b := range boots {
+				err := boot{name: b.name, ends: b.ends}.run(ctx, t, "--payload", payload, "--shared-disk", lun, "--shared-disk", board, "--state", filepath.Join(work, name), "--memory", "1024")
+				if err != nil {
+					return err
+				}
+				f, err := os.OpenFile(board, os.O_RDWR, 0)
+				if err != nil {
+					return err
+				}
+				if err := pin(f, l.place(ended(b.name)), ""); err != nil {
+					return err
+				}
+				if err := f.Close(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ended is the notice that a boot has ended, in whatever way: its host is off.
+func ended(boot string) string { return boot + " is off" }
+
+// pins are all notices; each has its place on the board.
+func (l lab) pins() []string {
+	all := slices.Clone(l.notices)
+	for _, boots := range l.hosts {
+		for _, b := range boots {
+			all = append(all, ended(b.name))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// place is -1 for a notice that the lab does not know.
+func (l lab) place(notice string) int64 {
+	i, found := slices.BinarySearch(l.pins(), notice)
+	if !found {
+		return -1
+	}
+	return int64(i) * pinSize
+}
+
+// pinSize is room for a notice: its length and one, then what it says.
+const pinSize = 64 << 10
+
+func pin(board io.WriterAt, at int64, text string) error {
+	b := make([]byte, pinSize)
+	binary.LittleEndian.PutUint64(b, uint64(len(text))+1)
+	copy(b[8:], text)
+	_, err := board.WriteAt(b, at)
+	return err
+}
+
+// labMachine is a host of the lab, seen from inside.
+type labMachine struct {
+	machine
+	lab  lab
+	name string
+}
+
+// board opens the board past the page cache, as both hosts write to it.
+func (m labMachine) board(notice string, do func(*layout.Volume, int64)) {
+	m.Helper()
+	at := m.lab.place(notice)
+	if at < 0 {
+		m.Fatalf("no notice is called %q", notice)
+	}
+	v, err := layout.Open("/dev/vdc", true)
+	m.must(err)
+	defer v.Close()
+	do(v, at)
+}
+
+// tell pins a notice. It ends a boot that failed so far: the others need not wait.
+func (m labMachine) tell(notice, text string) {
+	m.Helper()
+	if m.Failed() {
+		m.FailNow()
+	}
+	m.board(notice, func(v *layout.Volume, at int64) {
+		m.must(pin(v, at, text))
+		m.must(v.Flush())
+	})
+	m.Logf("%s: told %q", m.name, notice)
+}
+
+// await waits for a notice and returns what it says.
+func (m labMachine) await(notice string) string {
+	m.Helper()
+	text := ""
+	m.board(notice, func(v *layout.Volume, at int64) {
+		b := make([]byte, pinSize)
+		m.within("notice "+notice, func() bool {
+			_, err := v.ReadAt(b, at)
+			m.must(err)
+			n := binary.LittleEndian.Uint64(b)
+			if n > 0 {
+				text = string(b[8 : 8+n-1])
+			}
+			return n > 0
+		})
+	})
+	m.Logf("%s: heard %q", m.name, notice)
+	return text
+}
+
+// prepare makes the guest a host of its own: both come from one image.
+func (m labMachine) prepare() {
+	m.Helper()
+	m.run("hostname", m.name)
+	id := map[string]string{"alpha": "a", "beta": "b"}[m.name]
+	m.write("/etc/machine-id", "d15c000000000000000000000000000"+id+"\n", 0o444)
+	m.write("/etc/hostname", m.name+"\n", 0o644)
+	m.run("modprobe", "dm-thin-pool")
+	if !exists("/usr/bin/diskhook") {
+		m.install()
+	}
+}

@@ -51,6 +51,9 @@ type Decision struct {
 	// Unclean: the open replicas may differ in what was in flight. Bring them
 	// in line by majority while the guest runs.
 	Unclean bool `json:"unclean"`
+	// Behind is how many replicas at most may lack a write of an unclean
+	// generation that the guest was told of.
+	Behind int `json:"behind,omitempty"`
 	// Veto is why the set must not be opened, with the way out; else nil.
 	Veto error `json:"-"`
 }
@@ -71,7 +74,9 @@ func Decide(set Set, observed []Observed, known Known) Decision {
 		d.Left = append(d.Left, h.leftOut(id, d.Base))
 	}
 	d.Base.Clean = h.clean(d.Base.Raise)
-	d.Unclean = !d.Base.Clean
+	if d.Unclean = !d.Base.Clean; d.Unclean {
+		d.Behind = h.behind(d.Base.Raise)
+	}
 	d.Veto = h.veto(d)
 	return d
 }
@@ -195,6 +200,29 @@ func (h *history) clean(raise string) bool {
 		}
 	}
 	return false
+}
+
+// behind is how many replicas may lack an acknowledged write while they have
+// this unclean generation. QEMU acknowledges what the threshold has, and its
+// reports of the others, which lose their vote, come after that. Those that voted
+// then are counted, which are the ones that the generation was raised on where
+// they were equal at its beginning. Otherwise they may have been more: one that
+// has the write can have lost its vote before one that lacks it.
+func (h *history) behind(raise string) int {
+	voted := len(h.set.Replicas)
+	if g, seen := h.raises[raise]; seen && g.From.Clean {
+		voted = len(g.With)
+	}
+	return max(0, voted-h.set.Threshold)
+}
+
+// outvotes is how many of the replicas that are open, once some were opened and
+// some were not, have to agree on what is written to the others in an unclean
+// set: more than half, and more than may lack what was acknowledged. That is
+// never more than the set asks of a read; one that admits a minority has given
+// that up.
+func (d Decision) outvotes(set Set, open int) int {
+	return max(open/2+1, min(set.Threshold, d.Behind+1))
 }
 
 // leftOut says why a replica does not vote.

@@ -4,6 +4,8 @@ package quorum
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -116,5 +118,51 @@ func TestABackupDoesNotUndoAGeneration(t *testing.T) {
 	seen[1].Mark.Suspect = Mismatch
 	if d := Decide(set, seen, Known{2, raise2}); d.Veto == nil {
 		t.Errorf("%+v", d)
+	}
+}
+
+// How many replicas that are open have to agree after a power cut: more than half
+// of them, and more than may lack what was acknowledged.
+func TestOutvotes(t *testing.T) {
+	five := []string{"r1", "r2", "r3", "r4", "r5"}
+	for name, c := range map[string]struct {
+		replicas, threshold int
+		with                []string // the generation that is unclean
+		equal               bool     // at its beginning
+		open                int
+		want                int
+	}{
+		"three of three agree":               {3, 2, five[:3], true, 3, 2},
+		"all have to take a write":           {3, 3, five[:3], true, 3, 2},
+		"an even number, one is away":        {4, 3, five[:4], true, 3, 2},
+		"an even number, all are there":      {4, 3, five[:4], true, 4, 3},
+		"two may lack a write":               {5, 3, five, true, 3, 3},
+		"two may lack it, four are there":    {5, 3, five, true, 4, 3},
+		"no more than these three voted":     {5, 3, five[:3], true, 3, 2},
+		"more voted before these three":      {5, 3, five[:3], false, 3, 3},
+		"two may lack it, a read needs four": {6, 4, append([]string{"r6"}, five...), true, 4, 3},
+		"a minority may be asked for":        {5, 2, five, true, 3, 2},
+		"a minority of many":                 {5, 2, five, false, 5, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			set := Set{Name: "db", UUID: setUUID, Threshold: c.threshold}
+			var seen []Observed
+			for i := range c.replicas {
+				id := fmt.Sprintf("r%d", i+1)
+				set.Replicas = append(set.Replicas, Replica{ID: id})
+				m := mark(id, 2, raise2, raise1)
+				m.Generation.With, m.Generation.From.Clean = c.with, c.equal
+				if slices.Contains(c.with[:c.open], id) {
+					seen = append(seen, Observed{ID: id, Mark: m})
+				}
+			}
+			d := Decide(set, seen, Known{2, raise2})
+			if !d.Unclean || len(d.Open) != c.open {
+				t.Fatalf("%+v", d)
+			}
+			if got := d.outvotes(set, c.open); got != c.want {
+				t.Errorf("%d have to agree, want %d: %+v", got, c.want, d)
+			}
+		})
 	}
 }

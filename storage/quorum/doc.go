@@ -30,10 +30,13 @@
 // not got it; it counts as the generation it was raised from. When the guest
 // has gone and everything is flushed, the mark becomes clean.
 //
-// QEMU acknowledges a write before its report about a bad child reaches us.
-// If the power fails within that moment, the bad replica still has the newest
-// generation; but none is clean then, so the rule for unclean sets holds and a
-// majority decides.
+// QEMU acknowledges a write that a threshold of its children took before its
+// reports about the others reach us. If the power fails within that moment, the
+// bad replicas still have the newest generation; but none is clean then, so the
+// rule for unclean sets holds and a majority decides. It has to be more than can
+// lack such a write (Decision.Behind): of five replicas with a threshold of three,
+// two bad ones must not outvote the only good one that is there the next time.
+// What fewer agree on stays as it is, and the guest's read of it fails.
 //
 // With the replicas in a guest's own QEMU (inline.go) nobody stands between a
 // report and the next acknowledgement. There a suspect keeps its vote and the

@@ -29,11 +29,11 @@ import (
 type gate struct {
 	ss      *session
 	clients map[string]*nbd.Client // of the replicas alone
-	// need is how many of them must agree: more than half, also where the set asks
-	// more of a read. A write that was under way when the host went is on some of
-	// them, and was never answered: either content is right, but one has to be
-	// everywhere, or the guest's next read finds no threshold. What was answered
-	// all of them have.
+	// need is how many of them must agree (Decision.outvotes), which may be fewer
+	// than the set asks of a read. A write that was under way when the host went is
+	// on some of them, and was never answered: either content is right, but one has
+	// to be everywhere, or the guest's next read finds no threshold. Where what was
+	// answered might lose, nothing is written, and a read of it fails.
 	need int
 
 	over     atomic.Bool // all chunks were looked at
@@ -55,8 +55,8 @@ const mostNoted = 100
 // equalise offers the set through a gate, and makes it equal meanwhile. A
 // vhost-user guest shares memory with the daemon and cannot pass through us: it
 // has to wait until that is done.
-func (ss *session) equalise(ctx context.Context, through bool) error {
-	g := &gate{ss: ss, clients: map[string]*nbd.Client{}, need: len(ss.voters)/2 + 1, busy: map[int64]int{}, done: map[int64]bool{}}
+func (ss *session) equalise(ctx context.Context, d Decision, through bool) error {
+	g := &gate{ss: ss, clients: map[string]*nbd.Client{}, need: d.outvotes(ss.set, len(ss.voters)), busy: map[int64]int{}, done: map[int64]bool{}}
 	g.free = sync.NewCond(&g.mu)
 	for id, m := range ss.voters {
 		client, err := ss.looking(ctx, m)

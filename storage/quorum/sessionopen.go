@@ -194,7 +194,7 @@ func (ss *session) offer(ctx context.Context, d Decision) error {
 		return err
 	}
 	if d.Unclean {
-		err = ss.equalise(ctx, through)
+		err = ss.equalise(ctx, d, through)
 	} else {
 		err = ss.ready(ctx, through)
 	}

@@ -57,13 +57,19 @@ func thinStart(p *program, c *cli.Context) error {
 	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) { return "started", t.Start(ctx) })
 }
 
+// thinStop asks neither the map nor the master: what a host that was fenced has left
+// in its kernel has to go before it is let in again.
 func thinStop(p *program, c *cli.Context) error {
-	f, t, _, of, err := thinHostArgs(p, c)
+	f, t, _, err := thinArgs(p, c)
 	if err != nil {
 		return err
 	}
-	steps := []string{"# remove the devices of host " + t.record.Name + " and its pool"}
-	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) { return "stopped", t.Stop(ctx) })
+	name, err := t.ThisHost()
+	if err != nil {
+		return err
+	}
+	steps := []string{"# remove the devices of host " + name + " and its pool"}
+	return p.change(f, c.Bool("dry-run"), thinHost(name), steps, func() (string, error) { return "stopped", t.local().Stop(c.Context) })
 }
 
 // slack says how a host stands after it got blocks.

@@ -61,9 +61,17 @@ func (t *thinCluster) member(ctx context.Context) (*member.Member, error) {
 	channel := func(own layout.Device, epoch uint64) request.Channel {
 		return way{t.master(), request.Slots{Device: own, Cluster: t.UUID, Host: self.UUID, Epoch: epoch}}
 	}
+	here := t.local()
+	here.Host, here.Group, here.Channel = self.UUID, t.group, channel
+	here.Deadline, here.LowWater = masterDeadline, cluster.Quantum(m)
+	return here, nil
+}
+
+// local is what of this host's side the disk does not have to be asked for: enough to
+// stop its pool, whether it is a member still or not.
+func (t *thinCluster) local() *member.Member {
 	return &member.Member{
-		Name: t.Name, Cluster: t.UUID, Host: self.UUID, Group: t.group, Mapper: t.mapper, Windows: t.windows,
-		Channel: channel, Deadline: masterDeadline, LowWater: cluster.Quantum(m),
+		Name: t.Name, Cluster: t.UUID, Mapper: t.mapper, Windows: t.windows,
 		Locks: t.layout.Locks(), Links: filepath.Join(t.layout.Run(), "thin"), Log: t.log,
-	}, nil
+	}
 }

@@ -68,7 +68,7 @@ func Member(m layout.Map, word string) (layout.HostRecord, error) {
 	h, err := Host(m, word)
 	if err == nil && h.State != layout.Member {
 		err = failure.New(failure.Precondition, "host %s: it is no member of the cluster any more (%s)", h.Name, h.Evidence)
-		err = failure.Hint(err, "once its pool does not run any more, as after a reboot, run `diskhook thin init-host --rejoin %s` on the master", h.Name)
+		err = failure.Hint(err, "stop its guests and run `diskhook thin stop` on it, or reboot it; then run `diskhook thin init-host --rejoin %s` on the master", h.Name)
 	}
 	return h, err
 }

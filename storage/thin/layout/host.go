@@ -29,6 +29,10 @@ const (
 // fit below the slots.
 const maxJournal = 192 << 10
 
+// FirstImage is the generation of the metadata that a host's header names when it
+// joins. A host writes its own before its pool runs.
+const FirstImage = 1
+
 // Window is where one of the two copies of dm-thin metadata lies in UUID.host,
 // in bytes; a dm-linear target covers it.
 type Window struct{ Offset, Length uint64 }

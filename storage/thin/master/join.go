@@ -106,8 +106,7 @@ func (s *session) settle(ctx context.Context, n Newcomer, number uint32) error {
 		if err != nil {
 			return err
 		}
-		const image = 1
-		plan, err := handover.Compose(s.m, number, image, nil)
+		plan, err := handover.Compose(s.m, number, layout.FirstImage, nil)
 		if err != nil {
 			return err
 		}
@@ -117,7 +116,7 @@ func (s *session) settle(ctx context.Context, n Newcomer, number uint32) error {
 		if err := failpoint.Hit("thin.master.join.metadata"); err != nil {
 			return err
 		}
-		first := layout.HostHeader{Geometry: s.m.Geometry, Number: number, Name: n.Name, Image: image, Windows: windows}
+		first := layout.HostHeader{Geometry: s.m.Geometry, Number: number, Name: n.Name, Image: layout.FirstImage, Windows: windows}
 		_, err = layout.CreateHost(dev, s.Cluster, n.UUID, s.stamp.Epoch, first)
 		return err
 	})

@@ -327,8 +327,7 @@ func TestGrow(t *testing.T) {
 	const more = 2 * blocks * blockSize
 	_, err := w.chief.Grow(t.Context(), more)
 	w.is(err, failure.Precondition, "thin rebuild` on host1, host2")
-	one.refuses("create", "+pool+A", 1, false)
-	one.refuses("create", "+pool+B", 1, false)
+	one.refuses("create", "+pool+"+string("BA"[w.header(one).Active]), 1, false)
 	if err := one.Rebuild(t.Context()); err == nil || w.header(one).Blocks != blocks {
 		t.Errorf("%v, %d blocks", err, w.header(one).Blocks)
 	}

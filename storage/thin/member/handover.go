@@ -114,10 +114,15 @@ func (h *change) draft(ctx context.Context) error {
 	return nil
 }
 
+// untouched says that no pool ran since this host joined. What lies in its window then
+// nobody reads: a pool of a former membership may have run on after the master wrote
+// it, and written over it.
+func (s *session) untouched() bool { return s.header.Image <= layout.FirstImage }
+
 // now is what this host has. One that is new has no metadata yet.
 func (h *change) now(ctx context.Context) (standing, error) {
 	var now standing
-	if h.header.Image == 0 {
+	if h.untouched() {
 		return now, nil
 	}
 	err := h.read(ctx, func(r *metadata.Reader) (err error) {

@@ -71,9 +71,17 @@ func (s section) ReadAt(p []byte, off int64) (int, error) { return s.Device.Read
 // fence has a host lose its power, and the master recover what it had from its
 // metadata, as they are on the SAN. The host joins again.
 func (h *node) fence() {
+	h.w.Helper()
+	h.kernel.Crash()
+	h.recovered()
+	h.w.check()
+	h.rejoin()
+}
+
+// recovered has the master hold a host for fenced and recover what it had.
+func (h *node) recovered() {
 	w := h.w
 	w.Helper()
-	h.kernel.Crash()
 	header := w.header(h)
 	at := header.Windows[header.Active]
 	k, name := w.window(h, at)
@@ -93,8 +101,6 @@ func (h *node) fence() {
 			w.Fatalf("%+v", v)
 		}
 	}
-	w.check()
-	h.rejoin()
 }
 
 func (w *world) number(m layout.Map, h *node) uint32 {

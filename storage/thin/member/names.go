@@ -4,6 +4,7 @@ package member
 
 import (
 	"fmt"
+	"strings"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/devmapper"
@@ -29,11 +30,14 @@ func (c *Member) balloonName() string             { return c.prefix() + "balloon
 func letter(window int) string { return string(rune('A' + window)) }
 
 // uuidOf is what a device is listed with: at most 128 bytes, as they are read by
-// libdm, and unique as its name is.
-func (c *Member) uuidOf(name string) string {
-	u := fmt.Sprintf("DISKHOOK-%s-%s", c.Cluster, name)
-	return u[:min(len(u), 128)]
+// libdm, and unique as its name is. It says of which membership of this host the
+// device is, by the host's number, so that a pool from before the host was fenced is
+// never taken for the one that it has now.
+func (s *session) uuidOf(name string) string {
+	return fmt.Sprintf("%s%d-%s", s.uuidPrefix(), s.header.Number, strings.TrimPrefix(name, s.prefix()))
 }
+
+func (c *Member) uuidPrefix() string { return fmt.Sprintf("DISKHOOK-%s-", c.Cluster) }
 
 // fits refuses a volume whose device the kernel could not name, before anything
 // has been asked for.

@@ -55,6 +55,9 @@ func (c *Member) open(ctx context.Context) (*session, error) {
 	if err = s.reopen(ctx); err == nil {
 		err = s.look(ctx)
 	}
+	if err == nil {
+		err = s.former(ctx)
+	}
 	if err != nil {
 		return nil, errors.Join(err, s.end())
 	}
@@ -124,7 +127,7 @@ var errGone = errors.New("it is no member any more")
 
 func gone(host, cluster string) error {
 	err := failure.New(failure.Conflict, "host %s: %w of cluster %s: it was held for fenced, or left", host, errGone, cluster)
-	return failure.Hint(err, "have its guests stopped, then run `diskhook thin init-host --rejoin %s` on the master", host)
+	return failure.Hint(err, "stop its guests and run `diskhook thin stop` on it, then `diskhook thin init-host --rejoin %s` on the master", host)
 }
 
 func (c *Member) openMap(ctx context.Context) (group.Volume, error) {

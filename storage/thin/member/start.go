@@ -82,7 +82,7 @@ func (s *session) data(ctx context.Context) error {
 // inspect looks at the metadata before a pool runs on them: they must be whole, and
 // withhold every block that is not this host's.
 func (s *session) inspect(ctx context.Context) error {
-	if s.header.Image == 0 { // nothing was written yet
+	if s.untouched() {
 		return s.handOver(ctx, s.header.Blocks)
 	}
 	needs := false
@@ -126,46 +126,13 @@ func (s *session) owner() layout.Owner {
 	return layout.Owner{Kind: layout.OfHost, Number: s.header.Number}
 }
 
-// Stop takes every device of this host's pool away, and the pool. Volumes stay
-// attached to the host: nobody else gets them, and Start has them again. A volume
-// that is in use is a failure.Conflict, and everything runs on.
-func (c *Member) Stop(ctx context.Context) error {
-	return c.do(ctx, c.open, func(s *session) error {
-		volumes := s.here(layout.Attaching, layout.Attached, layout.Detaching)
-		for _, v := range volumes {
-			if err := s.unused(ctx, v); err != nil {
-				return err
-			}
-		}
-		if err := s.sweep(ctx); err != nil {
-			return err
-		}
-		for _, v := range volumes {
-			if err := s.removeDevice(ctx, v); err != nil {
-				return err
-			}
-		}
-		for _, name := range []string{s.poolName(0), s.poolName(1), s.metadataName(0), s.metadataName(1)} {
-			info, err := s.present(ctx, name)
-			if err == nil && info != nil {
-				err = s.Mapper.Remove(ctx, name)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
 // unused refuses a volume that somebody has open.
 func (s *session) unused(ctx context.Context, v layout.VolumeRecord) error {
 	info, err := s.present(ctx, s.deviceName(v.Name))
 	if err != nil || info == nil || info.Open == 0 {
 		return err
 	}
-	err = failure.New(failure.Conflict, "volume %s: its device is in use", v.Name)
-	return failure.Hint(err, "stop the guest that has it; `fuser -v %s` says who it is", s.Path(v.Name))
+	return s.inUse(v.Name)
 }
 
 // removeDevice takes a volume's device away. One that was left suspended would wait

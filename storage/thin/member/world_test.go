@@ -143,12 +143,17 @@ func (w *world) join() *node {
 // rejoin has the master take the host in, and boots it.
 func (h *node) rejoin() {
 	h.w.Helper()
-	_, err := h.w.chief.Join(h.w.Context(), master.Newcomer{UUID: id(h.n), Name: fmt.Sprint("host", h.n), Rejoin: true, Metadata: layout.MinWindow})
-	h.w.must(err)
-	name := layout.Host.Name(id(h.n))
-	h.w.disks[name] = h.w.san.AddDisk(1 << 30) // it may be extended
+	h.letIn()
+	h.w.disks[layout.Host.Name(id(h.n))] = h.w.san.AddDisk(1 << 30) // it may be extended
 	h.boot()
 	h.fetch()
+}
+
+// letIn has the master take the host in, on which whatever ran goes on.
+func (h *node) letIn() {
+	h.w.Helper()
+	_, err := h.w.chief.Join(h.w.Context(), master.Newcomer{UUID: id(h.n), Name: fmt.Sprint("host", h.n), Rejoin: true, Metadata: layout.MinWindow})
+	h.w.must(err)
 }
 
 // boot is a new kernel on which nothing runs.

@@ -136,7 +136,7 @@ func (w *world) cluster() invariant.Cluster {
 		w.must(err)
 		for _, name := range names {
 			volume, ours := strings.CutPrefix(name, device(""))
-			if ours && !strings.Contains(volume, "+") && volume != "reserved" && volume != "balloon" {
+			if ours && !strings.Contains(volume, "+") {
 				out.Active = append(out.Active, w.record(volume).Number)
 			}
 		}

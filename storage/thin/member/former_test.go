@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/thin/member"
 )
 
 // A host that was cut off from the disk and held for fenced, and is let in again
@@ -88,4 +89,29 @@ func TestStopOfHostThatIsNoMember(t *testing.T) {
 	one.letIn()
 	one.start()
 	w.check()
+}
+
+// No volume's device is taken for one that the pool needs, whatever it is called.
+func TestVolumesOfAnyName(t *testing.T) {
+	w := newWorld(t, t.TempDir(), 1)
+	one := w.hosts[0]
+	one.start()
+	one.request(30)
+	for i, name := range []string{"reserved", "balloon", "pool", "metadata"} {
+		w.must(one.Create(t.Context(), id(50+i), name, perVolume*blockSize))
+		w.wrote[name] = map[uint64]uint32{}
+		if _, err := one.Attach(t.Context(), name, member.AttachOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		one.write(name, 0)
+	}
+	if _, err := one.Free(t.Context(), 2); err != nil {
+		t.Error(err)
+	}
+	one.request(4)
+	for _, name := range []string{"reserved", "balloon", "pool", "metadata"} {
+		one.reads(name)
+	}
+	w.check()
+	w.must(one.Stop(t.Context()))
 }

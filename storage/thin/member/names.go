@@ -17,15 +17,15 @@ import (
 //	dh-CLUSTER+VOLUME       what a guest gets
 //	dh-CLUSTER+pool+A       the pool on window A
 //	dh-CLUSTER+metadata+A   window A of UUID.host
-//	dh-CLUSTER+reserved     disk 0, while blocks are released from it
-//	dh-CLUSTER+balloon      while blocks are collected to be given back
+//	dh-CLUSTER+reserved+0   disk 0, while blocks are released from it
+//	dh-CLUSTER+balloon+0    while blocks are collected to be given back
 func (c *Member) prefix() string { return "dh-" + c.Name + "+" }
 
 func (c *Member) deviceName(volume string) string { return c.prefix() + volume }
 func (c *Member) poolName(window int) string      { return c.prefix() + "pool+" + letter(window) }
 func (c *Member) metadataName(window int) string  { return c.prefix() + "metadata+" + letter(window) }
-func (c *Member) reservedName() string            { return c.prefix() + "reserved" }
-func (c *Member) balloonName() string             { return c.prefix() + "balloon" }
+func (c *Member) reservedName() string            { return c.prefix() + "reserved+0" }
+func (c *Member) balloonName() string             { return c.prefix() + "balloon+0" }
 
 func letter(window int) string { return string(rune('A' + window)) }
 

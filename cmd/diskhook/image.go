@@ -43,7 +43,9 @@ func imageCommand(p *program) *cli.Command {
 			verb("import", "take a file or device in, as a snapshot or virtual disk", "REPO FILE", imageImport, making(
 				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "raw", Usage: "`FORMAT` of the file: raw or qcow2"},
 				&cli.StringFlag{Name: "kind", Value: "snapshot", Usage: "what it becomes: snapshot or disk"})...),
-			verb("remove", "hide an image at once; `repo fix` frees its space", "REPO/IMAGE", imageRemove, dryRunFlag()),
+			verb("remove", "hide an image at once; `repo fix` frees its space", "REPO/IMAGE", imageRemove,
+				&cli.BoolFlag{Name: "post-zero", Usage: "overwrite its data with zeros before that is deleted"},
+				&cli.BoolFlag{Name: "discard", Usage: "tell the storage that its blocks are not needed any more"}, dryRunFlag()),
 			verb("resize", "make a virtual disk larger", "REPO/IMAGE SIZE", imageResize, waitFlag(), dryRunFlag()),
 			verb("annotate", "replace the user data of an image", "REPO/IMAGE JSON", imageAnnotate, dryRunFlag()),
 			verb("list", "list the images of a repository", "REPO", imageList,
@@ -234,8 +236,16 @@ func imageRemove(p *program, c *cli.Context) error {
 	if _, err := s.GetImage(c.Context, ref.repo, ref.id); err != nil {
 		return err
 	}
-	return p.change(f, c.Bool("dry-run"), imageOf(ref), []string{"remove image " + ref.String()}, func() (string, error) {
-		return "removed", s.RemoveImage(c.Context, ref.repo, ref.id, repository.Options{})
+	o := repository.Options{PostZero: c.Bool("post-zero"), Discard: c.Bool("discard")}
+	steps := []string{"remove image " + ref.String()}
+	if o.PostZero {
+		steps = append(steps, "overwrite with zeros what no other image reads, the rest once none does")
+	}
+	if o.Discard {
+		steps = append(steps, "discard the blocks of what no other image reads, the rest once none does")
+	}
+	return p.change(f, c.Bool("dry-run"), imageOf(ref), steps, func() (string, error) {
+		return "removed", s.RemoveImage(c.Context, ref.repo, ref.id, o)
 	})
 }
 

@@ -166,7 +166,15 @@ func (u *update) thereAlready(ctx context.Context, a asked) (bool, error) {
 		return false, nil //nolint:nilerr // what it had is of no use: commit refuses it
 	}
 	old.Weak, old.Plan, old.UserData, old.Strategy, old.Request = false, nil, a.userData, a.strategy, a.digest
-	return true, u.saveImage(ctx, old)
+	if err := u.saveImage(ctx, old); err != nil {
+		return true, err
+	}
+	top, err := u.volume(ctx, old.Volume)
+	if err != nil || top.Erase == nil {
+		return true, err
+	}
+	top.Erase = nil // that was asked for the one that was removed
+	return true, u.saveVolume(ctx, top)
 }
 
 // ImportImage makes an image of a chain that is in no repository, top first. Every

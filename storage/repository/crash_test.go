@@ -81,6 +81,9 @@ func init() {
 	verbs["remove"] = func(ctx context.Context, s *repository.Service, args []string) error {
 		return s.RemoveImage(ctx, "a", args[0], repository.Options{})
 	}
+	verbs["erase"] = func(ctx context.Context, s *repository.Service, args []string) error {
+		return s.RemoveImage(ctx, "a", args[0], repository.Options{PostZero: true, Discard: true})
+	}
 	verbs["resize"] = func(ctx context.Context, s *repository.Service, args []string) error {
 		return s.ResizeVirtualDisk(ctx, "a", args[0], 8*mib, repository.Options{})
 	}
@@ -188,6 +191,17 @@ func crashes() map[string]crash {
 				w.Errorf("left behind: %v", left)
 			}
 		}, nil},
+		"erase": {12, func(w *world) []string {
+			args := both(w)
+			w.link("a", args[0], "top")
+			return args
+		}, func(w *world, args []string) {
+			w.holds("a", args[1], w.path("before.raw"))
+			w.blank(w.path("top"), true)
+			if left := w.files("a"); len(left) != 1 || w.count("a") != 1 {
+				w.Errorf("left behind: %v, %d images", left, w.count("a"))
+			}
+		}, func(w *world, args []string) { w.holds("a", args[1], w.path("before.raw")) }},
 		"resize": {5, both, func(w *world, args []string) {
 			w.tool("truncate", "-s", "8M", w.path("now.raw"))
 			unharmed(w, args)
@@ -265,6 +279,7 @@ func TestDifferingConvergesAfterACrashAtEveryPoint(t *testing.T)  { crashing(t, 
 func TestDifferenceConvergesAfterACrashAtEveryPoint(t *testing.T) { crashing(t, "difference") }
 func TestImportConvergesAfterACrashAtEveryPoint(t *testing.T)     { crashing(t, "import") }
 func TestRemoveConvergesAfterACrashAtEveryPoint(t *testing.T)     { crashing(t, "remove") }
+func TestEraseConvergesAfterACrashAtEveryPoint(t *testing.T)      { crashing(t, "erase") }
 func TestResizeConvergesAfterACrashAtEveryPoint(t *testing.T)     { crashing(t, "resize") }
 func TestFixConvergesAfterACrashAtEveryPoint(t *testing.T)        { crashing(t, "fix") }
 
@@ -298,7 +313,7 @@ func everyCrash(t *testing.T, format, verb string, c crash) {
 			for _, repo := range []string{"a", "b"} {
 				must(t, w.on("h2").Resume(w.Context(), repo))
 			}
-			if verb != "remove" {
+			if verb != "remove" && verb != "erase" {
 				w.again(verb, args)
 			} else {
 				_ = verbs[verb](w.Context(), w.on("h2"), args) // it is gone, or goes now
@@ -321,19 +336,6 @@ func (w *world) again(verb string, args []string) {
 	must(w, verbs[verb](w.Context(), w.on("h2"), args))
 	if second := w.count("a") + w.count("b"); second != first {
 		w.Errorf("%s a third time: %d images instead of %d", verb, second, first)
-	}
-}
-
-// settled repairs both repositories; nothing is left open then.
-func (w *world) settled() {
-	w.Helper()
-	for _, repo := range []string{"a", "b"} {
-		w.repair(repo)
-		tasks, err := w.on("h2").ListTasks(w.Context(), repo)
-		must(w, err)
-		if len(tasks) > 0 {
-			w.Errorf("repository %s: open: %+v", repo, tasks)
-		}
 	}
 }
 

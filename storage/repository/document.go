@@ -56,6 +56,8 @@ type volume struct {
 	Size     int64  `json:"size"`            // virtual, in bytes
 	Below    string `json:"below,omitempty"` // the volume it lies on
 	Complete bool   `json:"complete,omitempty"`
+	// Erase is what has to be done with its data before that is deleted.
+	Erase *erasure `json:"erase,omitempty"`
 }
 
 // operation is an open plan's entry in the index of plans, and its status.

@@ -226,7 +226,8 @@ func (f *fixing) clean(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var freed []format.Data
+	defer f.letGo(ctx, f.repo)
+	var left leftovers
 	err = f.repo.change(ctx, func(u *update) error {
 		if err := u.refresh(ctx, v, images, volumes); err != nil {
 			return err
@@ -247,10 +248,10 @@ func (f *fixing) clean(ctx context.Context) error {
 		if what, id := v.needed(images, volumes, ""); id != "" {
 			return f.stale(what, id) // another fix has to be done before
 		}
-		freed, err = u.discard(ctx, v, images, volumes)
+		left, err = u.discard(ctx, v, images, volumes)
 		return err
 	})
-	return errors.Join(err, f.repo.free(ctx, freed))
+	return errors.Join(err, f.repo.clear(ctx, left, nil))
 }
 
 // wanted keeps of the garbage what the fix is about; all of that has to be in it.

@@ -15,6 +15,7 @@ import (
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/repository/format"
 )
 
 // Kind is what an image is.
@@ -56,6 +57,11 @@ type Options struct {
 	ParticipatingRepositories []string
 	// ImageHints say of images in which repository they have to be.
 	ImageHints map[string]string
+	// PostZero has RemoveImage overwrite with zeros what the image alone holds before it is
+	// deleted. What others still read is overwritten once nobody does any more.
+	PostZero bool
+	// Discard has RemoveImage tell the storage that the blocks are not needed any more.
+	Discard bool
 	// RequestID makes a verb that creates idempotent: the same request with the same id
 	// returns the same image, another one is a failure.Conflict.
 	RequestID string
@@ -162,6 +168,14 @@ func (o Options) strategy() Strategy {
 		return Space
 	}
 	return o.Strategy
+}
+
+// erasure is what RemoveImage does with data; nil: no more than delete it.
+func (o Options) erasure() *erasure {
+	if !o.PostZero && !o.Discard {
+		return nil
+	}
+	return &erasure{Erasure: format.Erasure{Zero: o.PostZero, Discard: o.Discard}}
 }
 
 // newID is a new image's: with a request id always the same in this repository.

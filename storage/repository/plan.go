@@ -30,6 +30,8 @@ type plan struct {
 	Disk string `json:"disk,omitempty"`
 	// Old are volumes that are not needed after this.
 	Old []string `json:"old,omitempty"`
+	// Erase is what has to be done with data before it is deleted.
+	Erase *erasure `json:"erase,omitempty"`
 	// Layers are an imported image's.
 	Layers []imagecheck.Layer `json:"layers,omitempty"`
 }
@@ -68,6 +70,7 @@ const (
 	stageSink     = "sink"     // write what the volume has into the one below
 	stageGrow     = "grow"
 	stagePublish  = "publish" // let the image point to the new volume
+	stageErase    = "erase"   // overwrite or discard what nobody needs any more
 	stageSweep    = "sweep"   // remove what nobody needs any more
 )
 

@@ -13,9 +13,10 @@ import (
 	"diskhook/storage/repository/format"
 )
 
-// RemoveImage hides an image at once; its data goes when no other image lies on it.
+// RemoveImage hides an image at once; its data goes when no other image lies on it,
+// after it was overwritten or discarded if the options ask for that.
 // One that is being made is not made any further. One that is being removed already is
-// fine. ErrInUse.
+// fine, and may be asked to be overwritten as well. ErrInUse.
 func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Options) error {
 	if err := checkImageID(imageID); err != nil {
 		return err
@@ -27,7 +28,7 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 	defer r.close()
 	err = r.change(ctx, func(u *update) error {
 		img, err := u.image(ctx, imageID)
-		if err != nil || img.Weak {
+		if err != nil || img.Weak && !img.leaves(o.erasure()) {
 			return err
 		}
 		if err := s.unused(ctx, r, imageID); err != nil {
@@ -42,7 +43,7 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 		if err := u.drop(ctx, format.Pin, imageID); err != nil {
 			return err // those of an earlier boot
 		}
-		return u.hide(ctx, s.HostID, img)
+		return u.hide(ctx, s.HostID, img, o.erasure())
 	})
 	if err != nil {
 		return err
@@ -52,10 +53,10 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 }
 
 // hide makes an image weak, and whoever works on it stop.
-func (u *update) hide(ctx context.Context, hostID string, img *image) error {
-	p := &plan{Nonce: uuid.NewString(), Verb: verbRemove, Stages: []string{stageSweep}}
+func (u *update) hide(ctx context.Context, hostID string, img *image, erase *erasure) error {
+	p := &plan{Nonce: uuid.NewString(), Verb: verbRemove, Stages: []string{stageSweep}, Erase: erase}
 	if img.Plan != nil {
-		p.Old = img.Plan.makes()
+		p.Old, p.Erase = img.Plan.makes(), erase.and(img.Plan.Erase)
 		stop := stopRequest{V: documentVersion, Plan: img.Plan.Nonce, Host: hostID}
 		if err := u.put(ctx, format.Stop, img.ID, stop); err != nil {
 			return err
@@ -66,6 +67,9 @@ func (u *update) hide(ctx context.Context, hostID string, img *image) error {
 		if disk, err := u.image(ctx, img.Plan.Disk); err == nil && disk.Volume == img.Volume {
 			img.Volume = ""
 		}
+	}
+	if p.Erase != nil {
+		p.Stages = []string{stageErase, stageSweep}
 	}
 	img.Weak = true
 	return u.begin(ctx, img, p)

@@ -69,7 +69,8 @@ func (w *worker) relink(ctx context.Context) error {
 		if err := w.flush(ctx, c[0]); err != nil {
 			return err
 		}
-		c[0].Below = c[1].Below
+		// It has got some of what is to be erased once nobody reads it.
+		c[0].Below, c[0].Erase = c[1].Below, c[0].Erase.and(c[1].Erase)
 		return w.repo.saveVolume(ctx, c[0])
 	})
 }

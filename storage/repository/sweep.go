@@ -22,7 +22,7 @@ func (w *worker) sweep(ctx context.Context) error {
 	}
 	images, volumes := v.garbage(w.id)
 	images, volumes = v.related(w.img, images, volumes)
-	var freed []format.Data
+	var left leftovers
 	err = w.repo.change(ctx, func(u *update) error {
 		img, err := w.current(ctx)
 		if err != nil {
@@ -35,7 +35,7 @@ func (w *worker) sweep(ctx context.Context) error {
 			return nil // what a damaged document needs nobody knows
 		}
 		images, volumes := v.unneeded(images, volumes, img.ID)
-		freed, err = u.discard(ctx, v, images, volumes)
+		left, err = u.discard(ctx, v, images, volumes)
 		if err == nil && slices.Contains(images, img.ID) {
 			w.img.Plan = nil
 		}
@@ -44,17 +44,12 @@ func (w *worker) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.repo.free(ctx, freed)
+	return w.repo.clear(ctx, left, w.progress)
 }
 
 // related keeps of the garbage what an image left.
 func (v *view) related(img *image, images, volumes []string) (ours, theirs []string) {
-	near := map[string]bool{}
-	for _, id := range append(img.Plan.makes(), img.Volume) {
-		for ; id != "" && !near[id]; id = v.below(id) {
-			near[id] = true
-		}
-	}
+	near := v.near(img)
 	for _, id := range images {
 		if id == img.ID || v.images[id].Volume != "" && near[v.images[id].Volume] {
 			ours = append(ours, id)
@@ -75,30 +70,60 @@ func (v *view) below(id string) string {
 	return ""
 }
 
-// discard removes the documents of garbage, images first, and returns the data
-// that is left, of which nobody knows any more.
-func (u *update) discard(ctx context.Context, v *view, images, volumes []string) ([]format.Data, error) {
+// leftovers are the volumes of garbage: data of which nobody knows any more, and what
+// has to be erased before.
+type leftovers struct {
+	freed  []format.Data
+	sealed []*volume
+}
+
+// discard removes the documents of garbage, images first, and returns the data that is
+// left; clear does away with that. A volume that has to be erased keeps its document so
+// long, so that nobody forgets it.
+func (u *update) discard(ctx context.Context, v *view, images, volumes []string) (left leftovers, err error) {
+	if left.sealed, err = u.seal(ctx, v, volumes); err != nil {
+		return left, err
+	}
 	for _, id := range images {
 		for _, kind := range []format.Kind{format.Pin, format.Image} {
 			if err := u.drop(ctx, kind, id); err != nil {
-				return nil, err
+				return left, err
 			}
 		}
 		if err := failpoint.Hit("repository.discard.image"); err != nil {
-			return nil, err
+			return left, err
 		}
 	}
-	var freed []format.Data
 	for _, id := range volumes {
-		if err := u.drop(ctx, format.Volume, id); err != nil {
-			return nil, err
+		if v.volumes[id].Erase.pending() {
+			continue
 		}
-		freed = append(freed, format.Data{ID: id, Kind: v.volumes[id].Format})
+		if err := u.drop(ctx, format.Volume, id); err != nil {
+			return left, err
+		}
+		left.freed = append(left.freed, format.Data{ID: id, Kind: v.volumes[id].Format})
 		if err := failpoint.Hit("repository.discard.volume"); err != nil {
-			return nil, err
+			return left, err
 		}
 	}
-	return freed, nil
+	return left, nil
+}
+
+// clear frees what discard left, without the repository's lock. What is not erased to
+// its end is found by the next check.
+func (r *repo) clear(ctx context.Context, left leftovers, progress func(done, total int64)) error {
+	err := r.free(ctx, left.freed)
+	for _, v := range left.sealed {
+		if failed := r.eraseVolume(ctx, v, progress); failed != nil {
+			err = errors.Join(err, fmt.Errorf("volume %s/%s: %w", r.id, v.ID, failed))
+			continue
+		}
+		if failed := r.change(ctx, func(u *update) error { return u.drop(ctx, format.Volume, v.ID) }); failed != nil {
+			return errors.Join(err, failed)
+		}
+		err = errors.Join(err, r.free(ctx, []format.Data{{ID: v.ID, Kind: v.Format}}))
+	}
+	return err
 }
 
 // free deletes data of which no document speaks. What somebody has open stays,

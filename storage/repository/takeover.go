@@ -70,6 +70,6 @@ func (w *worker) relinked(ctx context.Context) error {
 		return err
 	}
 	opened.Close()
-	c[0].Below = c[1].Below
+	c[0].Below, c[0].Erase = c[1].Below, c[0].Erase.and(c[1].Erase)
 	return w.repo.saveVolume(ctx, c[0])
 }

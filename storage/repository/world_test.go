@@ -262,6 +262,19 @@ func (w *world) repair(repo string) (done []repository.Fix) {
 	return nil
 }
 
+// settled repairs both repositories; nothing is left open then.
+func (w *world) settled() {
+	w.Helper()
+	for _, repo := range []string{"a", "b"} {
+		w.repair(repo)
+		tasks, err := w.on("h2").ListTasks(w.Context(), repo)
+		must(w, err)
+		if len(tasks) > 0 {
+			w.Errorf("repository %s: open: %+v", repo, tasks)
+		}
+	}
+}
+
 // count is how many images a repository lists.
 func (w *world) count(repo string) int {
 	page, err := w.on("h2").ListImages(w.Context(), repo, repository.Filter{})

@@ -138,6 +138,11 @@ type Volumes interface {
 	Flush(ctx context.Context, id, kind string) error
 	// Allocated is how many bytes of storage it takes.
 	Allocated(ctx context.Context, id, kind string) (int64, error)
+	// Erase overwrites a volume that nobody needs any more, gives its blocks back, or
+	// both, durably and for as long as that takes; Delete follows. That there is none is
+	// fine; one that somebody has open is a failure.Conflict, and is not touched. progress
+	// hears of the bytes that are overwritten.
+	Erase(ctx context.Context, id, kind string, how Erasure, progress func(done, total int64)) error
 	// Delete frees it, durably. That there is none is fine; one that somebody
 	// has open is a failure.Conflict.
 	Delete(ctx context.Context, id, kind string) error
@@ -145,6 +150,14 @@ type Volumes interface {
 	Data(ctx context.Context) ([]Data, error)
 	// Cursor is the file that keeps how far a copy to the volume is.
 	Cursor(id string) string
+}
+
+// Erasure is what becomes of a volume's content before the volume is deleted.
+type Erasure struct {
+	// Zero overwrites all of it, so that it cannot be read from the storage.
+	Zero bool `json:"zero,omitempty"`
+	// Discard tells the storage below that its blocks are not needed, if that listens.
+	Discard bool `json:"discard,omitempty"`
 }
 
 // Data is what is known of a volume without looking at it.

@@ -288,6 +288,28 @@ func (p *place) Allocated(ctx context.Context, id, kind string) (int64, error) {
 	return lv.Size, nil
 }
 
+// Erase implements format.Volumes. LVM refuses to deactivate a volume that is open here, and
+// to activate one that is active on another host of a group with a lock manager.
+func (p *place) Erase(ctx context.Context, id, kind string, how format.Erasure, progress func(done, total int64)) error {
+	if err := p.writable(); err != nil {
+		return err
+	}
+	lv, _, err := p.find(ctx, id, kind)
+	if err != nil || lv == nil {
+		return err
+	}
+	if err := p.host.LVM.Deactivate(ctx, p.vg, lv.Name); err != nil {
+		return err
+	}
+	lv.Active = nil
+	if err := p.activate(ctx, *lv, true); err != nil {
+		return err
+	}
+	return p.write(lv.Name, func(f *os.File, _ int64) error {
+		return blockdev.Erase(ctx, f, how.Zero, how.Discard, progress)
+	})
+}
+
 // Delete implements format.Volumes. LVM refuses a volume that is open here, or active
 // on another host of a group with a lock manager.
 func (p *place) Delete(ctx context.Context, id, kind string) error {

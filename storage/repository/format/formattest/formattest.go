@@ -265,11 +265,27 @@ func volumes(t *testing.T, here, there format.Place) {
 	}
 	must(t, imagelock.Read(f))
 	kindOf(t, here.Delete(ctx, raw, imagecheck.Raw), failure.Conflict)
+	erase := format.Erasure{Zero: true, Discard: true}
+	kindOf(t, here.Erase(ctx, raw, imagecheck.Raw, erase, nil), failure.Conflict)
+	got := make([]byte, len(data))
+	if _, err := f.ReadAt(got, mib); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("what somebody reads was erased: %v", err)
+	}
+	must(t, f.Close())
+	for _, v := range all {
+		must(t, here.CloseVolume(ctx, v.ID, v.Kind))
+		must(t, here.Erase(ctx, v.ID, v.Kind, erase, nil))
+	}
+	must(t, here.OpenVolume(ctx, raw, imagecheck.Raw, false))
+	f, err = os.Open(path)
+	must(t, err)
+	zero(t, f, 0, 4*mib)
 	must(t, f.Close())
 	for _, v := range all {
 		must(t, here.CloseVolume(ctx, v.ID, v.Kind))
 		must(t, here.Delete(ctx, v.ID, v.Kind))
 		must(t, here.Delete(ctx, v.ID, v.Kind))
+		must(t, here.Erase(ctx, v.ID, v.Kind, erase, nil))
 	}
 	if all, err := here.Data(ctx); err != nil || len(all) > 0 {
 		t.Errorf("left: %v: %v", all, err)

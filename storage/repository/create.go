@@ -30,19 +30,22 @@ type asked struct {
 // commit writes the image with its plan, the moment from which it exists. One that
 // is there already is the answer to a request that was made before, if it is the same.
 func (s *Service) commit(ctx context.Context, u *update, a asked) error {
+	var gen int64
 	old, err := u.image(ctx, a.id)
 	switch {
 	case errors.Is(err, ErrNoImage):
 	case err != nil:
 		return err
+	case old.Weak && old.Kind == Snapshot && a.kind == Snapshot && old.Volume == "" && old.Plan == nil:
+		gen = old.Gen // only its name is left, for which a copy waits: it has the same content
 	case old.Weak:
 		err := failure.New(failure.Conflict, "image %s/%s: it was removed, and its data is still needed", u.id, a.id)
-		return failure.Hint(err, "take another request id, or first `diskhook repo fix %s`", u.id)
+		return failure.Hint(err, "take another request id, or first `diskhook repo fix --all --wait %s`", u.id)
 	default:
 		return failure.New(failure.Conflict, "image %s/%s: there is another one", u.id, a.id)
 	}
 	img := &image{
-		ID: a.id, Kind: a.kind, Size: a.size, Strategy: a.strategy, Base: a.base, Volume: a.volume,
+		ID: a.id, Gen: gen, Kind: a.kind, Size: a.size, Strategy: a.strategy, Base: a.base, Volume: a.volume,
 		UserData: a.userData, Created: now(), Request: a.digest,
 	}
 	a.plan.Nonce = uuid.NewString()

@@ -114,7 +114,7 @@ func (w *worker) overlay(ctx context.Context) error {
 		if err != nil {
 			return "", err
 		}
-		return base.Volume, nil
+		return heldBy(base)
 	})
 	if err != nil || done {
 		return err

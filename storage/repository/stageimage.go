@@ -154,21 +154,19 @@ func (w *worker) bringPart(ctx context.Context, from *found, p part, v *volume) 
 // link lays the copied volumes over the base's volume here. The base has to be in this
 // repository by now: until then the image stays broken.
 func (w *worker) link(ctx context.Context) error {
-	p := w.img.Plan
-	below, err := w.base(ctx)
-	if err != nil {
-		return err
-	}
+	p, below := w.img.Plan, w.base
 	for i := len(p.Parts) - 1; i >= 0; i-- {
-		if err := w.linkPart(ctx, p.Parts[i].Copy, below); err != nil {
+		id := p.Parts[i].Copy
+		if err := w.linkPart(ctx, id, below); err != nil {
 			return err
 		}
-		below = p.Parts[i].Copy
+		below = func(context.Context) (string, error) { return id, nil }
 	}
 	return nil
 }
 
-// base is the volume of the plan's base in this repository.
+// base is the volume of the plan's base in this repository, under whose lock it is
+// asked: a merge that takes it away asks under that lock who needs it.
 func (w *worker) base(ctx context.Context) (string, error) {
 	base, err := w.repo.image(ctx, w.img.Plan.Base)
 	if err == nil && base.Plan.creates() {
@@ -177,21 +175,32 @@ func (w *worker) base(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("base: %w; copy it here first", err)
 	}
+	return heldBy(base)
+}
+
+// heldBy is the volume of an image on which another one is to lie. ErrBroken: it was
+// removed, and what lay on it alone has its volume.
+func heldBy(base *image) (string, error) {
+	if base.Volume == "" {
+		return "", fmt.Errorf("base: image %s: %w: it was removed, and its volume is being merged into another; when that is done, copy it here again", base.ID, ErrBroken)
+	}
 	return base.Volume, nil
 }
 
-func (w *worker) linkPart(ctx context.Context, id, below string) error {
+func (w *worker) linkPart(ctx context.Context, id string, below func(context.Context) (string, error)) error {
 	v, err := w.repo.volume(ctx, id)
 	if err != nil || v.Complete {
 		return err
 	}
 	if v.Below == "" {
 		// In the document first: from now on nobody removes what it lies on.
-		err := w.repo.change(ctx, func(u *update) error {
-			if _, err := u.volume(ctx, below); err != nil {
+		err := w.repo.change(ctx, func(u *update) (err error) {
+			if v.Below, err = below(ctx); err != nil {
 				return err
 			}
-			v.Below = below
+			if _, err := u.volume(ctx, v.Below); err != nil {
+				return err
+			}
 			return u.saveVolume(ctx, v)
 		})
 		if err != nil {
@@ -214,16 +223,18 @@ func (w *worker) linkPart(ctx context.Context, id, below string) error {
 	return w.completed(ctx, v)
 }
 
-// grow makes the disk larger, its volume first.
+// grow makes the disk larger, its volume first. Nobody gets to use it in between.
 func (w *worker) grow(ctx context.Context) error {
 	size := w.img.Plan.Size
-	if err := w.inPlace(ctx, func(c chain) error { return w.enlarge(ctx, c[0], size) }); err != nil {
-		return err
-	}
-	return w.commit(ctx, func(_ *update, img *image) error {
-		img.Size = size
-		w.end(img)
-		return nil
+	return w.inPlace(ctx, func(c chain) error {
+		if err := w.enlarge(ctx, c[0], size); err != nil {
+			return err
+		}
+		return w.commit(ctx, func(_ *update, img *image) error {
+			img.Size = size
+			w.end(img)
+			return nil
+		})
 	})
 }
 

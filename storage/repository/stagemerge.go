@@ -77,78 +77,109 @@ func (w *worker) relink(ctx context.Context) error {
 
 // sink writes what the image's volume has into the one below, which the image
 // points to from then on. Before that both together read as ever; the lower one alone,
-// whose image was removed, is nobody's.
+// whose image was removed, is nobody's. Until the image points to the lower volume
+// nobody gets to use the upper one: what he wrote would be left behind.
 func (w *worker) sink(ctx context.Context) error {
-	var into *volume
-	err := w.inPlace(ctx, func(c chain) error {
-		if len(c) < 2 || !slices.Contains(w.img.Plan.Old, c[0].ID) {
+	return w.inPlace(ctx, func(c chain) error {
+		if !slices.Contains(w.img.Plan.Old, c[0].ID) {
 			return nil // it points to the lower one already
 		}
-		into = c[1]
-		ours := false
-		if err := w.repo.change(ctx, func(u *update) (err error) {
-			ours, err = w.disown(ctx, u, into.ID)
-			return err
-		}); err != nil {
-			return err
+		ours := len(c) > 1
+		if ours {
+			var err error
+			if ours, err = w.disown(ctx, c[1].ID); err != nil {
+				return err
+			}
 		}
 		if !ours {
-			into = nil
+			return w.commit(ctx, func(_ *update, img *image) error {
+				w.end(img) // there is nothing to merge any more
+				return nil
+			})
+		}
+		if err := w.sinkInto(ctx, c); err != nil {
+			return err
+		}
+		return w.commit(ctx, func(_ *update, img *image) error {
+			img.Volume = c[1].ID
 			return nil
-		}
-		if err := failpoint.Hit("repository.merge.disowned"); err != nil {
-			return err
-		}
-		if err := w.repo.openVolumes(ctx, chain{into}, true); err != nil {
-			return err
-		}
-		if err := w.enlarge(ctx, into, c[0].Size); err != nil {
-			return err
-		}
-		// The headers are looked at: qemu-img follows them.
-		opened, err := w.repo.inspect(ctx, c)
-		if err != nil {
-			return err
-		}
-		opened.Close()
-		path := w.repo.place.Path(c[0].ID, c[0].Format)
-		err = w.Images.Commit(ctx, qemuimg.CommitOptions{Image: path, Size: c[0].Size, Progress: w.progress, Locks: w.locks()})
-		if err != nil {
-			return err
-		}
-		if err := w.flush(ctx, into); err != nil {
-			return err
-		}
-		return failpoint.Hit("repository.merge.sunk")
-	})
-	if err != nil {
-		return err
-	}
-	return w.commit(ctx, func(_ *update, img *image) error {
-		switch {
-		case into != nil:
-			img.Volume = into.ID
-		case slices.Contains(img.Plan.Old, img.Volume):
-			w.end(img) // there is nothing to merge any more
-		}
-		return nil
+		})
 	})
 }
 
-// disown takes a volume from the removed image that had it: its content is about
-// to become another's. It says whether that is so; the image may be wanted again meanwhile.
-func (w *worker) disown(ctx context.Context, u *update, id string) (bool, error) {
-	removed, err := u.image(ctx, w.img.Plan.From)
-	switch {
-	case errors.Is(err, ErrNoImage), err == nil && removed.Volume != id:
-		return true, nil
-	case err != nil:
-		return false, err
-	case !removed.Weak:
-		return false, nil
+// sinkInto writes what the top volume has into the second one.
+func (w *worker) sinkInto(ctx context.Context, c chain) error {
+	into := c[1]
+	if err := failpoint.Hit("repository.merge.disowned"); err != nil {
+		return err
 	}
-	removed.Volume = ""
-	return true, u.saveImage(ctx, removed)
+	if err := w.repo.openVolumes(ctx, chain{into}, true); err != nil {
+		return err
+	}
+	if err := w.enlarge(ctx, into, c[0].Size); err != nil {
+		return err
+	}
+	// The headers are looked at: qemu-img follows them.
+	opened, err := w.repo.inspect(ctx, c)
+	if err != nil {
+		return err
+	}
+	opened.Close()
+	path := w.repo.place.Path(c[0].ID, c[0].Format)
+	err = w.Images.Commit(ctx, qemuimg.CommitOptions{Image: path, Size: c[0].Size, Progress: w.progress, Locks: w.locks()})
+	if err != nil {
+		return err
+	}
+	if err := w.flush(ctx, into); err != nil {
+		return err
+	}
+	return failpoint.Hit("repository.merge.sunk")
+}
+
+// disown takes a volume from the removed image that had it: its content is about
+// to become another's. It says whether that is so. Since the merge was planned somebody may
+// have wanted the image again, or laid another one over it; from now on nobody can.
+func (w *worker) disown(ctx context.Context, volume string) (ours bool, err error) {
+	v, err := w.repo.scan(ctx) // takes its time, and no lock
+	if err != nil {
+		return false, err
+	}
+	from := w.img.Plan.From
+	err = w.repo.change(ctx, func(u *update) error {
+		if _, err := w.current(ctx); err != nil {
+			return err
+		}
+		if err := u.refresh(ctx, v, []string{from}, []string{volume}); err != nil {
+			return err
+		}
+		if len(v.damaged) > 0 { // what these need nobody knows
+			return fmt.Errorf("repository %s: %w", w.repo.id, errors.Join(v.damaged...))
+		}
+		if ours = !v.wanted(w.id, from, volume); !ours {
+			return nil
+		}
+		removed := v.images[from]
+		if removed == nil || removed.Volume != volume {
+			return nil
+		}
+		removed.Volume = ""
+		return u.saveImage(ctx, removed)
+	})
+	return ours && err == nil, err
+}
+
+// wanted says whether anybody but the image that is merged needs the volume below its
+// own, or the removed image that this was of.
+func (v *view) wanted(merged, removed, volume string) bool {
+	u := v.uses(merged)
+	pointers := 0
+	if img := v.images[removed]; img != nil && img.Volume == volume {
+		if !img.Weak || v.pins[removed] != nil {
+			return true
+		}
+		pointers = 1
+	}
+	return u.images[volume] > pointers || u.above[volume] > 1 || u.plans[removed] > 0
 }
 
 // inPlace changes an image's volume that others may read: nobody uses it
@@ -159,6 +190,9 @@ func (w *worker) inPlace(ctx context.Context, do func(chain) error) error {
 		return err
 	}
 	defer l.Release()
+	// Who outlives us keeps it, too: a child goes on writing.
+	w.also = filesOf(l)
+	defer func() { w.also = nil }()
 	err = w.repo.change(ctx, func(u *update) error { return w.unusedVolume(ctx, u, w.img.Volume) })
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,8 +23,9 @@ type worker struct {
 	*Service
 	repo    *repo // which it changes only with the lock
 	lock    *holding
-	id      string // the image's
-	img     *image // as it was written or read last; not the watcher's
+	id      string     // the image's
+	img     *image     // as it was written or read last; not the watcher's
+	also    []*os.File // of the volume that is changed in place
 	percent atomic.Int64
 
 	mu sync.Mutex // of op, which the watcher writes as well
@@ -209,7 +211,7 @@ func (w *worker) current(ctx context.Context) (*image, error) {
 }
 
 // locks are what children that write inherit.
-func (w *worker) locks() []*os.File { return filesOf(w.lock) }
+func (w *worker) locks() []*os.File { return slices.Concat(filesOf(w.lock), w.also) }
 
 func filesOf(l format.Lock) []*os.File {
 	if f := l.File(); f != nil {

@@ -56,13 +56,13 @@ func (s *Service) PrepareImage(ctx context.Context, repoID, imageID string, p Pr
 		return Prepared{}, err
 	}
 	defer r.close()
-	cut, err := s.pin(ctx, r, imageID, p)
+	cut, again, err := s.pin(ctx, r, imageID, p)
 	if cut != "" {
 		// A snapshot of it was promised: it goes on in a new volume first.
 		if err := s.work(ctx, r, cut); err != nil {
 			return Prepared{}, err
 		}
-		cut, err = s.pin(ctx, r, imageID, p)
+		cut, again, err = s.pin(ctx, r, imageID, p)
 	}
 	if err == nil && cut != "" {
 		err = fmt.Errorf("image %s/%s: %w: a snapshot of it is being made", repoID, imageID, ErrBusy)
@@ -71,8 +71,11 @@ func (s *Service) PrepareImage(ctx context.Context, repoID, imageID string, p Pr
 		return Prepared{}, err
 	}
 	ready, err := s.usable(ctx, r, imageID, p.Write)
+	if err != nil && !again { // else it is in use, whatever has become of it since
+		err = errors.Join(err, s.unpin(context.WithoutCancel(ctx), r, imageID, p.Holder))
+	}
 	if err != nil {
-		return Prepared{}, errors.Join(err, s.unpin(context.WithoutCancel(ctx), r, imageID, p.Holder))
+		return Prepared{}, err
 	}
 	return ready, nil
 }
@@ -99,8 +102,9 @@ func (s *Service) usable(ctx context.Context, r *repo, imageID string, write boo
 	return Prepared{Path: layers[0].Path, Format: layers[0].Format, Size: img.Size, Layers: layers, Version: img.version()}, nil
 }
 
-// pin notes the holder. cut is the snapshot that has to be made first.
-func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing) (cut string, err error) {
+// pin notes the holder; again says that he has the image already. cut is the snapshot
+// that has to be made first.
+func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing) (cut string, again bool, err error) {
 	err = r.change(ctx, func(u *update) error {
 		img, err := u.visible(ctx, imageID)
 		if err != nil {
@@ -119,6 +123,7 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 		if err != nil {
 			return err
 		}
+		again = slices.ContainsFunc(holders, s.me(p).same)
 		holders, err = s.admit(u, img, holders, p)
 		if err != nil {
 			return err
@@ -132,7 +137,7 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 		}
 		return u.saveImage(ctx, img) // a new generation: copies of it begin anew
 	})
-	return cut, err
+	return cut, again, err
 }
 
 // pendingCut is the snapshot that is being made of a disk, "" if none is.
@@ -187,15 +192,25 @@ func (r *repo) undisturbed(ctx context.Context, img *image) error {
 	return nil
 }
 
-// admit adds the holder to those there are; ErrInUse.
+// me is the holder that somebody is going to be.
+func (s *Service) me(p Preparing) holder {
+	return holder{Name: p.Holder, Host: s.HostID, Boot: s.BootID, Write: p.Write}
+}
+
+// same says that both are one.
+func (h holder) same(other holder) bool { return h.Name == other.Name && h.Host == other.Host }
+
+// admit adds the holder to those there are; ErrInUse. Who writes already goes on to, also
+// when he asks again for less.
 func (s *Service) admit(u *update, img *image, holders []holder, p Preparing) ([]holder, error) {
 	if p.Force {
 		holders = slices.DeleteFunc(holders, func(h holder) bool { return h.Host != s.HostID })
 	}
-	me := holder{Name: p.Holder, Host: s.HostID, Boot: s.BootID, Write: p.Write}
-	others := slices.DeleteFunc(slices.Clone(holders), func(h holder) bool { return h.Name == me.Name && h.Host == me.Host })
+	me := s.me(p)
+	me.Write = me.Write || slices.ContainsFunc(holders, func(h holder) bool { return h.same(me) && h.Write })
+	others := slices.DeleteFunc(slices.Clone(holders), me.same)
 	writer := slices.ContainsFunc(others, func(h holder) bool { return h.Write })
-	if len(others) > 0 && (p.Write || writer) {
+	if len(others) > 0 && (me.Write || writer) {
 		return nil, u.inUse(img.ID, others)
 	}
 	if len(others) >= maxHolders {
@@ -258,11 +273,14 @@ func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string) erro
 		if err != nil {
 			return err
 		}
-		left := slices.DeleteFunc(holders, func(h holder) bool { return h.Name == name && h.Host == s.HostID })
+		left := slices.DeleteFunc(holders, s.me(Preparing{Holder: name}).same)
 		if len(left) > 0 {
-			return u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: left})
+			err = u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: left})
+		} else {
+			err = u.drop(ctx, format.Pin, imageID)
 		}
-		if err := u.drop(ctx, format.Pin, imageID); err != nil {
+		here := slices.ContainsFunc(left, func(h holder) bool { return h.Host == s.HostID })
+		if err != nil || here {
 			return err
 		}
 		return s.closeVolumes(ctx, u, imageID)

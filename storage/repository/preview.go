@@ -48,10 +48,9 @@ func (s *Service) PreviewImage(ctx context.Context, repoID, imageID string, p Pr
 		return Preview{}, err
 	}
 	layers := r.layers(c)
-	mine := func(h holder) bool { return h.Name == p.Holder && h.Host == s.HostID }
 	return Preview{
 		Prepared: Prepared{Path: layers[0].Path, Format: layers[0].Format, Size: img.Size, Layers: layers, Version: img.version()},
-		Kind:     img.Kind, Held: slices.ContainsFunc(holders, mine),
+		Kind:     img.Kind, Held: slices.ContainsFunc(holders, s.me(p).same),
 	}, nil
 }
 

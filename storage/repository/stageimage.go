@@ -10,6 +10,7 @@ import (
 
 	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/qemuimg"
 	"diskhook/storage/repository/format"
@@ -18,8 +19,13 @@ import (
 
 // publish lets the image point to the new volume, and ends a plan that makes it.
 func (w *worker) publish(ctx context.Context) error {
-	return w.commit(ctx, func(_ *update, img *image) error {
+	return w.commit(ctx, func(u *update, img *image) error {
 		p := img.Plan
+		if !p.creates() {
+			if err := w.unread(ctx, u, img); err != nil {
+				return err
+			}
+		}
 		if p.Verb != verbSnapshot {
 			if _, err := volumes(p.Volume, func(id string) (*volume, error) { return w.repo.volume(ctx, id) }); err != nil {
 				return err
@@ -34,6 +40,32 @@ func (w *worker) publish(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// unread refuses to take an image's volumes away from who uses them, or copies what
+// is in them; ErrInUse or ErrBusy. The plan goes on when they are done.
+func (w *worker) unread(ctx context.Context, u *update, img *image) error {
+	if err := w.unused(ctx, u.repo, img.ID); err != nil {
+		return err
+	}
+	open, err := u.list(ctx, format.Operation)
+	if err != nil {
+		return err
+	}
+	for _, id := range open {
+		reader, err := u.image(ctx, id)
+		if errors.Is(err, ErrNoImage) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if p := reader.Plan; p != nil && p.Here && p.From == img.ID && id != img.ID {
+			err := fmt.Errorf("image %s/%s: %w: %s of image %s reads it", u.id, img.ID, ErrBusy, p.Verb, id)
+			return failure.Hint(err, "when that is done, `diskhook image resume --wait %s/%s`", u.id, img.ID)
+		}
+	}
+	return nil
 }
 
 // freeze marks the disk, so that nobody writes it before it goes on in the new

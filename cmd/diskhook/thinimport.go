@@ -5,9 +5,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
@@ -32,9 +34,12 @@ func thinImportFlags() []cli.Flag {
 // intake is what is to be imported.
 type intake struct {
 	name       string
+	source     string // stream.Intake's
 	size, need uint64 // bytes
 	from       string // for people
 	fill       func(context.Context, io.WriterAt) error
+	// fits refuses what is not to be imported as things are now; nil refuses nothing.
+	fits func(context.Context) error
 	// after is what is to be done once the volume is complete; nil is nothing.
 	after func(context.Context) error
 	close func() error
@@ -65,17 +70,28 @@ func thinImport(p *program, c *cli.Context) (err error) {
 	if !layout.ValidName(in.name) {
 		return failure.New(failure.Usage, "%q is no name for a volume", in.name)
 	}
+	i := stream.Importer{
+		Host: intakeHost{t}, Cluster: t.thinCluster.Name, Notes: filepath.Join(t.layout.State(), "thin", t.thinCluster.Name+".imports"), Locks: t.layout.Locks(),
+	}
+	whole, err := i.Whole(in.name, in.source)
+	if err == nil && !whole && in.fits != nil {
+		err = in.fits(c.Context)
+	}
+	if err != nil {
+		return err
+	}
 	steps := t.ask("make volume %s of %d bytes, and fill it from %s", in.name, in.size, in.from)
+	if whole {
+		steps = []string{"# detach volume " + in.name + ", which was filled before"}
+	}
 	if in.after != nil {
 		steps = append(steps, "# delete "+in.from)
 	}
 	return t.change(p, c, f, thinVolume(in.name), steps, func(ctx context.Context) (string, error) {
-		i := stream.Importer{Host: intakeHost{t}, Notes: filepath.Join(t.layout.State(), "thin", t.Name+".imports")}
-		err := i.Import(ctx, in.name, in.size, in.need, func(to io.WriterAt) error { return in.fill(ctx, to) })
-		if err == nil && in.after != nil {
-			err = in.after(ctx)
-		}
-		return "imported", err
+		return "imported", i.Import(ctx, stream.Intake{
+			Name: in.name, Source: in.source, Size: in.size, Need: in.need, After: in.after,
+			Fill: func(to io.WriterAt) error { return in.fill(ctx, to) },
+		})
 	})
 }
 
@@ -92,16 +108,17 @@ func (p *program) openStream(c *cli.Context, file string, r *reporter) (*intake,
 	if err != nil {
 		return nil, err
 	}
-	m, err := from.readMap(c.Context)
-	if err == nil {
-		err = s.Fits(from.UUID, m)
-	}
-	if err != nil {
-		return nil, err
-	}
 	in := &intake{
 		name: s.Name, size: s.Mapping.Size, need: s.Mapping.Blocks() * s.Mapping.BlockSize, from: "volume " + s.Name + " of cluster " + from.Name,
-		close: func() error { return nil },
+		source: fmt.Sprintf("volume %s of cluster %s, generation %d", s.Volume, s.Cluster, s.Generation),
+		close:  func() error { return nil },
+	}
+	in.fits = func(ctx context.Context) error {
+		m, err := from.readMap(ctx)
+		if err != nil {
+			return err
+		}
+		return s.Fits(from.UUID, m)
 	}
 	in.fill = func(ctx context.Context, to io.WriterAt) error {
 		return from.streams().Read(ctx, s, func(contents stream.Contents) error {
@@ -119,7 +136,8 @@ func (p *program) openStream(c *cli.Context, file string, r *reporter) (*intake,
 	if err != nil {
 		return nil, err
 	}
-	in.after = func(ctx context.Context) error { return there.Delete(ctx, s.Name) }
+	// Whoever attached it meanwhile may have written to it.
+	in.after = func(ctx context.Context) error { return there.DeleteUnused(ctx, s.Volume, s.Generation) }
 	return in, nil
 }
 
@@ -160,7 +178,12 @@ func (p *program) openImage(c *cli.Context, file string, r *reporter) (*intake, 
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	in := &intake{size: uint64(contents.Size), from: file, close: f.Close}
+	in.source = fmt.Sprintf("image %q of %d bytes, written %s", file, length, info.ModTime().UTC().Format(time.RFC3339Nano))
 	for _, x := range contents.Ranges {
 		in.need += uint64(x.Length)
 	}
@@ -194,14 +217,14 @@ func (h intakeHost) Reserve(ctx context.Context, bytes uint64) error {
 	return err
 }
 
-func (h intakeHost) Find(ctx context.Context, name string) (uuid.UUID, bool, error) {
+func (h intakeHost) Find(ctx context.Context, name string) (stream.Found, bool, error) {
 	m, err := h.readMap(ctx)
 	if err != nil {
-		return uuid.Nil, false, err
+		return stream.Found{}, false, err
 	}
 	v, err := cluster.Volume(m, name)
 	if errors.Is(err, failure.NotFound) {
-		return uuid.Nil, false, nil
+		return stream.Found{}, false, nil
 	}
-	return v.UUID, err == nil, err
+	return stream.Found{ID: v.UUID, Generation: v.Generation}, err == nil, err
 }

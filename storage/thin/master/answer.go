@@ -86,7 +86,7 @@ func (s *session) do(ctx context.Context, m layout.Map, from uint32, r request.R
 	case request.Create:
 		return s.create(ctx, m, r)
 	case request.Delete:
-		return ledger.Delete(m, r.Volume)
+		return remove(m, r)
 	case request.Clone:
 		return s.clone(ctx, m, r)
 	case request.CloneAttached:

@@ -74,7 +74,11 @@ func TestVolume(t *testing.T) {
 		t.Error(got)
 	}
 
-	w.done(1, request.Delete{Volume: l.Number})
+	generation := w.volume(l.Number).Generation
+	if _, err := w.ask(1, request.Delete{Volume: l.Number, Generation: generation + 1}); !errors.Is(err, failure.Conflict) || failure.HintOf(err) == "" {
+		t.Errorf("deleted in another generation: %v", err)
+	}
+	w.done(1, request.Delete{Volume: l.Number, Generation: generation})
 	if w.g.Disk(layout.Thin.Name(id(7))) != nil {
 		t.Error("the deleted volume's mapping is still there")
 	}

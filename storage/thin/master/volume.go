@@ -42,6 +42,18 @@ func (s *session) create(ctx context.Context, m layout.Map, r request.Create) (l
 	return next, s.newMapping(ctx, r.ID, empty)
 }
 
+func remove(m layout.Map, r request.Delete) (layout.Map, error) {
+	v, err := find(m, r.Volume)
+	if err != nil {
+		return m, err
+	}
+	if r.Generation != 0 && v.Generation != r.Generation {
+		err := failure.New(failure.Conflict, "volume %s: it is of generation %d, not %d any more: somebody has used it since", v.Name, v.Generation, r.Generation)
+		return m, failure.Hint(err, "see `diskhook thin status`; `diskhook thin delete %s` deletes it as it is", v.Name)
+	}
+	return ledger.Delete(m, r.Volume)
+}
+
 func (s *session) clone(ctx context.Context, m layout.Map, r request.Clone) (layout.Map, error) {
 	if known(m, layout.VolumeRecord{UUID: r.ID, Name: r.Name}) {
 		return m, nil

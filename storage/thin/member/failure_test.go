@@ -137,6 +137,52 @@ func (h *node) status() member.Status {
 	return s
 }
 
+// What a verb that was killed has asked for is made by the time that Settle returns,
+// or it fails.
+func TestSettle(t *testing.T) {
+	w := newWorld(t, t.TempDir(), 1)
+	one := w.hosts[0]
+	one.start()
+	w.mute = true
+	if err := one.Create(t.Context(), id(50), "late", 4*blockSize); !errors.Is(err, failure.Temporary) {
+		t.Fatal(err)
+	}
+	if err := one.Settle(t.Context()); !errors.Is(err, failure.Temporary) {
+		t.Errorf("while the master is away: %v", err)
+	}
+	w.mute = false
+	if err := one.Settle(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if m, _ := w.readMap(); len(m.Volumes) != 1 || m.Volumes[0].UUID != id(50) {
+		t.Errorf("%+v", m.Volumes)
+	}
+	w.check()
+}
+
+// A volume that somebody has attached since it was of a generation is not deleted.
+func TestDeleteUnused(t *testing.T) {
+	w := newWorld(t, t.TempDir(), 1)
+	one := w.hosts[0]
+	one.start()
+	one.request(8)
+	old := w.create(one)
+	one.attach(old)
+	one.write(old, 1)
+	one.detach(old)
+	m, _ := w.readMap()
+	v := m.Volumes[0]
+	if err := one.DeleteUnused(t.Context(), v.UUID, v.Generation-1); !errors.Is(err, failure.Conflict) || failure.HintOf(err) == "" {
+		t.Errorf("a volume that was written to since: %v", err)
+	}
+	for range 2 { // the second finds it gone
+		w.must(one.DeleteUnused(t.Context(), v.UUID, v.Generation))
+	}
+	if m, _ := w.readMap(); len(m.Volumes) != 0 {
+		t.Errorf("%+v", m.Volumes)
+	}
+}
+
 // While the master is away guests, Start and Use go on; what needs it is refused,
 // and what was asked for is done when it is back, once.
 func TestMasterIsAway(t *testing.T) {

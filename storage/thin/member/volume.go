@@ -29,6 +29,19 @@ func (c *Member) Delete(ctx context.Context, name string) error {
 	})
 }
 
+// DeleteUnused removes a volume that nobody has attached or changed since it was of a
+// generation; otherwise that is a failure.Conflict. One that is gone is fine.
+func (c *Member) DeleteUnused(ctx context.Context, id uuid.UUID, generation uint64) error {
+	return c.want(ctx, "delete", id.String(), func(s *session) (request.Request, error) {
+		for _, v := range s.m.Volumes {
+			if v.UUID == id {
+				return request.Delete{Volume: v.Number, Generation: generation}, nil
+			}
+		}
+		return nil, nil
+	})
+}
+
 // Clone makes a volume that has what another one has: as it is stored, of one that
 // is offline, and by a Snapshot of one that is attached here.
 func (c *Member) Clone(ctx context.Context, of string, id uuid.UUID, name string) error {
@@ -82,6 +95,12 @@ func (c *Member) want(ctx context.Context, verb, name string, what func(*session
 		return fmt.Errorf("%s %s: %w", verb, name, err)
 	}
 	return nil
+}
+
+// Settle finishes what verbs before this one left undone, also what they asked the
+// master for: what is in the map afterwards is all that comes of it.
+func (c *Member) Settle(ctx context.Context) error {
+	return c.do(ctx, c.begin, func(s *session) error { return s.pending })
 }
 
 // Leave ends this host's membership: the pool has to be stopped, and every volume

@@ -47,6 +47,8 @@ type Create struct {
 // Delete removes a volume that is offline.
 type Delete struct {
 	Volume uint32 `json:"volume"`
+	// Generation is the only one that may be deleted; 0 is any.
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // Clone makes a volume that has what an offline one has.

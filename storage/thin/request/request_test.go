@@ -20,7 +20,7 @@ var someID = uuid.MustParse("5a1e0bd4-9f43-4d7c-8a51-51a6cf2e9d10")
 
 // all has one request of each verb.
 var all = []Request{
-	Create{someID, "vol", 512}, Delete{1}, Clone{1, someID, "copy"}, CloneAttached{2, someID, "copy"}, Resize{1, 1024},
+	Create{someID, "vol", 512}, Delete{1, 7}, Clone{1, someID, "copy"}, CloneAttached{2, someID, "copy"}, Resize{1, 1024},
 	BeginAttach{3, true}, FinishAttach{3}, BeginDetach{3}, FinishDetach{3, true}, Grant{10, 5}, Return{Extents{1, 2, 9, 1}}, Room{0, 1 << 20}, Leave{},
 }
 
@@ -54,7 +54,7 @@ func TestBytes(t *testing.T) {
 	}
 	id := someID.String()
 	want := []string{
-		`1 {"id":"` + id + `","name":"vol","size":512}`, `2 {"volume":1}`, `3 {"of":1,"id":"` + id + `","name":"copy"}`,
+		`1 {"id":"` + id + `","name":"vol","size":512}`, `2 {"volume":1,"generation":7}`, `3 {"of":1,"id":"` + id + `","name":"copy"}`,
 		`4 {"of":2,"id":"` + id + `","name":"copy"}`, `5 {"volume":1,"size":1024}`, `6 {"volume":3,"suspect":true}`, `7 {"volume":3}`,
 		`8 {"volume":3}`, `9 {"volume":3,"suspect":true}`, `10 {"blocks":10,"least":5}`, `11 {"extents":[1,2,9,1]}`, `12 {"bytes":1048576}`, `13 {}`,
 	}
@@ -70,7 +70,7 @@ func TestRefused(t *testing.T) {
 	}
 	for _, r := range []Request{
 		Create{uuid.Nil, "a", 512}, Create{someID, "-a", 512}, Create{someID, "a", 513}, Create{someID, "a", 0}, Create{someID, "a", 1 << 63},
-		Delete{0}, Delete{layout.MaxVolume + 1}, Delete{1 << 24}, Clone{0, someID, "a"}, CloneAttached{1, someID, "a/b"}, Resize{1, 7}, Resize{0, 512},
+		Delete{}, Delete{Volume: layout.MaxVolume + 1}, Delete{Volume: 1 << 24}, Clone{0, someID, "a"}, CloneAttached{1, someID, "a/b"}, Resize{1, 7}, Resize{0, 512},
 		BeginAttach{}, FinishAttach{}, BeginDetach{}, FinishDetach{}, Grant{0, 0}, Grant{1, 2},
 		Return{}, Return{Extents{1}}, Return{Extents{4, 2, 5, 1}}, Return{Extents{4, 0}}, Return{Extents{2, 1<<64 - 1}}, Return{many},
 		Room{1, 0}, Room{0, MaxRoom + 1}, Room{1 << 24, 1},

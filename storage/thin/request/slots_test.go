@@ -40,7 +40,7 @@ func TestSlots(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = slots.Ask(ctx, 1, Delete{4})
+	_, err = slots.Ask(ctx, 1, Delete{Volume: 4})
 	if !errors.Is(err, failure.Temporary) || failure.HintOf(err) == "" {
 		t.Fatalf("nobody answers: %v", err)
 	}
@@ -48,13 +48,13 @@ func TestSlots(t *testing.T) {
 	if err != nil || m.Sequence != 1 {
 		t.Fatalf("%+v, %v", m, err)
 	}
-	if r, err := Decode(m); err != nil || r != (Delete{4}) {
+	if r, err := Decode(m); err != nil || r != (Delete{Volume: 4}) {
 		t.Fatalf("%#v, %v", r, err)
 	}
 	if err := layout.WriteReply(dev, cluster, host, Answer(m, 2, Reply{Number: 4}, nil)); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := slots.Ask(t.Context(), 1, Delete{4}); err != nil || r.Number != 4 {
+	if r, err := slots.Ask(t.Context(), 1, Delete{Volume: 4}); err != nil || r.Number != 4 {
 		t.Fatalf("%+v, %v", r, err)
 	}
 	answer := Answer(layout.Message{Sequence: 2}, 2, Reply{}, failure.New(failure.NoSpace, "the cluster is full"))

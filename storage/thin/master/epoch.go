@@ -124,11 +124,13 @@ func (m *Master) claim(dev group.Volume, epoch uint64) (uint64, error) {
 	if last == epoch && stamp.Epoch == epoch {
 		return epoch, m.confirm(dev, stamp, current)
 	}
-	if stamp.Epoch < epoch {
-		// First, so that a claim which stops half-way is known for this host's own.
-		if err := m.remember(epoch); err != nil {
-			return 0, err
-		}
+	if stamp.Epoch >= epoch {
+		err := failure.New(failure.Conflict, "claim epoch %d: %w: %v is on the disk", epoch, layout.ErrStale, stamp)
+		return 0, failure.Hint(err, "if this host is to be the master, and nobody else can be any more, run `diskhook thin on-master --epoch %d`", stamp.Epoch+1)
+	}
+	// First, so that a claim which stops half-way is known for this host's own.
+	if err := m.remember(epoch); err != nil {
+		return 0, err
 	}
 	if err := failpoint.Hit("thin.master.claim"); err != nil {
 		return 0, err

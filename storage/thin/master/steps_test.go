@@ -5,6 +5,7 @@ package master_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -185,6 +186,9 @@ func TestDeposed(t *testing.T) {
 		if err := do(); !errors.Is(err, layout.ErrStale) || failure.HintOf(err) == "" {
 			t.Errorf("%s: %v, hint %q", name, err, failure.HintOf(err))
 		}
+	}
+	if _, err := w.Claim(ctx, 6); !strings.Contains(failure.HintOf(err), "on-master --epoch 8") {
+		t.Errorf("an epoch that was used: hint %q", failure.HintOf(err))
 	}
 	if err := next.Fence(ctx, "one", 6, "word"); !errors.Is(err, layout.ErrStale) {
 		t.Errorf("fenced in an epoch before: %v", err)

@@ -281,6 +281,24 @@ func TestLocksAreForRootAndVDSM(t *testing.T) {
 	}
 }
 
+// TestClustersHavePlace: the definition of a thin cluster is copied from host to host,
+// into a directory that is there, and root's alone.
+func TestClustersHavePlace(t *testing.T) {
+	dest := t.TempDir()
+	here, err := filepath.Abs("../tmpfiles/diskhook.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, "systemd-tmpfiles", "--root="+dest, "--create", here)
+	info, err := os.Stat(dest + "/etc/diskhook/clusters.d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Mode().Perm() != 0o700 {
+		t.Errorf("it has mode %v", info.Mode())
+	}
+}
+
 func withAdminsHook(t *testing.T) (dest string) {
 	t.Helper()
 	dest = t.TempDir()

@@ -60,3 +60,13 @@ func hang(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(unix.Unmount(dir, unix.MNT_DETACH))
 	})
 }
+
+// small DIR SIZE: mount a tmpfs of that size there.
+func small(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: small DIR SIZE")
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(unix.Mount("small", dir, "tmpfs", 0, "size="+args[1]))
+	ts.Defer(func() { ts.Check(unix.Unmount(dir, unix.MNT_DETACH)) })
+}

@@ -38,8 +38,7 @@ func (p *program) await(ctx context.Context, f format, s *repository.Service, re
 		case st.Running:
 			since = time.Now()
 		case time.Since(since) > startTime || st.LastError != "" && time.Since(since) > 5*time.Second:
-			err := failure.New(failure.Temporary, "image %s: nobody is at the work on it: %s", ref, goesOn(st))
-			return failure.Hint(err, "see why with `diskhook image status %s`, then run `diskhook image resume --wait %s`", ref, ref)
+			return left(ref, st)
 		}
 		if now := inStages(st); st.Running && now != told {
 			told = now
@@ -52,6 +51,16 @@ func (p *program) await(ctx context.Context, f format, s *repository.Service, re
 		case <-time.After(pollEvery):
 		}
 	}
+}
+
+// left is that nobody is at work which is not done.
+func left(ref imageRef, st repository.Status) error {
+	kind, first := failure.Temporary, fmt.Sprintf("see why with `diskhook image status %s`", ref)
+	if st.LastErrorCode == failure.NoSpace.Code {
+		kind, first = failure.NoSpace, fmt.Sprintf("free space in repository %s, or give it more", ref.repo)
+	}
+	err := failure.New(kind, "image %s: nobody is at the work on it: %s", ref, goesOn(st))
+	return failure.Hint(err, "%s, then run `diskhook image resume --wait %s`", first, ref)
 }
 
 func (p *program) tellStage(f format, ref imageRef, st repository.Status) {

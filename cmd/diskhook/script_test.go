@@ -64,6 +64,7 @@ func TestScripts(t *testing.T) {
 		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"hang":      hang,
+			"small":     small,
 			"image":     image,
 			"device":    device,
 			"domain":    defineDomain,

@@ -40,6 +40,29 @@ func WriteIf(path string, data []byte, mode os.FileMode, may func() error) error
 	return syncDir(filepath.Dir(path))
 }
 
+// WriteInto is WriteIf for a file system without room: spare, a file in the same file system
+// that is at least as long as data, gets the content and then the name path. On failure
+// the old file is as it was, and spare is there, whatever it holds.
+func WriteInto(spare, path string, data []byte, may func() error) error {
+	f, err := os.OpenFile(spare, os.O_WRONLY, 0)
+	if err != nil {
+		return notWritten(path, err)
+	}
+	if _, err := f.WriteAt(data, 0); err != nil {
+		return notWritten(path, errors.Join(err, f.Close()))
+	}
+	if err := errors.Join(f.Truncate(int64(len(data))), f.Sync(), f.Close()); err != nil {
+		return notWritten(path, err)
+	}
+	if err := may(); err != nil {
+		return err
+	}
+	if err := os.Rename(spare, path); err != nil {
+		return notWritten(path, err)
+	}
+	return syncDir(filepath.Dir(path))
+}
+
 // notWritten names the file, and the way out where its file system is full or
 // read-only, or where only root may write.
 func notWritten(path string, err error) error { return refused(path, "write", err) }

@@ -77,6 +77,7 @@ type record struct {
 	Name    string    `json:"name,omitempty"` // of the stage
 	Percent int       `json:"percent"`        // of the stage, -1 is unknown
 	Error   string    `json:"error,omitempty"`
+	Code    string    `json:"code,omitempty"` // the error's kind, as package failure has it
 	Updated time.Time `json:"updated"`
 }
 

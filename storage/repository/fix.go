@@ -76,6 +76,9 @@ func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix F
 		return failure.New(failure.Usage, "fix: it is of another repository than %s", repoID)
 	}
 	f := &fixing{Service: s, repo: r, about: about}
+	if about.Kind == orderClean || about.Kind == orderStrays {
+		f.repo = r.freeing()
+	}
 	switch about.Kind {
 	case orderGoOn:
 		return f.goOn(ctx)

@@ -264,7 +264,7 @@ func (s *Service) ReleaseImage(ctx context.Context, repoID, imageID, holderName 
 		return err
 	}
 	defer r.close()
-	return s.unpin(ctx, r, imageID, holderName)
+	return s.unpin(ctx, r.freeing(), imageID, holderName)
 }
 
 func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string) error {

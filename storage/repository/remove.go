@@ -26,6 +26,7 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 		return err
 	}
 	defer r.close()
+	r = r.freeing()
 	err = r.change(ctx, func(u *update) error {
 		img, err := u.image(ctx, imageID)
 		if err != nil || img.Weak && !img.leaves(o.erasure()) {

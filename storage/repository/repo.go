@@ -26,6 +26,15 @@ type repo struct {
 	deadline time.Duration
 	locks    []*holding // without which nothing is changed
 	attached *attached
+	frees    bool // documents may be written to what is kept for when there is no room
+}
+
+// freeing is the repository for who is about to free room in it, or tells that there is
+// none: that works where there is none.
+func (r *repo) freeing() *repo {
+	f := *r
+	f.frees = true
+	return &f
 }
 
 // step does what may hang with the storage, within the repository's deadline.
@@ -55,10 +64,14 @@ func get[T any](ctx context.Context, r *repo, kind format.Kind, id string) (*T, 
 
 // put writes a document.
 func (r *repo) put(ctx context.Context, kind format.Kind, id string, v any) error {
+	write := r.place.Write
+	if r.frees {
+		write = r.place.WriteReserved
+	}
 	data, err := encode(v)
 	if err == nil {
 		err = r.alter(ctx, "write", func(ctx context.Context, fence format.Fence) error {
-			return r.place.Write(ctx, kind, id, data, fence)
+			return write(ctx, kind, id, data, fence)
 		})
 	}
 	if err != nil {

@@ -23,7 +23,7 @@ func (w *worker) sweep(ctx context.Context) error {
 	images, volumes := v.garbage(w.id)
 	images, volumes = v.related(w.img, images, volumes)
 	var left leftovers
-	err = w.repo.change(ctx, func(u *update) error {
+	err = w.repo.freeing().change(ctx, func(u *update) error {
 		img, err := w.current(ctx)
 		if err != nil {
 			return err
@@ -44,7 +44,7 @@ func (w *worker) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.repo.clear(ctx, left, w.progress)
+	return w.repo.freeing().clear(ctx, left, w.progress)
 }
 
 // related keeps of the garbage what an image left.

@@ -67,7 +67,7 @@ func (s *Service) StopTask(ctx context.Context, repoID, imageID string) error {
 	if img.Plan == nil {
 		return nil
 	}
-	return r.put(ctx, format.Stop, imageID, stopRequest{V: documentVersion, Plan: img.Plan.Nonce, Host: s.HostID})
+	return r.freeing().put(ctx, format.Stop, imageID, stopRequest{V: documentVersion, Plan: img.Plan.Nonce, Host: s.HostID})
 }
 
 // Resume walks every open plan of a repository on which nobody works, and returns what
@@ -106,6 +106,8 @@ type Status struct {
 	// PercentComplete is that of the stage: 0 to 100, -1 where it is not known.
 	PercentComplete int    `json:"percent_complete"`
 	LastError       string `json:"last_error,omitempty"`
+	// LastErrorCode is the kind of it: the code of a failure.Kind, as no_space.
+	LastErrorCode string `json:"last_error_code,omitempty"`
 	// Verb is what is or was done; Open says that it is not done, Running that
 	// somebody works on it now.
 	Verb    string    `json:"verb,omitempty"`
@@ -146,6 +148,7 @@ func (s *Service) status(ctx context.Context, r *repo, img *image) (st Status, c
 	if last != nil {
 		st.HostID, st.Verb, st.StageName, st.Updated = last.Host, last.Verb, last.Name, last.Updated
 		st.Stage, st.PercentComplete, st.LastError = fmt.Sprintf("%d/%d", last.Stage, last.Stages), last.Percent, last.Error
+		st.LastErrorCode = last.Code
 	}
 	if st.LastError == "" && broken != nil && !st.Open {
 		st.LastError = failure.Line(broken)

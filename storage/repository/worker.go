@@ -110,6 +110,9 @@ func (w *worker) run(ctx context.Context) (err error) {
 	if err != nil || w.img.Plan == nil {
 		return w.forget(ctx)
 	}
+	if w.img.Plan.Verb == verbRemove {
+		w.repo = w.repo.freeing()
+	}
 	if w.lock.TakenOver() {
 		if err := w.startOver(ctx); err != nil {
 			return err
@@ -123,10 +126,17 @@ func (w *worker) run(ctx context.Context) (err error) {
 	w.op = operation{V: documentVersion, Plan: p.Nonce, record: record{Verb: p.Verb, Host: w.HostID, Boot: w.BootID, Stages: len(p.Stages), Percent: -1}}
 	err = w.watched(ctx, w.walk)
 	if err != nil {
-		w.note(context.WithoutCancel(ctx), func(op *operation) { op.Error = failure.Line(err) })
+		w.note(context.WithoutCancel(ctx), func(op *operation) { op.Error, op.Code = failure.Line(err), codeOf(err) })
 		return err
 	}
 	return w.forget(ctx)
+}
+
+func codeOf(err error) string {
+	if kind := failure.KindOf(err); kind != nil {
+		return kind.Code
+	}
+	return ""
 }
 
 // walk does one stage after the other.
@@ -167,7 +177,7 @@ func (w *worker) end(img *image) {
 	w.mu.Lock()
 	last := w.op.record
 	w.mu.Unlock()
-	last.Stage, last.Percent, last.Error, last.Updated = last.Stages, 100, "", now()
+	last.Stage, last.Percent, last.Error, last.Code, last.Updated = last.Stages, 100, "", "", now()
 	img.Plan, img.Last = nil, &last
 }
 
@@ -283,7 +293,7 @@ func (w *worker) note(ctx context.Context, change func(*operation)) {
 		return
 	}
 	w.op.Updated = now()
-	if err := w.repo.put(ctx, format.Operation, w.id, w.op); err != nil {
+	if err := w.repo.freeing().put(ctx, format.Operation, w.id, w.op); err != nil {
 		w.Log.Warn("status", "image", w.id, "error", err)
 	}
 }

@@ -74,6 +74,9 @@ type Documents interface {
 	// when it fails the old one or the new one is there, whole. Right before the new
 	// one can be seen it asks the fence, and changes nothing if that refuses.
 	Write(ctx context.Context, kind Kind, id string, data []byte, fence Fence) error
+	// WriteReserved is Write that may also take what is kept for when there is no room
+	// left: for who is about to free some.
+	WriteReserved(ctx context.Context, kind Kind, id string, data []byte, fence Fence) error
 	// Remove is durable. That there is none is fine. It asks the fence as Write does.
 	Remove(ctx context.Context, kind Kind, id string, fence Fence) error
 	// List names those there are, in order.

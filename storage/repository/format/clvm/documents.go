@@ -28,14 +28,13 @@ func key(kind format.Kind, id string) (byte, uuid.UUID, error) {
 }
 
 // find looks for a document. room is the slot for it if there is none: one of the
-// bucket that has more left.
-func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, err error) {
-	most := 0
+// bucket that has more left, which is so many.
+func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, most int, err error) {
 	var ill error
 	for _, bucket := range a.buckets(kind, id) {
 		all, err := a.slots(bucketsAt+bucket*bucketSize, bucketSlots)
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
 		}
 		var free []*slot
 		for i := range all {
@@ -46,14 +45,14 @@ func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, err error) {
 			case s.newest.kind == kindFree:
 				free = append(free, s)
 			case s.newest.kind == kind && s.newest.id == id:
-				return s, nil, nil
+				return s, nil, 0, nil
 			}
 		}
 		if len(free) > most {
 			most, room = len(free), free[0]
 		}
 	}
-	return nil, room, ill
+	return nil, room, most, ill
 }
 
 // Read implements format.Documents.
@@ -62,7 +61,7 @@ func (p *place) Read(_ context.Context, kind format.Kind, id string) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	found, _, err := p.area.find(k, u)
+	found, _, _, err := p.area.find(k, u)
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +71,21 @@ func (p *place) Read(_ context.Context, kind format.Kind, id string) ([]byte, er
 	return found.newest.body, nil
 }
 
+// keptSlots are those of each bucket that only WriteReserved takes.
+const keptSlots = 1
+
 // Write implements format.Documents.
 func (p *place) Write(ctx context.Context, kind format.Kind, id string, data []byte, fence format.Fence) error {
+	return p.put(ctx, kind, id, data, fence, keptSlots)
+}
+
+// WriteReserved implements format.Documents.
+func (p *place) WriteReserved(ctx context.Context, kind format.Kind, id string, data []byte, fence format.Fence) error {
+	return p.put(ctx, kind, id, data, fence, 0)
+}
+
+// put writes a document; a new one leaves kept slots.
+func (p *place) put(ctx context.Context, kind format.Kind, id string, data []byte, fence format.Fence, kept int) error {
 	k, u, err := key(kind, id)
 	if err != nil {
 		return err
@@ -82,11 +94,11 @@ func (p *place) Write(ctx context.Context, kind format.Kind, id string, data []b
 		return failure.New(failure.Usage, "%s %s: %d bytes are more than a document holds (%d)", kind, id, len(data), format.MaxDocument)
 	}
 	return p.changing(ctx, fence, func(check func() error) error {
-		found, room, err := p.area.find(k, u)
+		found, room, left, err := p.area.find(k, u)
 		if err != nil {
 			return err
 		}
-		if found == nil {
+		if found == nil && left > kept {
 			found = room
 		}
 		if found == nil {
@@ -103,11 +115,11 @@ func (p *place) Remove(ctx context.Context, kind format.Kind, id string, fence f
 	if err != nil {
 		return err
 	}
-	if found, _, err := p.area.find(k, u); err != nil || found == nil {
+	if found, _, _, err := p.area.find(k, u); err != nil || found == nil {
 		return err
 	}
 	return p.changing(ctx, fence, func(check func() error) error {
-		found, _, err := p.area.find(k, u)
+		found, _, _, err := p.area.find(k, u)
 		if err != nil || found == nil {
 			return err
 		}

@@ -129,6 +129,9 @@ func TestNoSlotLeft(t *testing.T) {
 		t.Errorf("%d documents: %v (%s)", count, err, failure.HintOf(err))
 	}
 	must(t, p.Write(t.Context(), format.Image, id, []byte("newest"), pass))
+	// Whoever is about to remove something has a slot for each that is kept.
+	must(t, p.WriteReserved(t.Context(), format.Operation, id, []byte("op"), pass))
+	must(t, p.Remove(t.Context(), format.Operation, id, pass))
 	all, err := p.List(t.Context(), format.Volume)
 	must(t, err)
 	must(t, p.Remove(t.Context(), format.Volume, all[0], pass))

@@ -21,7 +21,7 @@ func SlotOf(p format.Place, kind format.Kind, id string) (at int64, newest int, 
 	if err != nil {
 		return 0, 0, err
 	}
-	found, _, err := p.(*place).area.find(k, u)
+	found, _, _, err := p.(*place).area.find(k, u)
 	if err != nil || found == nil {
 		return 0, 0, err
 	}

@@ -9,6 +9,7 @@
 //	ROOT/data/ID.raw, ID.qcow2    the volumes' content; overlays name each other by file name
 //	ROOT/cursors/ID               how far a copy to a volume is
 //	ROOT/locks/                   the format's
+//	ROOT/reserve/                 files of one block each, for documents when there is no room
 //
 // Everything is root's. The directories may be passed by all, so that QEMU
 // reaches the file that libvirt gives it.
@@ -23,6 +24,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -41,6 +43,8 @@ type Place struct {
 	// Revalidate is called before a directory is listed, where what this host knows
 	// of it may be old; nil: it never is.
 	Revalidate func(dir string) error
+
+	spent atomic.Bool // a spare was used
 }
 
 // folders of documents, by kind.
@@ -78,7 +82,7 @@ func (p *Place) Create() error {
 	if err := p.ours(); err != nil {
 		return err
 	}
-	made := []string{dataFolder, cursorFolder, lockFolder}
+	made := []string{dataFolder, cursorFolder, lockFolder, reserveFolder}
 	for _, folder := range folders {
 		made = append(made, folder)
 	}
@@ -91,6 +95,7 @@ func (p *Place) Create() error {
 			return err
 		}
 	}
+	p.refill()
 	return nil
 }
 
@@ -103,7 +108,7 @@ func (p *Place) ours() error {
 	if err != nil {
 		return failure.Denied(err)
 	}
-	known := []string{dataFolder, cursorFolder, lockFolder, descriptorFile, "lost+found"}
+	known := []string{dataFolder, cursorFolder, lockFolder, reserveFolder, descriptorFile, "lost+found"}
 	for _, folder := range folders {
 		known = append(known, folder)
 	}
@@ -163,10 +168,13 @@ func (p *Place) Remove(_ context.Context, kind format.Kind, id string, fence for
 	if err == nil {
 		err = fence()
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = atomicfile.Remove(path)
 	}
-	return atomicfile.Remove(path)
+	if err == nil && p.spent.Load() {
+		p.refill()
+	}
+	return err
 }
 
 // List implements format.Documents.

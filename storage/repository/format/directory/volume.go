@@ -154,7 +154,11 @@ func (p *Place) Delete(_ context.Context, id, kind string) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return failure.Denied(err)
 	}
-	return errors.Join(atomicfile.Remove(path), atomicfile.Remove(p.Cursor(id)))
+	if err := errors.Join(atomicfile.Remove(path), atomicfile.Remove(p.Cursor(id))); err != nil {
+		return err
+	}
+	p.refill() // there is room again
+	return nil
 }
 
 // Data implements format.Volumes.

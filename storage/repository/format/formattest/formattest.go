@@ -115,6 +115,11 @@ func documents(t *testing.T, here, there format.Place) {
 		}
 		largest := bytes.Repeat([]byte("x"), format.MaxDocument)
 		must(t, there.Write(ctx, kind, ids[1], largest, open))
+		must(t, here.WriteReserved(ctx, kind, ids[1], []byte("reserved"), open))
+		if got, err := there.Read(ctx, kind, ids[1]); err != nil || string(got) != "reserved" {
+			t.Errorf("%s: %q: %v", kind, got, err)
+		}
+		must(t, there.Write(ctx, kind, ids[1], largest, open))
 		if got, err := here.Read(ctx, kind, ids[1]); err != nil || !bytes.Equal(got, largest) {
 			t.Errorf("%s: what another host wrote is not seen: %d bytes, %v", kind, len(got), err)
 		}

@@ -111,7 +111,7 @@ func (f Format) find(parameters map[string]string) (*place, error) {
 	if f.Silence == 0 {
 		f.Silence = mostBeats * f.Beat
 	}
-	return &place{directory.Place{Root: root, ReadFile: readDirect, Revalidate: revalidate}, f}, nil
+	return &place{Place: directory.Place{Root: root, ReadFile: readDirect, Revalidate: revalidate}, host: f}, nil
 }
 
 // shared refuses a mount on which hosts would not see, or not exclude, each other.

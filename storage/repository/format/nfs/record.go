@@ -76,7 +76,11 @@ func (p *place) take(ctx context.Context, l *lock.Lock) (*held, error) {
 		// A boot of our own that has ended writes no more.
 		h.taken = was.Host != p.host.HostID
 	}
-	if err := h.write(func(*record) {}); err != nil {
+	err = h.write(func(*record) {})
+	for errors.Is(err, failure.NoSpace) && p.GiveUpSpare() {
+		err = h.write(func(*record) {}) // else nothing could be removed where there is no room
+	}
+	if err != nil {
 		return nil, err
 	}
 	go h.renew()

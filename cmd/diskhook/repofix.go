@@ -38,7 +38,11 @@ func repoCheck(p *program, c *cli.Context) error {
 				bytes = size(x.Bytes)
 			}
 			l.names = append(l.names, x.ID)
-			l.rows = append(l.rows, []string{x.ID, string(x.Type), bytes, x.Summary})
+			what := x.Summary
+			if x.ByName {
+				what += " (only if it is named)"
+			}
+			l.rows = append(l.rows, []string{x.ID, string(x.Type), bytes, what})
 		}
 		err = p.print(f, l)
 		for _, problem := range report.Problems {
@@ -101,6 +105,9 @@ func repoFix(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if n := len(report.Fixes) - len(unnamed(report.Fixes)); n > 0 && c.Bool("all") {
+		fmt.Fprintf(p.stderr, "diskhook: repository %s: %d fixes give something up, and are done only if they are named: see `diskhook repo check %s`\n", words[0], n, words[0])
+	}
 	var steps []string
 	for _, x := range fixes {
 		steps = append(steps, fmt.Sprintf("%s %s: %s", x.Type, x.ID, x.Summary))
@@ -110,10 +117,24 @@ func repoFix(p *program, c *cli.Context) error {
 	})
 }
 
-// ofIDs are the fixes that are named; all, if none is.
+// unnamed are the fixes that --all does: not those that give something up.
+func unnamed(fixes []repository.Fix) []repository.Fix {
+	return slices.DeleteFunc(slices.Clone(fixes), func(x repository.Fix) bool { return x.ByName })
+}
+
+// confirmed are the options of a fix that was named, or needs no name.
+func confirmed(x repository.Fix) repository.Options {
+	o := repository.Options{}
+	if x.ByName && len(x.Images) > 0 {
+		o.Confirm = x.Images[0]
+	}
+	return o
+}
+
+// ofIDs are the fixes that are named; if none is, all that need no name.
 func ofIDs(fixes []repository.Fix, repo string, ids []string) ([]repository.Fix, error) {
 	if len(ids) == 0 {
-		return fixes, nil
+		return unnamed(fixes), nil
 	}
 	var named []repository.Fix
 	for _, id := range ids {
@@ -144,7 +165,7 @@ func (p *program) fixAll(c *cli.Context, f format, s *repository.Service, repo s
 				continue
 			}
 			seen[x.ID] = true
-			err := s.FixStorageRepository(c.Context, repo, x, repository.Options{})
+			err := s.FixStorageRepository(c.Context, repo, x, confirmed(x))
 			if err == nil && c.Bool("wait") {
 				err = p.awaitAll(c.Context, f, s, repo, x.Images)
 			}
@@ -163,7 +184,7 @@ func (p *program) fixAll(c *cli.Context, f format, s *repository.Service, repo s
 		if err != nil {
 			return "", errors.Join(failed, err)
 		}
-		fixes = report.Fixes
+		fixes = unnamed(report.Fixes)
 	}
 	return strings.TrimSpace(fmt.Sprintf("%d fixes", did)), failed
 }

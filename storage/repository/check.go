@@ -33,6 +33,9 @@ type Fix struct {
 	// Bytes is an estimate: what is freed by a clean, what the others copy; -1
 	// is unknown.
 	Bytes int64 `json:"bytes"`
+	// ByName fixes give something up. They are done only if Options.Confirm says what:
+	// the first of Images.
+	ByName bool `json:"by_name,omitempty"`
 	// Data means nothing to callers.
 	Data string `json:"data"`
 }
@@ -99,6 +102,7 @@ func (c *checking) run(ctx context.Context) (Report, error) {
 	if err := c.missing(ctx); err != nil {
 		return c.report, err
 	}
+	c.given()
 	if len(c.view.damaged) == 0 {
 		if err := errors.Join(c.cleans(ctx), c.merges(ctx)); err != nil {
 			return c.report, err
@@ -294,4 +298,6 @@ const (
 	orderClean    = "clean"
 	orderStrays   = "strays"
 	orderLeaks    = "leaks"
+	orderAside    = "aside"
+	orderForget   = "forget"
 )

@@ -96,6 +96,8 @@ func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix F
 		return f.strays(ctx)
 	case orderLeaks:
 		return f.leaks(ctx)
+	case orderAside, orderForget:
+		return f.giveUp(ctx, o)
 	}
 	return failure.New(failure.Usage, "fix: kind %q: %w", clip(about.Kind), ErrVersion)
 }

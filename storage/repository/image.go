@@ -62,6 +62,8 @@ type Options struct {
 	PostZero bool
 	// Discard has RemoveImage tell the storage that the blocks are not needed any more.
 	Discard bool
+	// Confirm is the id of the image that a fix gives up (Fix.ByName).
+	Confirm string
 	// RequestID makes a verb that creates idempotent: the same request with the same id
 	// returns the same image, another one is a failure.Conflict.
 	RequestID string

@@ -261,7 +261,7 @@ func TestRefusesWhatItDoesNotUnderstand(t *testing.T) {
 		refused(t, s.RemoveImage(ctx, "a", disk, repository.Options{}), repository.ErrDamaged)
 		report, err := s.CheckStorageRepository(ctx, "a")
 		must(t, err)
-		if len(report.Problems) == 0 || len(report.Fixes) > 0 {
+		if len(report.Problems) == 0 || len(report.Fixes) != 1 || !report.Fixes[0].ByName {
 			t.Errorf("what a damaged document needs is not known, but: %+v", report)
 		}
 		page, err := s.ListImages(ctx, "a", repository.Filter{State: repository.Broken})

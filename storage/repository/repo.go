@@ -119,6 +119,9 @@ func (r *repo) image(ctx context.Context, id string) (*image, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, r.noImage(id)
 	}
+	if errors.Is(err, ErrDamaged) {
+		return nil, failure.Hint(err, "`diskhook repo check %s` shows the way out", r.id)
+	}
 	return img, err
 }
 

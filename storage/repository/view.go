@@ -26,6 +26,8 @@ type view struct {
 	stops      []string
 	pins       map[string]*pins
 	damaged    []error
+	lost       []string        // images whose documents are damaged
+	aside      []string        // images whose damaged documents were put aside
 	newer      map[string]bool // volumes that were made after the scan; see refresh
 }
 
@@ -48,7 +50,10 @@ func (r *repo) scan(ctx context.Context) (*view, error) {
 	if v.images, err = all[image](ctx, r, format.Image, v); err != nil {
 		return nil, err
 	}
-	v.pins, err = all[pins](ctx, r, format.Pin, v)
+	if v.pins, err = all[pins](ctx, r, format.Pin, v); err != nil {
+		return nil, err
+	}
+	v.aside, err = r.list(ctx, format.Aside)
 	return v, err
 }
 
@@ -86,7 +91,12 @@ func read[T any](ctx context.Context, r *repo, kind format.Kind, ids []string, v
 				for id, doc := range read {
 					found[id] = doc
 				}
-				v.damaged = append(v.damaged, damaged...)
+				for id, err := range damaged {
+					v.damaged = append(v.damaged, err)
+					if kind == format.Image && errors.Is(err, ErrDamaged) {
+						v.lost = append(v.lost, id)
+					}
+				}
 				failed = errors.Join(failed, err)
 				mu.Unlock()
 			}
@@ -100,13 +110,13 @@ func read[T any](ctx context.Context, r *repo, kind format.Kind, ids []string, v
 	return found, failed
 }
 
-func readSome[T any](ctx context.Context, r *repo, kind format.Kind, ids []string) (map[string]*T, []error, error) {
+func readSome[T any](ctx context.Context, r *repo, kind format.Kind, ids []string) (map[string]*T, map[string]error, error) {
 	type result struct {
 		read    map[string]*T
-		damaged []error
+		damaged map[string]error
 	}
 	got, err := step(ctx, r, "read", func(ctx context.Context) (result, error) {
-		some := result{read: make(map[string]*T, len(ids))}
+		some := result{read: make(map[string]*T, len(ids)), damaged: map[string]error{}}
 		for _, id := range ids {
 			data, err := r.place.Read(ctx, kind, id)
 			if errors.Is(err, fs.ErrNotExist) {
@@ -117,7 +127,7 @@ func readSome[T any](ctx context.Context, r *repo, kind format.Kind, ids []strin
 			}
 			doc := new(T)
 			if err := decode(data, doc); err != nil {
-				some.damaged = append(some.damaged, fmt.Errorf("%s %s: %w", kind, id, err))
+				some.damaged[id] = fmt.Errorf("%s %s: %w", kind, id, err)
 				continue
 			}
 			some.read[id] = doc
@@ -176,6 +186,7 @@ func (v *view) uses(finished string) uses {
 // have gone. In the order in which it may be removed.
 func (v *view) garbage(finished string) (images, volumes []string) {
 	u := v.uses(finished)
+	named := v.named(u, finished)
 	weak := map[string][]string{} // of a volume
 	goneVolume, goneImage := map[string]bool{}, map[string]bool{}
 	var lookVolume func(id string)
@@ -194,7 +205,7 @@ func (v *view) garbage(finished string) (images, volumes []string) {
 	}
 	lookVolume = func(id string) {
 		vol, ok := v.volumes[id]
-		if !ok || goneVolume[id] || u.above[id] > 0 {
+		if !ok || goneVolume[id] || u.above[id] > 0 || !named(id) {
 			return
 		}
 		if u.images[id] > 0 {
@@ -226,6 +237,25 @@ func (v *view) garbage(finished string) (images, volumes []string) {
 	return images, volumes
 }
 
+// named says of a volume whether what is known of it tells that nobody else needs it. As
+// long as documents of images are put aside, a volume that no other one names may be
+// theirs.
+func (v *view) named(u uses, finished string) func(id string) bool {
+	if len(v.aside) == 0 {
+		return func(string) bool { return true }
+	}
+	known := map[string]bool{}
+	for id := range u.images {
+		known[id] = true
+	}
+	if img := v.images[finished]; img != nil {
+		for _, id := range img.Plan.makes() {
+			known[id] = true
+		}
+	}
+	return func(id string) bool { return known[id] }
+}
+
 // strays are data that no document speaks of, and entries of plans that are not
 // open.
 func (v *view) strays() (data []format.Data, entries []string) {
@@ -235,7 +265,7 @@ func (v *view) strays() (data []format.Data, entries []string) {
 		}
 	}
 	for _, id := range slices.Concat(v.operations, v.stops) {
-		if img := v.images[id]; (img == nil || img.Plan == nil) && !slices.Contains(entries, id) {
+		if img := v.images[id]; (img == nil || img.Plan == nil) && !slices.Contains(entries, id) && !slices.Contains(v.aside, id) {
 			entries = append(entries, id)
 		}
 	}

@@ -40,10 +40,11 @@ const (
 	Operation  Kind = "operation" // of the image of the same id
 	Pin        Kind = "pin"       // of the image of the same id
 	Stop       Kind = "stop"      // asks who works on the image of that id to stop
+	Aside      Kind = "aside"     // what was found in the place of the image of that id; nobody reads it
 )
 
 // Kinds are all of them but Repository.
-var Kinds = [...]Kind{Image, Volume, Operation, Pin, Stop}
+var Kinds = [...]Kind{Image, Volume, Operation, Pin, Stop, Aside}
 
 // Descriptor is the id of the one document that says what repository this is.
 const Descriptor = "repo"

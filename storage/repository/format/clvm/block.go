@@ -37,7 +37,7 @@ const (
 // kinds of blocks of the kinds of documents.
 var kinds = map[format.Kind]byte{
 	format.Repository: 'r', format.Image: 'i', format.Volume: 'v',
-	format.Operation: 'o', format.Pin: 'p', format.Stop: 's',
+	format.Operation: 'o', format.Pin: 'p', format.Stop: 's', format.Aside: 'a',
 }
 
 const (

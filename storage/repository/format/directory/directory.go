@@ -5,7 +5,7 @@
 // a document is read.
 //
 //	ROOT/repo.json                what repository this is
-//	ROOT/images/ID.json           one document each; so volumes, operations, pins, stops
+//	ROOT/images/ID.json           one document each; so volumes, operations, pins, stops, aside
 //	ROOT/data/ID.raw, ID.qcow2    the volumes' content; overlays name each other by file name
 //	ROOT/cursors/ID               how far a copy to a volume is
 //	ROOT/locks/                   the format's
@@ -50,13 +50,15 @@ type Place struct {
 // folders of documents, by kind.
 var folders = map[format.Kind]string{
 	format.Image: "images", format.Volume: "volumes", format.Operation: "operations",
-	format.Pin: "pins", format.Stop: "stops",
+	format.Pin: "pins", format.Stop: "stops", format.Aside: asideFolder,
 }
 
 const (
 	dataFolder   = "data"
 	cursorFolder = "cursors"
 	lockFolder   = "locks"
+	// asideFolder is made when it is needed: older repositories have none.
+	asideFolder = "aside"
 )
 
 // RootOf is the one parameter that these formats have, path, checked.
@@ -159,6 +161,11 @@ func (p *Place) Write(_ context.Context, kind format.Kind, id string, data []byt
 	if len(data) > format.MaxDocument {
 		return failure.New(failure.Usage, "%s %s: %d bytes are more than a document holds (%d)", kind, id, len(data), format.MaxDocument)
 	}
+	if kind == format.Aside {
+		if err := atomicfile.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+			return err
+		}
+	}
 	return atomicfile.WriteIf(path, data, 0o600, fence)
 }
 
@@ -184,6 +191,9 @@ func (p *Place) List(ctx context.Context, kind format.Kind) ([]string, error) {
 		return nil, failure.New(failure.Usage, "%s: not listed", kind)
 	}
 	names, err := p.names(ctx, folder)
+	if kind == format.Aside && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

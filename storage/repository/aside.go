@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package repository
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+
+	"diskhook/storage/failpoint"
+	"diskhook/storage/failure"
+	"diskhook/storage/repository/format"
+)
+
+// An image whose document is damaged keeps the repository from being cleaned: what it
+// needs nobody can tell. Two fixes are the way out. The first puts the document aside,
+// where it is kept and not read; volumes that no other image names may be its own, and
+// stay. The second forgets it, and lets these be cleaned. Both give something up, so
+// that they want to hear of which image.
+
+// given finds images of which nothing but damaged documents is left.
+func (c *checking) given() {
+	lost := slices.Compact(slices.Sorted(slices.Values(c.view.lost)))
+	for _, id := range lost {
+		c.add(Fix{
+			Type: Mend, Images: []string{id}, ByName: true,
+			Summary: fmt.Sprintf("give image %s up, if its document cannot be brought back: put what is left of that aside, and keep all data that may be its own", id),
+		}, order{Kind: orderAside, Images: map[string]int64{id: 0}})
+	}
+	if len(c.view.aside) == 0 {
+		return
+	}
+	u, kept := c.view.uses(""), 0
+	for id := range c.view.volumes {
+		if u.images[id] == 0 {
+			kept++
+		}
+	}
+	for _, id := range c.view.aside {
+		c.report.Problems = append(c.report.Problems, fmt.Sprintf(
+			"image %s: its damaged document was put aside, and %d volumes that no other image names are kept; copy it here from elsewhere if it is wanted, and have the rest cleaned by the fix that forgets it", id, kept))
+		c.add(Fix{
+			Type: Clean, Images: []string{id}, ByName: true, Bytes: -1,
+			Summary: fmt.Sprintf("forget the damaged document of image %s that was put aside; what it alone may have needed can be cleaned then", id),
+		}, order{Kind: orderForget, Images: map[string]int64{id: 0}})
+	}
+}
+
+// giveUp does either of these fixes, once it is confirmed.
+func (f *fixing) giveUp(ctx context.Context, o Options) error {
+	for id := range f.about.Images {
+		if o.Confirm != id {
+			err := failure.New(failure.Usage, "fix: it gives image %s/%s up, which was not confirmed", f.repo.id, id)
+			return failure.Hint(err, "name the fix: `diskhook repo fix %s FIX`", f.repo.id)
+		}
+		do := f.putAside
+		if f.about.Kind == orderForget {
+			do = f.forgetAside
+		}
+		f.repo = f.repo.freeing()
+		return f.repo.change(ctx, func(u *update) error { return do(ctx, u, id) })
+	}
+	return f.stale("image", "")
+}
+
+// raw reads a document as it is.
+func (r *repo) raw(ctx context.Context, kind format.Kind, id string) ([]byte, error) {
+	return step(ctx, r, "read", func(ctx context.Context) ([]byte, error) { return r.place.Read(ctx, kind, id) })
+}
+
+func (f *fixing) putAside(ctx context.Context, u *update, id string) error {
+	data, err := u.raw(ctx, format.Image, id)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !errors.Is(decode(data, new(image)), ErrDamaged) {
+		return f.stale("image", id)
+	}
+	if err != nil {
+		return err
+	}
+	data = data[:min(len(data), format.MaxDocument)] // no document is any longer
+	kept, err := u.raw(ctx, format.Aside, id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = u.alter(ctx, "write", func(ctx context.Context, fence format.Fence) error {
+			return u.place.WriteReserved(ctx, format.Aside, id, data, fence)
+		})
+	case err == nil && !bytes.Equal(kept, data):
+		err = failure.New(failure.Conflict, "image %s/%s: an earlier document of it was put aside already", u.id, id)
+		err = failure.Hint(err, "have that forgotten first: `diskhook repo check %s` names the fix", u.id)
+	}
+	if err == nil {
+		err = failpoint.Hit("repository.aside.kept")
+	}
+	if err != nil {
+		return err
+	}
+	return u.drop(ctx, format.Image, id)
+}
+
+func (f *fixing) forgetAside(ctx context.Context, u *update, id string) error {
+	_, err := u.raw(ctx, format.Aside, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return f.stale("image", id)
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := u.image(ctx, id); errors.Is(err, ErrNoImage) {
+		// Who prepared it before goes on using what it had.
+		if err := f.unused(ctx, u.repo, id); err != nil {
+			return err
+		}
+		if err := u.drop(ctx, format.Pin, id); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	return u.drop(ctx, format.Aside, id)
+}

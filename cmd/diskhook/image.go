@@ -28,6 +28,11 @@ func imageCommand(p *program) *cli.Command {
 			&cli.BoolFlag{Name: "no-fix", Usage: "leave the work to `diskhook image resume`, on whatever host"},
 			waitFlag(), dryRunFlag())
 	}
+	searching := func(more ...cli.Flag) []cli.Flag {
+		return making(append(more,
+			&cli.StringSliceFlag{Name: "repo", Usage: "look for existing images in the target and this `REPO` only (repeatable)"},
+			&cli.StringSliceFlag{Name: "hint", Usage: "that image has to be in that repository: `IMAGE=REPO` (repeatable)"})...)
+	}
 	base := &cli.StringFlag{Name: "base", Usage: "lay it over this snapshot (its `ID`)"}
 	holder := func() cli.Flag {
 		return &cli.StringFlag{Name: "holder", Usage: "who uses it: a `NAME`, as a domain's UUID"}
@@ -35,10 +40,10 @@ func imageCommand(p *program) *cli.Command {
 	return &cli.Command{
 		Name: "image", Usage: "images in storage repositories: virtual disks and snapshots",
 		Subcommands: []*cli.Command{
-			verb("create", "make a virtual disk", "REPO", imageCreate, making(base,
+			verb("create", "make a virtual disk", "REPO", imageCreate, searching(base,
 				&cli.StringFlag{Name: "size", Usage: "`SIZE` as 10G (default: that of the base)"})...),
 			verb("snapshot", "make a snapshot of a virtual disk, which goes on", "REPO/IMAGE", imageSnapshot, making()...),
-			verb("copy", "copy an image into a repository", "REPO/IMAGE TARGET", imageCopy, making(
+			verb("copy", "copy an image into a repository", "[REPO/]IMAGE TARGET", imageCopy, searching(
 				&cli.StringFlag{Name: "base", Usage: "copy only the difference to this ancestor (its `ID`)"})...),
 			verb("import", "take a file or device in, as a snapshot or virtual disk", "REPO FILE", imageImport, making(
 				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "raw", Usage: "`FORMAT` of the file: raw or qcow2"},
@@ -124,6 +129,10 @@ func (p *program) makes(c *cli.Context, f format, s *repository.Service, repo, v
 	}
 	options := repository.Options{
 		NoAutoFix: c.Bool("no-fix"), Strategy: repository.Strategy(c.String("strategy")), RequestID: c.String("request-id"),
+		ParticipatingRepositories: c.StringSlice("repo"),
+	}
+	if options.ImageHints, err = hints(c); err != nil {
+		return err
 	}
 	if c.Bool("no-fix") && c.Bool("wait") {
 		return see(c, failure.New(failure.Usage, "--wait: nobody does the work with --no-fix"))
@@ -147,6 +156,22 @@ func (p *program) makes(c *cli.Context, f format, s *repository.Service, repo, v
 		fmt.Fprintln(p.stdout, m.Image) // also if the work on it failed
 	}
 	return err
+}
+
+// hints are the pairs of --hint.
+func hints(c *cli.Context) (map[string]string, error) {
+	all := map[string]string{}
+	for _, pair := range c.StringSlice("hint") {
+		image, repo, ok := strings.Cut(pair, "=")
+		if !ok || image == "" || repo == "" {
+			return nil, see(c, failure.New(failure.Usage, "--hint %q: not IMAGE=REPO", pair))
+		}
+		if other, twice := all[image]; twice && other != repo {
+			return nil, see(c, failure.New(failure.Usage, "--hint: image %s cannot be in %s and in %s", image, other, repo))
+		}
+		all[image] = repo
+	}
+	return all, nil
 }
 
 // readUserData is JSON, or @ and the name of a file with it.
@@ -197,14 +222,36 @@ func imageSnapshot(p *program, c *cli.Context) error {
 	})
 }
 
+// imageCopy takes an image that is named without a repository from wherever it is found.
 func imageCopy(p *program, c *cli.Context) error {
-	f, s, ref, words, err := imageArgs(p, c, "TARGET")
+	f, err := outputOf(c)
 	if err != nil {
 		return err
 	}
-	return p.makes(c, f, s, words[0], "copy image "+ref.String(), func(data json.RawMessage, o repository.Options) (string, error) {
-		o.ImageHints = map[string]string{ref.id: ref.repo}
-		return s.CopyImage(c.Context, words[0], ref.id, c.String("base"), data, o)
+	words, err := operands(c, "REPO/IMAGE", "TARGET")
+	if err != nil {
+		return err
+	}
+	id, target := words[0], words[1]
+	ref := imageRef{id: id}
+	if strings.Contains(id, "/") {
+		if ref, err = parseImageRef(c, id); err != nil {
+			return err
+		}
+		id = ref.id
+		if c.IsSet("repo") || c.IsSet("hint") {
+			return see(c, failure.New(failure.Usage, "--repo and --hint: %s says where the image is", ref))
+		}
+	}
+	s, err := p.repositories()
+	if err != nil {
+		return err
+	}
+	return p.makes(c, f, s, target, "copy image "+words[0], func(data json.RawMessage, o repository.Options) (string, error) {
+		if ref.repo != "" {
+			o.ImageHints = map[string]string{id: ref.repo}
+		}
+		return s.CopyImage(c.Context, target, id, c.String("base"), data, o)
 	})
 }
 

@@ -236,6 +236,9 @@ func (s setStatus) stateOf(r quorum.ReplicaStatus) (state, why, since string) {
 				continue
 			}
 			state, why = live.State, live.Why
+			if !live.Again.IsZero() {
+				why += ", tried again at " + live.Again.Local().Format(time.TimeOnly)
+			}
 			if state == quorum.Voting && !r.Votes && !r.Stale {
 				why = r.Why // its image hangs, or is not there any more
 			}

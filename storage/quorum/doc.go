@@ -88,7 +88,8 @@
 //	                  what that reports of them
 //	remote.go         replicas that may hang
 //	gate.go door.go   guests' connections, also while replicas are made equal
-//	online.go         brings a replica up to date while guests write
+//	online.go         brings a replica up to date while guests write; retry.go when
+//	                  one that failed is tried again
 //	rundir.go live.go the set's folder in /run
 //
 // Whoever uses the replicas of a set, the daemon that serves it or an offline

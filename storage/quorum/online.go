@@ -15,7 +15,7 @@ import (
 // resyncJob asks for a replica to be brought up to date while guests write.
 type resyncJob struct {
 	id   string
-	done chan error // of one place
+	done chan error // of one place; nil: nobody asked, and it is tried again
 }
 
 // stale are the replicas that are brought up to date without being asked: those
@@ -33,10 +33,11 @@ func (ss *session) stale(d Decision) []string {
 }
 
 // online resyncs one replica after the other, those in first and then what is
-// asked for, once the others are equal.
+// asked for, once the others are equal. One of those in first that fails is tried
+// again.
 func (ss *session) online(ctx context.Context, first []string) {
 	for _, id := range first {
-		ss.jobs <- resyncJob{id, make(chan error, 1)}
+		ss.jobs <- resyncJob{id, nil}
 	}
 	for ss.gate != nil && !ss.gate.over.Load() {
 		select {
@@ -45,18 +46,39 @@ func (ss *session) online(ctx context.Context, first []string) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+	failed := newRetries(ss.hangTimeout(ss.set))
 	for {
+		again, stop := failed.due(time.Now())
 		select {
 		case <-ctx.Done():
+			stop()
 			return
 		case job := <-ss.jobs:
-			err := ss.resync(ctx, job.id)
-			if err != nil && ctx.Err() == nil {
-				ss.log.ErrorContext(ctx, "replica is not resynced", "replica", job.id, "err", err)
-				ss.note(ss.set.Name, Event{Event: EventNotSynced, Replica: job.id, Text: ss.set.reason(job.id, err)})
-			}
-			job.done <- err
+			ss.bringUp(ctx, job, failed)
+		case id := <-again:
+			ss.bringUp(ctx, resyncJob{id, nil}, failed)
 		}
+		stop()
+	}
+}
+
+// bringUp does one job, and sees to it that it is tried again where it has to be.
+// Whoever asked for it is told, and asks again or does not.
+func (ss *session) bringUp(ctx context.Context, job resyncJob, failed *retries) {
+	err := ss.resync(ctx, job.id)
+	switch {
+	case err == nil:
+		failed.forget(job.id)
+	case ctx.Err() == nil:
+		ss.log.ErrorContext(ctx, "replica is not resynced", "replica", job.id, "err", err)
+		ss.note(ss.set.Name, Event{Event: EventNotSynced, Replica: job.id, Text: ss.set.reason(job.id, err)})
+		if job.done == nil || failed.waits(job.id) {
+			at := failed.failed(job.id, time.Now())
+			ss.live.replica(job.id, func(l *LiveReplica) { l.Again = at.UTC() })
+		}
+	}
+	if job.done != nil {
+		job.done <- err
 	}
 }
 
@@ -84,7 +106,7 @@ func (ss *session) resync(ctx context.Context, id string) error {
 	}
 	ss.live.replica(id, func(l *LiveReplica) {
 		was = *l
-		l.State, l.Why, l.Done, l.Total = InResync, "", 0, ss.set.Size
+		l.State, l.Why, l.Again, l.Done, l.Total = InResync, "", time.Time{}, 0, ss.set.Size
 	})
 	ss.log.InfoContext(ctx, "replica is resynced", "replica", id)
 	if err := ss.mirrored(ctx, r); err != nil {

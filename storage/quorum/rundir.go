@@ -242,6 +242,8 @@ type LiveReplica struct {
 	Why   string `json:"why,omitempty"`
 	// Since is when a Suspected one lost its vote; ReplicaStatus.Out follows.
 	Since time.Time `json:"since,omitzero"`
+	// Again is when a resync that failed is tried again.
+	Again time.Time `json:"again,omitzero"`
 	Done  int64     `json:"done"`
 	Total int64     `json:"total"`
 }

@@ -38,7 +38,7 @@ func (w *world) start() {
 		}
 		_ = w.Stop(context.Background(), "db", vda)
 	})
-	e, err := w.Start(w.Context(), "db", vda, 20*time.Second)
+	e, err := w.Start(w.Context(), "db", vda, time.Minute)
 	must(w.T, err)
 	if e != (quorum.Endpoint{Kind: "nbd", Socket: quorum.SocketPath(w.Layout, "db"), Export: "db"}) {
 		w.Fatalf("%+v", e)
@@ -75,7 +75,7 @@ func (w *world) works(commands ...string) {
 func (w *world) until(what string, ok func(quorum.Live) bool) quorum.Live {
 	w.Helper()
 	var live quorum.Live
-	for range 400 {
+	for range 1200 {
 		var err error
 		live, err = w.Live("db")
 		if err == nil && ok(live) {

@@ -36,6 +36,9 @@ type gate struct {
 	// answered might lose, nothing is written, and a read of it fails.
 	need int
 
+	ended chan struct{} // closed when nothing is made equal any more
+	err   error         // then: why not all was
+
 	over     atomic.Bool // all chunks were looked at
 	repaired atomic.Int64
 	torn     atomic.Int64
@@ -56,7 +59,7 @@ const mostNoted = 100
 // vhost-user guest shares memory with the daemon and cannot pass through us: it
 // has to wait until that is done.
 func (ss *session) equalise(ctx context.Context, d Decision, through bool) error {
-	g := &gate{ss: ss, clients: map[string]*nbd.Client{}, need: d.outvotes(ss.set, len(ss.voters)), busy: map[int64]int{}, done: map[int64]bool{}}
+	g := &gate{ss: ss, clients: map[string]*nbd.Client{}, need: d.outvotes(ss.set, len(ss.voters)), ended: make(chan struct{}), busy: map[int64]int{}, done: map[int64]bool{}}
 	g.free = sync.NewCond(&g.mu)
 	for id, m := range ss.voters {
 		client, err := ss.looking(ctx, m)
@@ -90,6 +93,8 @@ func (ss *session) equalised(ctx context.Context, err error, through bool) {
 		g.over.Store(true)
 		ss.log.InfoContext(ctx, "replicas are equal", "repaired", g.repaired.Load(), "without majority", g.torn.Load())
 	}
+	g.err = err
+	close(g.ended)
 	if ss.use.kind() != VhostUser {
 		return
 	}

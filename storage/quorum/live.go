@@ -15,7 +15,8 @@ import (
 	"diskhook/storage/failure"
 )
 
-// liveFile keeps status.json. A failure to write it stops nothing.
+// liveFile keeps status.json. A failure to write it stops nothing. What is noted
+// as an Event, too, is noted first, so that who sees the one finds the other.
 type liveFile struct {
 	path string
 	mu   sync.Mutex

@@ -39,11 +39,15 @@ func (ss *session) online(ctx context.Context, first []string) {
 	for _, id := range first {
 		ss.jobs <- resyncJob{id, nil}
 	}
-	for ss.gate != nil && !ss.gate.over.Load() {
+	if g := ss.gate; g != nil {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(100 * time.Millisecond):
+		case <-g.ended:
+		}
+		if g.err != nil {
+			ss.refuse(ctx, g.err)
+			return
 		}
 	}
 	failed := newRetries(ss.hangTimeout(ss.set))
@@ -59,6 +63,24 @@ func (ss *session) online(ctx context.Context, first []string) {
 			ss.bringUp(ctx, resyncJob{id, nil}, failed)
 		}
 		stop()
+	}
+}
+
+// refuse answers all jobs where the voters could not be made equal: what a replica
+// would get is not decided everywhere.
+func (ss *session) refuse(ctx context.Context, why error) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case job := <-ss.jobs:
+			err := failure.New(failure.Precondition, "%s: those that vote could not be made equal: %w", &ss.set, why)
+			err = failure.Hint(err, "shut the guest down, then run `diskhook quorum resync %s`", ss.set.Name)
+			ss.live.replica(job.id, func(l *LiveReplica) { l.Why = failure.OneLine("resync: " + err.Error()) })
+			if job.done != nil {
+				job.done <- err
+			}
+		}
 	}
 }
 
@@ -250,8 +272,8 @@ func (ss *session) rejoin(ctx context.Context, m *member, job, place string) err
 		}
 	}
 	if ss.voters[id] != nil {
-		ss.live.replica(id, func(l *LiveReplica) { l.State, l.Why = Voting, "" })
 		ss.note(ss.set.Name, Event{Event: EventResynced, Replica: id, Generation: g.Number})
+		ss.live.replica(id, func(l *LiveReplica) { l.State, l.Why = Voting, "" })
 	}
 	return errors.Join(ss.noteOpen())
 }

@@ -5,6 +5,7 @@
 package quorum_test
 
 import (
+	"context"
 	"os"
 	"strings"
 	"syscall"
@@ -127,4 +128,31 @@ func TestOutvotedByTwoThatLackAWrite(t *testing.T) {
 	w.works("read -P 1 2M 60k", "read -P 5 4M 64k")
 	w.stop()
 	w.equalReplicas()
+}
+
+// A voter that cannot be read, and that the others are too few without, keeps them
+// from being made equal. Who asks for another replica to be brought up to date then
+// is told so, and does not wait.
+func TestNotMadeEqual(t *testing.T) {
+	w := newWorld(t)
+	b := w.building()
+	l, injects := w.remote("remote")
+	b.Replicas, b.Threshold, b.Overwrite = append(b.Replicas[:2], l, w.file("d.raw", "raw"), w.file("e.raw", "raw")), 3, true
+	_, err := w.Build(t.Context(), b)
+	must(t, err)
+	set, err := w.Load("db")
+	must(t, err)
+	d := w.decision()
+	_, err = w.Raise(t.Context(), set, d.Base, d.Next, d.Open) // as a start does
+	must(t, err)
+	for _, name := range []string{"d.raw", "e.raw"} {
+		must(t, os.Rename(w.path(name), w.path(name+".away")))
+	}
+	injects("iotype=read")
+	w.start()
+	w.until("suspect", func(l quorum.Live) bool { return !l.Equalising && l.Replicas[2].State == quorum.Suspected })
+	must(t, os.Rename(w.path("d.raw.away"), w.path("d.raw")))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	w.refused(w.ResyncServed(ctx, "db", "r4", nil), failure.Precondition, "those that vote could not be made equal", "2 of the replicas can be read, 3 are needed", "shut the guest down")
 }

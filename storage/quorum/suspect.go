@@ -108,8 +108,8 @@ func (ss *session) suspect(ctx context.Context, id string, why Reason, text stri
 	rest := slices.DeleteFunc(ss.voting(), func(other string) bool { return other == id })
 	ss.log.ErrorContext(ctx, "replica is suspect", "replica", id, "reason", why, "err", text)
 	ss.suspects[id] = why
-	ss.live.replica(id, func(r *LiveReplica) { r.State, r.Why, r.Since = Suspected, string(why), time.Now().UTC() })
 	ss.note(ss.set.Name, Event{Event: EventSuspect, Replica: id, Reason: why, Text: text, Generation: ss.gen.Number})
+	ss.live.replica(id, func(r *LiveReplica) { r.State, r.Why, r.Since = Suspected, string(why), time.Now().UTC() })
 	if len(rest) < ss.set.Threshold {
 		ss.log.ErrorContext(ctx, "it stays, as the others are too few without it", "replica", id, "threshold", ss.set.Threshold)
 		if err := ss.noteKnown(ss.set, Known{ss.gen.Number, ss.gen.Raise}, rest); err != nil {

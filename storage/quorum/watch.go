@@ -105,8 +105,8 @@ func (v *vigil) heard(h Heard) {
 		v.Log.Info("what the guest's QEMU reports of replicas", "set", v.set.Name, "heard", h.Listening, "why", h.Why)
 	case ReportFailure:
 		v.Log.Error("no majority: the guest gets an I/O error", "set", v.set.Name, "offset", at, "length", length)
-		v.live.change(func(l *Live) { l.Failures++ })
 		v.once(Event{Event: EventFailure, Offset: at, Length: length})
+		v.live.change(func(l *Live) { l.Failures++ })
 	case ReportBad:
 		if h.Child < 0 || h.Child >= len(v.set.Replicas) {
 			return
@@ -140,12 +140,12 @@ func (v *vigil) suspect(id string, why Reason, text string) {
 	}
 	d := Doubt{Reason: why, Since: time.Now().UTC(), Raise: v.gen.Raise}
 	v.doubts[id] = d
-	v.show(id, d)
 	v.Log.Error("replica is suspect", "set", v.set.Name, "replica", id, "reason", why, "err", text)
 	v.note(v.set.Name, Event{Event: EventSuspect, Replica: id, Reason: why, Text: text, Generation: v.gen.Number})
 	if err := v.doubt(v.set, v.doubts); err != nil {
 		v.Log.Error("suspect is not remembered", "set", v.set.Name, "replica", id, "err", err)
 	}
+	v.show(id, d)
 }
 
 // listening notes a time in which nothing was heard, once it is over.

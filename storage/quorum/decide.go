@@ -126,7 +126,9 @@ var errNotLooked = failure.New(failure.NotFound, "it was not looked at")
 //   - a replica that it was raised on has neither this generation nor a later
 //     one: the raise ended before it got there; or
 //   - a later raise, which looked at a replica that had this one, was from
-//     another generation: it had seen that this one was not finished.
+//     another generation: it had seen that this one was not finished; or
+//   - a later raise, which looked at a replica that this one was raised on, was from
+//     a generation before this one.
 //
 // What the host has noted was acknowledged, whatever the replicas say: one of
 // them may have been put back from a backup.
@@ -140,7 +142,10 @@ func (h *history) finished(g Generation) bool {
 		}
 	}
 	for _, later := range h.raises {
-		if later.Number > g.Number && later.From.Raise != g.Raise && h.looked(later, g.Raise) {
+		if later.Number <= g.Number || later.From.Raise == g.Raise {
+			continue
+		}
+		if h.looked(later, g.Raise) || later.From.Number < g.Number && meet(later.With, g.With) {
 			return false
 		}
 	}
@@ -150,6 +155,10 @@ func (h *history) finished(g Generation) bool {
 // looked says whether a replica that has raise took part in later.
 func (h *history) looked(later Generation, raise string) bool {
 	return slices.ContainsFunc(later.With, func(id string) bool { return h.own[id].Generation.Raise == raise })
+}
+
+func meet(these, those []string) bool {
+	return slices.ContainsFunc(these, func(id string) bool { return slices.Contains(those, id) })
 }
 
 // content is the generation that a replica's content belongs to: that of its

@@ -23,6 +23,11 @@ func TestDecide(t *testing.T) {
 	pair := func(id string) *Mark {
 		return with(two(id), func(m *Mark) { m.Generation.With = []string{"r1", "r2"} })
 	}
+	later := func(id string, number uint64, raise string) *Mark { // from generation 1, without r1
+		m := mark(id, number, raise, raise1)
+		m.Generation.From.Number, m.Generation.With = 1, []string{"r2", "r4"}
+		return m
+	}
 	for name, c := range map[string]struct {
 		seen    [3]Observed
 		known   Known
@@ -50,6 +55,8 @@ func TestDecide(t *testing.T) {
 			veto: "replica set db: 1 of its replicas have the newest generation 2, 2 are needed (r2: no such file; r4: it is of generation 1, the newest is 2); bring r2 back, or believe one that is there with `diskhook quorum resync --from r1 db`"},
 		"a raise that did not end": {
 			seen: [3]Observed{{Mark: two("r1")}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r2 r4"},
+		"raises that did not end, one after the other, while r1 was away": {
+			seen: [3]Observed{{Mark: two("r1")}, {Mark: later("r2", 3, raise3)}, {Mark: later("r4", 4, raise4)}}, known: Known{1, raise1}, open: "r1 r2 r4"},
 		"the host knows that it ended": {
 			seen: [3]Observed{{Mark: clean(two("r1"))}, {Mark: clean(two("r2"))}, {Mark: clean(one("r4"))}}, known: Known{2, raise2}, open: "r1 r2",
 			left: "it is of generation 1, the newest is 2", stale: true},

@@ -17,21 +17,29 @@ import (
 	"diskhook/storage/repository/format/localfs"
 )
 
-// sinking is a disk in repository a on a removed snapshot that has more than the disk:
-// the merge that was planned writes the disk's data into the snapshot's volume.
-// What the disk holds is in the file now.raw, what the snapshot held in before.raw;
-// the snapshot is in repository b, too.
-func (w *world) sinking() (disk, removed string) {
+// overMuch is a disk in repository a over a snapshot that has more than the disk. What
+// the disk holds is in the file now.raw, what the snapshot holds in before.raw.
+func (w *world) overMuch() (disk, base string) {
 	w.Helper()
 	s, ctx := w.on("h1"), w.Context()
 	disk, err := s.CreateVirtualDisk(ctx, "a", 4*mib, "", nil, repository.Options{})
 	must(w, err)
 	now := w.reference("now", 4*mib)
 	w.write("a", disk, now, 1, "0", "4M")
-	removed, err = s.CreateSnapshot(ctx, "a", disk, nil, repository.Options{})
+	base, err = s.CreateSnapshot(ctx, "a", disk, nil, repository.Options{})
 	must(w, err)
 	w.keep(now, "before")
 	w.write("a", disk, now, 2, "64k", "64k")
+	return disk, base
+}
+
+// sinking is overMuch with the snapshot removed: the merge that was planned writes
+// the disk's data into the snapshot's volume. The snapshot is in repository b, too.
+func (w *world) sinking() (disk, removed string) {
+	w.Helper()
+	s, ctx := w.on("h1"), w.Context()
+	disk, removed = w.overMuch()
+	var err error
 	_, err = s.CopyImage(ctx, "b", removed, "", nil, repository.Options{})
 	must(w, err)
 	must(w, s.RemoveImage(ctx, "a", removed, repository.Options{}))

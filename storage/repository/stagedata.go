@@ -143,18 +143,22 @@ func (w *worker) copy(ctx context.Context) error {
 	if err != nil || complete {
 		return err
 	}
-	source, done, err := w.source(ctx)
+	source, still, done, err := w.source(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return w.fill(ctx, v, source)
+	return w.fill(ctx, v, source, still)
 }
 
-// fill copies source to a volume and completes that.
-func (w *worker) fill(ctx context.Context, v *volume, source transfer.Source) error {
+// fill copies source to a volume and completes that, if what was read is still
+// of one moment then; else it begins anew the next time.
+func (w *worker) fill(ctx context.Context, v *volume, source transfer.Source, still func(context.Context) error) error {
 	if err := w.bring(ctx, v, v.Size, source); err != nil {
 		return err
+	}
+	if err := still(ctx); err != nil {
+		return errors.Join(err, transfer.RemoveCursor(w.repo.place.Cursor(v.ID)))
 	}
 	if err := w.completed(ctx, v); err != nil {
 		return err
@@ -190,35 +194,37 @@ func (w *worker) bring(ctx context.Context, v *volume, bytes int64, source trans
 	return err
 }
 
-// source is what a plan copies, held open.
-func (w *worker) source(ctx context.Context) (transfer.Source, func(), error) {
+// source is what a plan copies, held open until done; still says whether all that was
+// read until then is of one moment.
+func (w *worker) source(ctx context.Context) (_ transfer.Source, still func(context.Context) error, done func(), err error) {
 	if layers := w.img.Plan.Layers; layers != nil {
 		opened, err := imagecheck.Checker{Allowed: w.Allowed}.Open(ctx, layers)
 		if err != nil {
-			return transfer.Source{}, nil, err
+			return transfer.Source{}, nil, nil, err
 		}
-		return sourceOf(layers, opened, opened.VirtualSize), opened.Close, nil
+		still = func(context.Context) error { return nil } // the engine looks at the files
+		return sourceOf(layers, opened, opened.VirtualSize), still, opened.Close, nil
 	}
 	from, err := w.from(ctx)
 	if err != nil {
-		return transfer.Source{}, nil, err
+		return transfer.Source{}, nil, nil, err
 	}
-	release, err := w.quiet(ctx, from)
+	still, release, err := w.quiet(ctx, from)
 	if err != nil {
 		w.leave(ctx, from)
-		return transfer.Source{}, nil, err
+		return transfer.Source{}, nil, nil, err
 	}
 	c, opened, err := from.readable(ctx)
 	if err != nil {
 		release()
 		w.leave(ctx, from)
-		return transfer.Source{}, nil, err
+		return transfer.Source{}, nil, nil, err
 	}
 	source := sourceOf(from.layers(c), opened, from.image.Size)
 	// Who prepares a disk for writing gives it a new generation, which tells
 	// more of a device than its fingerprint.
-	source.Fingerprint += fmt.Sprintf("-%d", from.image.Gen)
-	return source, func() {
+	source.Fingerprint += "-" + from.image.version()
+	return source, still, func() {
 		opened.Close()
 		release()
 		w.leave(ctx, from)
@@ -226,14 +232,15 @@ func (w *worker) source(ctx context.Context) (transfer.Source, func(), error) {
 }
 
 // quiet keeps everybody from writing a disk until release is called; a snapshot
-// nobody writes.
-func (w *worker) quiet(ctx context.Context, from *found) (release func(), err error) {
+// nobody writes. still fails where that did not help: this host was asleep, so that the
+// lock is another's; or the image was removed, and its volume taken for a merge.
+func (w *worker) quiet(ctx context.Context, from *found) (still func(context.Context) error, release func(), err error) {
 	if from.image.Kind != Disk {
-		return func() {}, nil
+		return from.unmoved, func() {}, nil
 	}
 	l, err := from.lockVolume(ctx, from.image.Volume)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	err = from.change(ctx, func(u *update) error {
 		now, err := u.image(ctx, from.image.ID)
@@ -252,9 +259,20 @@ func (w *worker) quiet(ctx context.Context, from *found) (release func(), err er
 	})
 	if err != nil {
 		l.Release()
-		return nil, err
+		return nil, nil, err
 	}
-	return l.Release, nil
+	still = func(ctx context.Context) error { return errors.Join(l.Check(), from.unmoved(ctx)) }
+	return still, l.Release, nil
+}
+
+// unmoved fails once an image has another volume, or none: what the one that it had reads
+// as is not the image's any more. A merge takes it away before it writes there.
+func (f *found) unmoved(ctx context.Context) error {
+	now, err := f.repo.image(ctx, f.image.ID)
+	if err == nil && now.Volume != f.image.Volume {
+		err = fmt.Errorf("image %s/%s: %w: it was merged or removed while it was read, which begins anew", f.id, f.image.ID, ErrBusy)
+	}
+	return err
 }
 
 func sourceOf(layers []imagecheck.Layer, opened *imagecheck.Opened, size int64) transfer.Source {

@@ -4,6 +4,7 @@ package repository
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"diskhook/storage/failpoint"
@@ -30,7 +31,7 @@ func (w *worker) differ(ctx context.Context) error {
 		return err
 	}
 	defer w.leave(ctx, from)
-	release, err := w.quiet(ctx, from)
+	still, release, err := w.quiet(ctx, from)
 	if err != nil {
 		return err
 	}
@@ -56,6 +57,9 @@ func (w *worker) differ(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if err := still(ctx); err != nil {
+		return errors.Join(err, w.delete(ctx, v.ID, v.Format)) // it would be gone on with
 	}
 	if err := failpoint.Hit("repository.differ.rebased"); err != nil {
 		return err

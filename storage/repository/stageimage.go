@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"diskhook/storage/command"
 	"diskhook/storage/failpoint"
@@ -109,10 +110,12 @@ func (w *worker) switchOver(ctx context.Context) error {
 	})
 }
 
-// parts copies the volumes above the base as they are, bottom first.
+// parts copies the volumes above the base as they are, bottom first, while nobody
+// changes what is in them.
 func (w *worker) parts(ctx context.Context) error {
 	p := w.img.Plan
 	var from *found
+	var still func(context.Context) error
 	for i := len(p.Parts) - 1; i >= 0; i-- {
 		v, err := w.part(ctx, p.Parts[i])
 		if err != nil {
@@ -126,8 +129,13 @@ func (w *worker) parts(ctx context.Context) error {
 				return err
 			}
 			defer w.leave(ctx, from)
+			var release func()
+			if still, release, err = w.quiet(ctx, from); err != nil {
+				return err
+			}
+			defer release()
 		}
-		if err := w.bringPart(ctx, from, p.Parts[i], v); err != nil {
+		if err := w.bringPart(ctx, from, still, p.Parts[i], v); err != nil {
 			return err
 		}
 	}
@@ -149,38 +157,65 @@ func (w *worker) part(ctx context.Context, p part) (*volume, error) {
 
 // bringPart copies a qcow2 volume byte by byte, with the name of what it lies on,
 // which means nothing here and is replaced when it is linked.
-func (w *worker) bringPart(ctx context.Context, from *found, p part, v *volume) error {
+func (w *worker) bringPart(ctx context.Context, from *found, still func(context.Context) error, p part, v *volume) error {
 	c, opened, err := from.readable(ctx) // the headers of the whole chain are looked at
 	if err != nil {
 		return err
 	}
 	opened.Close()
-	for _, of := range c {
-		if of.ID != p.Of {
-			continue
-		}
-		bytes := []imagecheck.Layer{{Path: from.place.Path(of.ID, of.Format), Format: imagecheck.Raw}}
-		file, err := imagecheck.Checker{Allowed: only(bytes)}.Open(ctx, bytes)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		if err := w.bring(ctx, v, file.VirtualSize, sourceOf(bytes, file, file.VirtualSize)); err != nil {
-			return err
-		}
-		if err := w.extend(ctx, v, of.Size); err != nil {
-			return err
-		}
-		if err := w.flush(ctx, v); err != nil {
-			return err
-		}
-		v.Size = of.Size
-		if err := w.repo.saveVolume(ctx, v); err != nil {
-			return err
-		}
-		return errors.Join(transfer.RemoveCursor(w.repo.place.Cursor(v.ID)), failpoint.Hit("repository.part.copied"))
+	i := slices.IndexFunc(c, func(of *volume) bool { return of.ID == p.Of })
+	if i < 0 {
+		return fmt.Errorf("image %s/%s: %w: it does not lie on volume %s any more; remove the copy and make another", from.id, from.image.ID, ErrBroken, p.Of)
 	}
-	return fmt.Errorf("image %s/%s: %w: it does not lie on volume %s any more; remove the copy and make another", from.id, from.image.ID, ErrBroken, p.Of)
+	of := c[i]
+	if err := from.unchanged(ctx, of); err != nil {
+		return err
+	}
+	bytes := []imagecheck.Layer{{Path: from.place.Path(of.ID, of.Format), Format: imagecheck.Raw}}
+	file, err := imagecheck.Checker{Allowed: only(bytes)}.Open(ctx, bytes)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	source := sourceOf(bytes, file, file.VirtualSize)
+	source.Fingerprint += fmt.Sprintf("-%d-%s", of.Gen, from.image.version())
+	if err := w.bring(ctx, v, file.VirtualSize, source); err != nil {
+		return err
+	}
+	if err := errors.Join(still(ctx), from.unchanged(ctx, of)); err != nil {
+		return errors.Join(err, transfer.RemoveCursor(w.repo.place.Cursor(v.ID)))
+	}
+	if err := w.extend(ctx, v, of.Size); err != nil {
+		return err
+	}
+	if err := w.flush(ctx, v); err != nil {
+		return err
+	}
+	v.Size = of.Size
+	if err := w.repo.saveVolume(ctx, v); err != nil {
+		return err
+	}
+	return errors.Join(transfer.RemoveCursor(w.repo.place.Cursor(v.ID)), failpoint.Hit("repository.part.copied"))
+}
+
+// unchanged fails where a volume is changed in place, or was since it was read: its
+// bytes belong together only as long as nobody does that, whatever it reads as.
+func (f *found) unchanged(ctx context.Context, of *volume) error {
+	ours := f.image.Kind == Disk && of.ID == f.image.Volume // the lock is
+	held, err := step(ctx, f.repo, "look at a lock", func(ctx context.Context) (bool, error) {
+		if ours {
+			return false, nil
+		}
+		return f.place.Held(ctx, volumeLock(of.ID))
+	})
+	if err != nil {
+		return err
+	}
+	now, err := f.volume(ctx, of.ID)
+	if err == nil && (held || now.Gen != of.Gen) {
+		err = fmt.Errorf("volume %s/%s: %w: it was merged while it was copied, which begins anew", f.id, of.ID, ErrBusy)
+	}
+	return err
 }
 
 // link lays the copied volumes over the base's volume here. The base has to be in this

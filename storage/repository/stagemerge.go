@@ -116,6 +116,9 @@ func (w *worker) sinkInto(ctx context.Context, c chain) error {
 	if err := w.repo.openVolumes(ctx, chain{into}, true); err != nil {
 		return err
 	}
+	if err := w.repo.saveVolume(ctx, into); err != nil {
+		return err
+	}
 	if err := w.enlarge(ctx, into, c[0].Size); err != nil {
 		return err
 	}
@@ -202,6 +205,10 @@ func (w *worker) inPlace(ctx context.Context, do func(chain) error) error {
 		return err
 	}
 	if err := w.repo.openVolumes(ctx, c, true); err != nil {
+		return err
+	}
+	// A new generation first: who copies its bytes finds out.
+	if err := w.repo.saveVolume(ctx, c[0]); err != nil {
 		return err
 	}
 	return do(c)

@@ -16,6 +16,12 @@ import (
 // sweep removes what the plan left behind: the image itself if it was removed, the volumes
 // that it had, and below them what nobody else needs.
 func (w *worker) sweep(ctx context.Context) error {
+	if w.img.Plan.Verb == verbRemove && w.img.Volume != "" {
+		// Its removal may have ended a merge between the two; others may lie on it.
+		if err := w.relinked(ctx); err != nil && !errors.Is(err, ErrBroken) {
+			w.Log.Warn("header of a removed image", "image", w.id, "error", err)
+		}
+	}
 	v, err := w.repo.scan(ctx) // takes its time, and no lock
 	if err != nil {
 		return err

@@ -181,12 +181,22 @@ func (w *worker) end(img *image) {
 	img.Plan, img.Last = nil, &last
 }
 
-// forget removes what is kept for an open plan.
+// forget removes what is kept for an open plan, unless the next one has begun: that is
+// in the index under the same name.
 func (w *worker) forget(ctx context.Context) error {
 	if err := failpoint.Hit("repository.forget"); err != nil {
 		return err
 	}
-	return errors.Join(w.repo.drop(ctx, format.Stop, w.id), w.repo.drop(ctx, format.Operation, w.id))
+	return w.repo.change(ctx, func(u *update) error {
+		img, err := u.image(ctx, w.id)
+		if err == nil && img.Plan != nil {
+			return nil
+		}
+		if err != nil && !errors.Is(err, ErrNoImage) {
+			return err
+		}
+		return errors.Join(u.drop(ctx, format.Stop, w.id), u.drop(ctx, format.Operation, w.id))
+	})
 }
 
 // commit changes the image under the repository's lock, if its plan still is the

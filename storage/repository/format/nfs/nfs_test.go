@@ -141,3 +141,25 @@ func TestASilentHolderStops(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What was lost once is not ours again because its record could be written later.
+func TestALostLockDoesNotComeBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "r")
+	must(t, on("h1", "b1").Create(t.Context(), map[string]string{"path": path}))
+	f := on("h1", "b1")
+	f.Silence = 10 * time.Millisecond // less than a beat: as if it slept before each
+	l, err := open(t, f, path).Lock(t.Context(), "work")
+	must(t, err)
+	defer l.Release()
+	for end := time.Now().Add(time.Minute); l.Check() == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it was never lost")
+		}
+	}
+	for range 20 * f.Beat / time.Millisecond {
+		if l.Check() == nil {
+			t.Fatal("it came back")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

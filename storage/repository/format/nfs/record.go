@@ -155,6 +155,9 @@ func (h *held) renew() {
 			return
 		case <-time.After(h.every):
 		}
+		if h.Check() != nil {
+			return // it may be another's by now: that a write lands makes it ours no more
+		}
 		_ = h.write(func(r *record) { r.Beat++ }) // Check tells, once it has failed for long
 	}
 }

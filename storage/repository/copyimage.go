@@ -47,8 +47,13 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 	if a.kind == Disk {
 		a.id, a.size = o.newID(r.about.Nonce), r.diskSize(a.size)
 	}
-	if done, err := r.repeated(ctx, a); done || err != nil {
-		return a.id, err
+	if a.kind == Disk { // a snapshot is asked for by its own id, which says all
+		if done, err := r.repeated(ctx, a); err != nil || done {
+			if done {
+				err = s.goOn(ctx, r, a.id, o)
+			}
+			return a.id, err
+		}
 	}
 	a.plan = &plan{Verb: verbCopy, Size: a.size, From: imageID, Here: from.repo == r}
 	if err := s.planCopy(ctx, r, from, baseImageID, a.plan); err != nil {

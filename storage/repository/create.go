@@ -38,6 +38,8 @@ func (s *Service) commit(ctx context.Context, u *update, a asked) error {
 		return err
 	case old.Weak && old.Kind == Snapshot && a.kind == Snapshot && old.Volume == "" && old.Plan == nil:
 		gen = old.Gen // only its name is left, for which a copy waits: it has the same content
+	case !old.Weak && a.digest != "" && old.Request == a.digest:
+		return nil // by the same request, in the meantime
 	case old.Weak:
 		err := failure.New(failure.Conflict, "image %s/%s: it was removed, and its data is still needed", u.id, a.id)
 		return failure.Hint(err, "take another request id, or first `diskhook repo fix --all --wait %s`", u.id)
@@ -89,10 +91,27 @@ func (s *Service) making(ctx context.Context, repoID string, kind Kind, userData
 		digest: o.digest(verb, append(about, string(userData))...),
 	}
 	if done, err := r.repeated(ctx, a); done || err != nil {
+		if done {
+			err = s.goOn(ctx, r, a.id, o)
+		}
 		r.close()
 		return nil, a, err
 	}
 	return r, a, nil
+}
+
+// goOn starts the work on an image that a request had made before, if nobody is at it: who
+// made it may have died before he started it.
+func (s *Service) goOn(ctx context.Context, r *repo, imageID string, o Options) error {
+	img, err := r.image(ctx, imageID)
+	if err != nil || img.Plan == nil {
+		return err
+	}
+	held, err := step(ctx, r, "look at a lock", func(ctx context.Context) (bool, error) { return r.place.Held(ctx, workLock(imageID)) })
+	if err == nil && !held {
+		s.proceed(ctx, r, imageID, o)
+	}
+	return err
 }
 
 // proceed starts the work of a plan that was committed, unless that is not wanted.
@@ -224,6 +243,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, targetRepoID, baseVirtualD
 	}
 	defer r.close()
 	err = r.change(ctx, func(u *update) error {
+		if done, err := u.repeated(ctx, a); done || err != nil {
+			return err // in the meantime
+		}
 		disk, err := s.snapshottable(ctx, u, baseVirtualDiskID)
 		if err != nil {
 			return err

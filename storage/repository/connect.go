@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -34,8 +35,8 @@ const connectionSchema = "diskhook.repository/v1"
 
 // Disconnect says how.
 type Disconnect struct {
-	// Force disconnects though tasks of this host run, or its storage hangs.
-	// The tasks are asked to stop, if that can be done.
+	// Force disconnects though tasks of this host run, it uses images, or the storage
+	// hangs. The tasks are asked to stop, if that can be done.
 	Force bool
 }
 
@@ -111,7 +112,7 @@ func (s *Service) ConnectStorageRepository(ctx context.Context, repoID, repoForm
 
 // DisconnectStorageRepository forgets a repository and changes nothing in it; with
 // Force also one of which this host's own note is damaged.
-// ErrBusy: tasks of this host run there.
+// ErrBusy: tasks of this host run there. ErrInUse: this host uses an image of it.
 func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string, how Disconnect) error {
 	_, err := s.Connection(repoID)
 	if damaged := errors.Is(err, failure.Precondition); err != nil && !(damaged && how.Force) {
@@ -138,7 +139,38 @@ func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string
 			s.Log.Warn("stop", "repository", repoID, "image", t.ImageID, "error", err)
 		}
 	}
+	if !how.Force {
+		if err := s.unusedHere(ctx, repoID); err != nil {
+			return err
+		}
+	}
 	return atomicfile.Remove(s.connectionPath(repoID))
+}
+
+// unusedHere refuses a repository of which this host uses an image; ErrInUse.
+func (s *Service) unusedHere(ctx context.Context, repoID string) error {
+	r, err := s.connected(ctx, repoID)
+	if err != nil {
+		return failure.Hint(err, "`diskhook repo disconnect --force %s`", repoID)
+	}
+	defer r.close()
+	pinned, err := r.list(ctx, format.Pin)
+	if err != nil {
+		return err
+	}
+	for _, imageID := range pinned {
+		holders, err := s.holders(ctx, r, imageID)
+		if err != nil {
+			return failure.Hint(err, "`diskhook repo disconnect --force %s`, if no guest here uses an image of it", repoID)
+		}
+		here := slices.DeleteFunc(holders, func(h holder) bool { return h.Host != s.HostID })
+		if len(here) > 0 {
+			err := r.inUse(imageID, here)
+			return failure.Hint(err, "shut it down, or `diskhook image release --holder %s %s/%s` if it has ended; "+
+				"`diskhook repo disconnect --force %s` leaves it noted as in use", here[0].Name, repoID, imageID, repoID)
+		}
+	}
+	return nil
 }
 
 func (s *Service) connections() string { return s.Layout.Definitions("repos") }

@@ -98,3 +98,20 @@ func TestAHostLetsGoOfWhatOthersUse(t *testing.T) {
 		}
 	}
 }
+
+// A repository of which this host uses an image stays connected, unless that is forced:
+// who releases the image needs it.
+func TestARepositoryInUseStaysConnected(t *testing.T) {
+	w := newWorld(t, "nfs-3.4")
+	s, ctx := w.on("h1"), t.Context()
+	disk, base := w.diskOnBase()
+	_, err := s.PrepareImage(ctx, "a", disk, repository.Preparing{Holder: "vm", Write: true})
+	must(t, err)
+	_, err = w.on("h2").PrepareImage(ctx, "a", base, repository.Preparing{Holder: "far"})
+	must(t, err)
+	err = s.DisconnectStorageRepository(ctx, "a", repository.Disconnect{})
+	refused(t, err, repository.ErrInUse, "vm on host h1", "diskhook image release --holder vm a/"+disk, "repo disconnect --force a")
+	must(t, s.ReleaseImage(ctx, "a", disk, "vm"))
+	must(t, s.DisconnectStorageRepository(ctx, "a", repository.Disconnect{}))
+	must(t, w.on("h2").DisconnectStorageRepository(ctx, "a", repository.Disconnect{Force: true}))
+}

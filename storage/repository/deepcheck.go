@@ -144,10 +144,10 @@ func (c *checking) used(ctx context.Context) (map[string]bool, error) {
 			continue
 		}
 		holders, err := c.holders(ctx, c.repo, id)
-		if err != nil {
+		if err != nil && !unreadable(err) {
 			return nil, err
 		}
-		if len(holders) == 0 && img.Plan == nil {
+		if err == nil && len(holders) == 0 && img.Plan == nil {
 			continue
 		}
 		volumes, _ := c.view.chain(img.Volume) // a broken one is used by nobody

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"slices"
 	"sort"
+	"syscall"
 	"time"
 
 	"diskhook/storage/failure"
@@ -52,6 +53,9 @@ func (s *Service) info(ctx context.Context, r *repo, img *image) (Info, error) {
 		return Info{}, err
 	}
 	holders, err := s.holders(ctx, r, img.ID)
+	if unreadable(err) {
+		st.LastError, err = "who uses it is not known: "+failure.Line(err), nil
+	}
 	if err != nil {
 		return Info{}, err
 	}
@@ -157,13 +161,18 @@ func (s *Service) ListImages(ctx context.Context, repoID string, f Filter) (Page
 // known.
 func (s *Service) listed(ctx context.Context, r *repo, id string) (Info, error) {
 	img, err := r.visible(ctx, id)
-	if errors.Is(err, ErrDamaged) || errors.Is(err, ErrVersion) {
+	if unreadable(err) {
 		return Info{ID: id, Status: Status{State: Broken, PercentComplete: -1, LastError: failure.Line(err)}}, nil
 	}
 	if err != nil {
 		return Info{}, err
 	}
 	return s.info(ctx, r, img)
+}
+
+// unreadable says that it is one document that cannot be read: others can.
+func unreadable(err error) bool {
+	return errors.Is(err, ErrDamaged) || errors.Is(err, ErrVersion) || errors.Is(err, syscall.EIO)
 }
 
 // Capacity is how much a repository holds.

@@ -37,6 +37,11 @@ func (s *Service) ListTasks(ctx context.Context, repoID string) ([]Task, error) 
 		if errors.Is(err, ErrNoImage) || err == nil && img.Plan == nil {
 			continue
 		}
+		if unreadable(err) {
+			st := Status{State: Broken, PercentComplete: -1, Open: true, LastError: failure.Line(err)}
+			tasks = append(tasks, Task{RepoID: repoID, ImageID: id, Status: st})
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -126,14 +131,14 @@ func (s *Service) GetImageStatus(ctx context.Context, repoID, imageID string) (S
 // broken.
 func (s *Service) status(ctx context.Context, r *repo, img *image) (st Status, c chain, err error) {
 	c, broken := r.chain(ctx, img)
-	if broken != nil && !errors.Is(broken, ErrBroken) {
+	if broken != nil && !errors.Is(broken, ErrBroken) && !unreadable(broken) {
 		return Status{}, nil, broken
 	}
 	st = Status{State: stateOf(img, c, broken), PercentComplete: -1, Open: img.Plan != nil}
 	last := img.Last
 	if img.Plan != nil {
 		op, err := get[operation](ctx, r, format.Operation, img.ID)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !unreadable(err) {
 			return st, c, err
 		}
 		if err == nil && op.Plan == img.Plan.Nonce {

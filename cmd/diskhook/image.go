@@ -46,7 +46,8 @@ func imageCommand(p *program) *cli.Command {
 			verb("copy", "copy an image into a repository", "[REPO/]IMAGE TARGET", imageCopy, searching(
 				&cli.StringFlag{Name: "base", Usage: "copy only the difference to this ancestor (its `ID`)"})...),
 			verb("import", "take a file or device in, as a snapshot or virtual disk", "REPO FILE", imageImport, making(
-				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Value: "raw", Usage: "`FORMAT` of the file: raw or qcow2"},
+				&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "`FORMAT` of the file: raw or qcow2 (default: as its name says, else raw)"},
+				&cli.BoolFlag{Name: "backing", Usage: "also take in the files that its header says it lies on: your word that it may name them"},
 				&cli.StringFlag{Name: "kind", Value: "snapshot", Usage: "what it becomes: snapshot or disk"})...),
 			verb("remove", "hide an image at once; `repo fix` frees its space", "REPO/IMAGE", imageRemove,
 				&cli.BoolFlag{Name: "post-zero", Usage: "overwrite its data with zeros before that is deleted"},
@@ -264,12 +265,20 @@ func imageImport(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	declared, err := declaredFormat(c.String("format"), file, "--format")
+	if err != nil {
+		return err
+	}
 	kind := repository.Kind(c.String("kind"))
 	return p.makes(c, f, s, words[0], "take in "+file, func(data json.RawMessage, o repository.Options) (string, error) {
 		checker := imagecheck.Checker{Allowed: s.Allowed}
-		layers, err := checker.Discover(c.Context, imagecheck.Layer{Path: file, Format: c.String("format")})
+		layers, err := checker.Discover(c.Context, imagecheck.Layer{Path: file, Format: declared})
 		if err != nil {
 			return "", err
+		}
+		if len(layers) > 1 && !c.Bool("backing") {
+			err := failure.New(failure.Precondition, "%s: its header says that it lies on %s, which would be taken in as well", file, layers[1].Path)
+			return "", failure.Hint(err, "add --backing if whoever made it may read that")
 		}
 		return s.ImportImage(c.Context, words[0], layers, kind, data, o)
 	})

@@ -72,17 +72,22 @@ func (w *worker) unread(ctx context.Context, u *update, img *image) error {
 // freeze marks the disk, so that nobody writes it before it goes on in the new
 // volume.
 func (w *worker) freeze(ctx context.Context) error {
-	return w.repo.change(ctx, func(u *update) error { return w.cut(ctx, u, w.img) })
+	return w.commit(ctx, func(u *update, img *image) error { return w.cut(ctx, u, img) })
 }
 
-// cut is freeze under the repository's lock.
+// cut is freeze under the repository's lock. Before it the disk may have grown, where who
+// asked for the snapshot died at once: then it is of all of it. The caller saves that.
 func (s *Service) cut(ctx context.Context, u *update, snapshot *image) error {
 	disk, err := u.image(ctx, snapshot.Plan.Disk)
-	if errors.Is(err, ErrNoImage) || err == nil && (disk.Volume != snapshot.Volume || disk.Cut == snapshot.ID) {
+	if errors.Is(err, ErrNoImage) || err == nil && disk.Volume != snapshot.Volume {
 		return nil // it goes on elsewhere already
 	}
 	if err != nil {
 		return err
+	}
+	snapshot.Size, snapshot.Plan.Size = disk.Size, disk.Size
+	if disk.Cut == snapshot.ID {
+		return nil
 	}
 	if err := s.unused(ctx, u.repo, disk.ID); err != nil {
 		return err

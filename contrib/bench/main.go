@@ -34,6 +34,7 @@ var parts = []part{
 	{"template", "copies of twenty domains with one base, beside one, on this machine's disk", templatesOnFiles},
 	{"quorum", "disks of three replicas beside a plain file, on this machine's disk", quorums},
 	{"thin-metadata", "dm-thin metadata beside thin-provisioning-tools, on this machine's disk", thinMetadata},
+	{"thin-volumes", "verbs on volumes of a thin cluster as they grow, on this machine's disk, without a kernel", thinVolumes},
 	{"volumes", "attach and detach of a managed volume beside os-brick's way, with 500 known, on this machine", managedVolumes},
 	{"repository", "images of a storage repository beside plain qemu-img and a walk over its directories, on this machine's disk", repositories},
 	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},

@@ -64,12 +64,14 @@ func thinInitCluster(p *program, c *cli.Context) error {
 		fmt.Sprintf("# make %s and %s in %s", layout.DataName, layout.MapName, d.VG+d.Dir),
 	}
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(d.Name), steps, func() (string, error) {
+		_, err := cluster.Load(p.layout, d.Name)
+		fresh := errors.Is(err, failure.NotFound)
 		// The definition first: with its UUID a second try goes on with what there is.
 		if err := cluster.Save(p.layout, d); err != nil {
 			return "", err
 		}
 		g, err := t.master().Init(c.Context, shape)
-		if errors.Is(err, layout.ErrExists) { // nothing was made
+		if fresh && errors.Is(err, layout.ErrExists) { // nothing was made
 			err = errors.Join(err, cluster.Forget(p.layout, d.Name))
 		}
 		return fmt.Sprintf("made: %d blocks of %s; this host is its master", g.Blocks, size(int64(g.BlockSize))), err

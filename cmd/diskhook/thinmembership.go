@@ -23,7 +23,7 @@ func thinMembershipVerbs(p *program) []*cli.Command {
 		p.thinVerb("on-join", "take part: start this host's pool and what keeps it in free blocks", "", thinOnJoin, dryRunFlag()),
 		p.thinVerb("on-leave", "take part no more: end both, as far as volumes are not in use", "", thinOnLeave, dryRunFlag()),
 		p.thinVerb("on-master", "make this host the master", "", thinOnMaster, epochFlag("default: the one after the disk's"), dryRunFlag()),
-		p.thinVerb("on-demoted", "stop answering as the master", "", thinOnDemoted, dryRunFlag()),
+		p.thinVerb("on-demoted", "act as the master no more", "", thinOnDemoted, dryRunFlag()),
 		thinFencedVerb(p),
 		p.thinVerb("membership", "show who is the master, or take the membership from an engine: etcd", "[ENGINE]", thinMembership),
 	}
@@ -74,7 +74,7 @@ func thinOnLeave(p *program, c *cli.Context) error {
 	}
 	stop := systemctl("stop", t.masterUnit(), t.monitorUnit())
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String(), "stop the pool of this host unless a volume is in use"}, func() (string, error) {
-		if err := t.run(c.Context, stop); err != nil {
+		if err := errors.Join(t.run(c.Context, stop), t.master().Resign(c.Context)); err != nil {
 			return "", err
 		}
 		err := t.local().Stop(c.Context) // by what the kernel has: it may be no member any more
@@ -110,7 +110,11 @@ func thinOnMaster(p *program, c *cli.Context) error {
 		if epoch, err = m.Claim(c.Context, epoch); err != nil {
 			return "", err
 		}
-		return "this host is the master in epoch " + strconv.FormatUint(epoch, 10), t.run(c.Context, start)
+		if err := t.run(c.Context, start); err != nil {
+			// Whoever called takes this host for no master; the unit may still come up.
+			return "", errors.Join(err, t.stepDown(context.WithoutCancel(c.Context)))
+		}
+		return "this host is the master in epoch " + strconv.FormatUint(epoch, 10), nil
 	})
 }
 
@@ -119,10 +123,16 @@ func thinOnDemoted(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	stop := systemctl("stop", t.masterUnit())
-	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String()}, func() (string, error) {
-		return "this host does not answer as the master", t.run(c.Context, stop)
+	steps := []string{systemctl("stop", t.masterUnit()).String(), "give the mastership up"}
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), steps, func() (string, error) {
+		return "this host does not act as the master", t.stepDown(c.Context)
 	})
+}
+
+// stepDown ends what this host does as the master, verbs of an operator too.
+func (t *thinCluster) stepDown(ctx context.Context) error {
+	err := t.run(ctx, systemctl("stop", t.masterUnit()))
+	return errors.Join(err, t.master().Resign(ctx))
 }
 
 func thinMembership(p *program, c *cli.Context) error {

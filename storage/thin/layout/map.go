@@ -112,6 +112,9 @@ func (v VolumeRecord) Stored() uint64 {
 // Map is the master's map of the cluster.
 type Map struct {
 	Geometry
+	// Claim is the claim by which somebody is the master, drawn anew with each: an
+	// epoch alone does not say who has it.
+	Claim uuid.UUID
 	// The lowest numbers that were never used.
 	NextHost, NextVolume, NextBase uint32
 

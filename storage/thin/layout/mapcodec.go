@@ -58,8 +58,9 @@ func CommitMap(dev Device, cluster uuid.UUID, last Stamp, epoch uint64, m Map) (
 // Claim is what a new master does first: it puts its epoch on both copies, so
 // that a predecessor which has not noticed is refused, and what it may still have
 // been writing lands on the copy that does not count. An epoch that was used
-// before is ErrStale.
-func Claim(dev Device, cluster uuid.UUID, epoch uint64) (Map, Stamp, error) {
+// before is ErrStale, as is one that somebody else claims at the same moment and
+// gets; by tells the two apart.
+func Claim(dev Device, cluster uuid.UUID, epoch uint64, by uuid.UUID) (Map, Stamp, error) {
 	m, stamp, err := ReadMap(dev, cluster)
 	if err != nil {
 		return Map{}, Stamp{}, err
@@ -67,10 +68,17 @@ func Claim(dev Device, cluster uuid.UUID, epoch uint64) (Map, Stamp, error) {
 	if stamp.Epoch >= epoch {
 		return Map{}, Stamp{}, theMap(dev, cluster).place.refuse(ErrStale, "%v is on the disk, this is epoch %d", stamp, epoch)
 	}
+	m.Claim = by
 	for range 2 {
 		if stamp, err = CommitMap(dev, cluster, stamp, epoch, m); err != nil {
 			return Map{}, Stamp{}, err
 		}
+	}
+	if m, stamp, err = ReadMap(dev, cluster); err != nil {
+		return Map{}, Stamp{}, err
+	}
+	if m.Claim != by {
+		return Map{}, Stamp{}, theMap(dev, cluster).place.refuse(ErrStale, "%v is on the disk by another claim", stamp)
 	}
 	return m, stamp, nil
 }
@@ -124,7 +132,7 @@ func without(headers []found, stamp Stamp) []found {
 	return rest
 }
 
-// encode is the contents of the map's copies: geometry; NextHost, NextVolume,
+// encode is the contents of the map's copies: geometry; claim; NextHost, NextVolume,
 // NextBase u32; and each with a u32 count before it
 //
 //	hosts    u32 number, UUID, name, u8 state, u64 image, u64 sequence, evidence
@@ -135,6 +143,7 @@ func without(headers []found, stamp Stamp) []found {
 func (m Map) encode() []byte {
 	var e encoder
 	m.Geometry.encode(&e)
+	e.id(m.Claim)
 	e.u32(m.NextHost)
 	e.u32(m.NextVolume)
 	e.u32(m.NextBase)
@@ -177,7 +186,7 @@ const (
 
 func decodeMap(b []byte) (Map, error) {
 	d := decoder{b: b}
-	m := Map{Geometry: decodeGeometry(&d), NextHost: d.u32(), NextVolume: d.u32(), NextBase: d.u32()}
+	m := Map{Geometry: decodeGeometry(&d), Claim: d.id(), NextHost: d.u32(), NextVolume: d.u32(), NextBase: d.u32()}
 	for range d.count(leastHost) {
 		m.Hosts = append(m.Hosts, HostRecord{
 			Number: d.u32(), UUID: d.id(), Name: d.string(), State: HostState(d.u8()), Image: d.u64(), Sequence: d.u64(), Evidence: d.string(),

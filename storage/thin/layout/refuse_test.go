@@ -77,7 +77,7 @@ func TestRefused(t *testing.T) {
 			return err
 		}, layout.ErrStale, failure.Conflict, "not the master any more"},
 		"an epoch for a second time": {func(t *testing.T, d *layouttest.Disk, at layout.Stamp) error {
-			_, _, err := layout.Claim(d, cluster, 1)
+			_, _, err := layout.Claim(d, cluster, 1, other)
 			return err
 		}, layout.ErrStale, failure.Conflict, "not the master any more"},
 		"moved": {func(t *testing.T, d *layouttest.Disk, at layout.Stamp) error {
@@ -150,7 +150,7 @@ func TestClaimOutlivesASleeper(t *testing.T) {
 	disk, at := mapDisk(t)
 	sleeper := &sleepy{Device: disk}
 	sleeper.before = func() {
-		m, stamp, err := layout.Claim(disk, cluster, 2)
+		m, stamp, err := layout.Claim(disk, cluster, 2, other)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 
+	"github.com/google/uuid"
+
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/group"
@@ -34,15 +36,21 @@ func (m *Master) Init(ctx context.Context, shape Shape) (layout.Geometry, error)
 		if err := m.vacant(ctx); err != nil {
 			return err
 		}
-		if err := m.remember(firstEpoch); err != nil {
+		first, err := m.remembered()
+		if err != nil {
+			return err
+		}
+		if first.Epoch != firstEpoch { // an earlier try's map has its claim
+			first = reign{Epoch: firstEpoch, Claim: uuid.New()}
+		}
+		if err := m.remember(first); err != nil {
 			return err
 		}
 		if err := failpoint.Hit("thin.master.init"); err != nil {
 			return err
 		}
-		var err error
 		if g, err = m.makeData(ctx, shape); err == nil {
-			err = m.makeMap(ctx, g)
+			err = m.makeMap(ctx, g, first.Claim)
 		}
 		return err
 	})
@@ -63,7 +71,7 @@ func (m *Master) vacant(ctx context.Context) error {
 	for _, lv := range list {
 		_, suffix, _ := layout.ParseName(lv.Name)
 		switch {
-		case suffix == layout.Host || suffix == layout.Thin || lv.Name == layout.MapName && last == 0:
+		case suffix == layout.Host || suffix == layout.Thin || lv.Name == layout.MapName && last.Epoch == 0:
 			err := failure.New(failure.Conflict, "%s: %w: the group has volumes of a cluster", m.Group.Path(lv.Name), layout.ErrExists)
 			return failure.Hint(err, "see `diskhook thin status`; if its map is lost, run `diskhook thin check --rebuild-map`")
 		}
@@ -108,7 +116,7 @@ func (m *Master) makeData(ctx context.Context, shape Shape) (layout.Geometry, er
 }
 
 // makeMap makes the map, with which the cluster begins to be.
-func (m *Master) makeMap(ctx context.Context, g layout.Geometry) error {
+func (m *Master) makeMap(ctx context.Context, g layout.Geometry, claim uuid.UUID) error {
 	if err := m.Group.Create(ctx, layout.MapName, mapBytes); err != nil {
 		return err
 	}
@@ -116,13 +124,15 @@ func (m *Master) makeMap(ctx context.Context, g layout.Geometry) error {
 		return err
 	}
 	return group.With(ctx, m.Group, layout.MapName, true, func(dev group.Volume) error {
-		_, err := layout.CreateMap(dev, m.Cluster, firstEpoch, layout.NewMap(g))
+		first := layout.NewMap(g)
+		first.Claim = claim
+		_, err := layout.CreateMap(dev, m.Cluster, firstEpoch, first)
 		if !errors.Is(err, layout.ErrExists) {
 			return err
 		}
-		_, stamp, err := layout.ReadMap(dev, m.Cluster)
+		current, stamp, err := layout.ReadMap(dev, m.Cluster)
 		if err == nil {
-			err = m.reigns(stamp)
+			err = m.reigns(current, stamp)
 		}
 		return err
 	})

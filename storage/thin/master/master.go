@@ -69,7 +69,7 @@ func (m *Master) locked(ctx context.Context, do func() error) error {
 func (m *Master) change(ctx context.Context, do func(*session) error) error {
 	return m.locked(ctx, func() error {
 		return m.read(ctx, true, func(s *session) error {
-			if err := m.reigns(s.stamp); err != nil {
+			if err := m.reigns(s.m, s.stamp); err != nil {
 				return err
 			}
 			return do(s)
@@ -127,12 +127,12 @@ func (s *session) widen(ctx context.Context) error {
 // still fails if the map is not the one any more that this change began with. It is
 // asked before something is overwritten that has no epoch of its own.
 func (s *session) still() error {
-	_, stamp, err := layout.ReadMap(s.dev, s.Cluster)
+	now, stamp, err := layout.ReadMap(s.dev, s.Cluster)
 	if err != nil {
 		return err
 	}
-	if stamp.Epoch != s.stamp.Epoch {
-		return deposed(stamp, s.stamp.Epoch)
+	if err := s.reigns(now, stamp); err != nil {
+		return err
 	}
 	if stamp != s.stamp {
 		return failure.New(failure.Temporary, "map of the cluster: %v is on the disk, not %v", stamp, s.stamp)

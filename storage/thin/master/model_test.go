@@ -123,6 +123,7 @@ func (m *model) asked(n byte, r request.Request) (request.Reply, error) {
 
 func (m *model) readMapOnly() layout.Map {
 	current, _ := m.readMap()
+	current.Claim = uuid.Nil // another master's differs
 	return current
 }
 

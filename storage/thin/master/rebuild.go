@@ -150,7 +150,7 @@ func (r *rebuilding) frame(context.Context) error {
 	}
 	r.m.NextHost, r.m.NextVolume, r.m.NextBase = max(1, r.old.NextHost), max(1, r.old.NextVolume), max(1, r.old.NextBase)
 	last, err := r.remembered()
-	r.see(layout.Stamp{Epoch: last})
+	r.see(layout.Stamp{Epoch: last.Epoch})
 	return err
 }
 
@@ -303,7 +303,8 @@ func (r *rebuilding) write(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.remember(epoch); err != nil {
+	r.m.Claim = uuid.New()
+	if err := r.remember(reign{Epoch: epoch, Claim: r.m.Claim}); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("thin.master.rebuild"); err != nil {

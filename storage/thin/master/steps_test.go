@@ -87,6 +87,7 @@ func TestEveryStep(t *testing.T) {
 					t.Fatalf("run again after %d steps: %v", steps, err)
 				}
 				got, _ := w.readMap()
+				got.Claim = uuid.Nil // drawn anew in each world
 				if steps < 0 {
 					want = got
 					continue
@@ -200,5 +201,67 @@ func TestDeposed(t *testing.T) {
 	w.must(err)
 	if _, err := next.Answer(ctx, id(1), msg); !errors.Is(err, layout.ErrStale) {
 		t.Errorf("a request that knows a later master: %v", err)
+	}
+}
+
+// A claim that failed leaves nothing that becomes a mastership later: the number is
+// free, another host may be given it, and there is one master of it.
+func TestClaimThatFailed(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld(t)
+	w.join(1, "one")
+	first, other := nominee(t, w.g), nominee(t, w.g)
+	w.g.CutAfter(1) // in the middle of the claim's first write
+	if _, err := first.Claim(ctx, 5); !errors.Is(err, layouttest.ErrPower) {
+		t.Fatal(err)
+	}
+	w.g.Boot(func() bool { return false })
+	if epoch, err := other.Claim(ctx, 5); err != nil || epoch != 5 {
+		t.Fatal(epoch, err)
+	}
+	if epoch, is, err := first.Reigns(ctx); is || err != nil {
+		t.Errorf("two masters of epoch %d, %v", epoch, err)
+	}
+	for name, do := range map[string]func() error{
+		"fence": func() error { return first.Fence(ctx, "one", 0, "word") },
+		"claim": func() error { _, err := first.Claim(ctx, 5); return err },
+		"serve": func() error { return first.Serve(ctx, master.Pace{}) },
+	} {
+		if err := do(); !errors.Is(err, layout.ErrStale) || failure.HintOf(err) == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := other.Fence(ctx, "one", 5, "word"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A host that stepped down does nothing as the master any more, though nobody
+// followed it, until it claims an epoch, which may be the one that it had.
+func TestResign(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld(t)
+	w.join(1, "one")
+	for range 2 {
+		w.must(w.Resign(ctx))
+	}
+	if _, is, err := w.Reigns(ctx); is || err != nil {
+		t.Fatal(is, err)
+	}
+	if _, err := w.Collect(ctx); !errors.Is(err, layout.ErrStale) || failure.HintOf(err) == "" || strings.Contains(err.Error(), "later epoch") {
+		t.Errorf("%v", err)
+	}
+	if err := w.Serve(ctx, master.Pace{}); !errors.Is(err, layout.ErrStale) {
+		t.Error(err)
+	}
+	if _, err := w.Claim(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Collect(ctx); err != nil {
+		t.Error(err)
+	}
+	next := nominee(t, w.g)
+	if err := next.Resign(ctx); err != nil { // it never was one
+		t.Error(err)
 	}
 }

@@ -33,6 +33,9 @@ var (
 	ErrPending = errors.New("no reply yet")
 	// ErrGrown says that the data volume is larger than the cluster knows.
 	ErrGrown = errors.New("the volume has grown")
+	// ErrShort says that what was committed last lies beyond the end: the volume was
+	// extended since it was opened, and has to be opened again.
+	ErrShort = errors.New("it ends before what was committed last")
 	// ErrShrunk says that the data volume is smaller than the cluster needs.
 	ErrShrunk = errors.New("the volume has shrunk")
 )
@@ -51,6 +54,7 @@ var kinds = map[error]*failure.Kind{
 	ErrExists:       failure.Conflict,
 	ErrPending:      failure.Temporary,
 	ErrGrown:        failure.Precondition,
+	ErrShort:        failure.Temporary,
 	ErrShrunk:       failure.Precondition,
 }
 
@@ -66,6 +70,7 @@ var wayOut = map[Kind]map[error]string{
 		ErrStale:        "this host is not the master any more: run the verb again, it goes to the one that is",
 		ErrMoved:        "run the verb again",
 		ErrExists:       "see `diskhook thin status`",
+		ErrShort:        "run the verb again; if it says the same, the volume is shorter than it was: extend it with `lvextend` on the master",
 		ErrPending:      "see on the master whether `diskhook thin monitor --master` runs, then run the verb again",
 	},
 	KindMap: {

@@ -218,3 +218,37 @@ func TestExtendedVolume(t *testing.T) {
 		t.Error("it never grew")
 	}
 }
+
+// shortened is a device as somebody knows it who opened it before it was extended.
+type shortened struct {
+	layout.Device
+	size int64
+}
+
+func (d shortened) Size() int64 { return d.size }
+
+// Who knows an older length of a volume is told to open it again: neither that it is
+// damaged, nor what was committed before.
+func TestExtendedSinceItWasOpened(t *testing.T) {
+	disk, at := mapDisk(t)
+	old := shortened{disk, disk.Size()}
+	disk.Grow(1 << 20)
+	short := 0
+	for state := range 2 {
+		var err error
+		if at, err = layout.CommitMap(disk, cluster, at, 1, mapOf(state)); err != nil {
+			t.Fatal(err)
+		}
+		m, stamp, err := layout.ReadMap(old, cluster)
+		switch {
+		case err == nil && stamp == at && m.Hosts[0].Sequence == uint64(state):
+		case errors.Is(err, layout.ErrShort) && errors.Is(err, failure.Temporary) && !strings.Contains(failure.HintOf(err), "rebuild-map"):
+			short++
+		default:
+			t.Errorf("%v: %v, %v, hint %q", at, stamp, err, failure.HintOf(err))
+		}
+	}
+	if short == 0 {
+		t.Error("nothing was written beyond the length that was known")
+	}
+}

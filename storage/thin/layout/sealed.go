@@ -5,6 +5,7 @@ package layout
 import (
 	"bytes"
 	"errors"
+	"slices"
 
 	"diskhook/storage/directio"
 )
@@ -48,8 +49,8 @@ func (s sealed) look() (look, error) {
 		both := b[i*block:][:block]
 		for _, at := range []int{0, block - sector} {
 			h, reason := s.place.decodeHeader(both[at:][:sector])
-			if reason == nil && !s.fits(h, i) {
-				reason = ErrDamaged
+			if reason == nil {
+				reason = s.fits(h, i)
 			}
 			switch {
 			case reason == nil:
@@ -66,9 +67,15 @@ func (s sealed) look() (look, error) {
 	return l, nil
 }
 
-func (s sealed) fits(h header, i int) bool {
-	return int(h.copy) == i && h.length >= 0 && h.length <= maxContents &&
-		h.offset >= s.contentsAt() && h.offset%block == 0 && h.offset <= s.to-roundUp(h.length)
+// fits says why the contents of a header are not to be looked for.
+func (s sealed) fits(h header, i int) error {
+	switch {
+	case int(h.copy) != i || h.length < 0 || h.length > maxContents || h.offset < s.contentsAt() || h.offset%block != 0:
+		return ErrDamaged
+	case h.offset > s.to-roundUp(h.length):
+		return ErrShort
+	}
+	return nil
 }
 
 // foreign is the first reason for which nothing here may be trusted. Damage is
@@ -76,7 +83,7 @@ func (s sealed) fits(h header, i int) bool {
 // block's does not.
 func (s sealed) foreign(l look, damage bool) error {
 	for i, reason := range l.reasons {
-		if reason == nil || errors.Is(reason, ErrEmpty) || errors.Is(reason, ErrDamaged) && !damage {
+		if reason == nil || errors.Is(reason, ErrEmpty) || !damage && (errors.Is(reason, ErrDamaged) || errors.Is(reason, ErrShort)) {
 			continue
 		}
 		return s.place.refuse(reason, "copy %c: %s", 'A'+i, l.details[i])
@@ -139,7 +146,11 @@ func (s sealed) readGeneration(g uint64) ([]byte, Stamp, error) {
 	case len(l.headers) == 0 && errors.Is(l.reasons[0], ErrEmpty) && errors.Is(l.reasons[1], ErrEmpty):
 		return nil, Stamp{}, s.place.refuse(ErrEmpty, "both copies")
 	}
-	return nil, Stamp{}, s.place.refuse(ErrDamaged, "generation %d is not here", g)
+	reason := ErrDamaged
+	if slices.Contains(l.reasons[:], ErrShort) {
+		reason = ErrShort
+	}
+	return nil, Stamp{}, s.place.refuse(reason, "generation %d is not here", g)
 }
 
 // contents reads what a header seals.

@@ -30,7 +30,7 @@ func (s *session) ask(ctx context.Context, r request.Request) (request.Reply, er
 	if err != nil && !errors.Is(err, request.ErrRefused) {
 		return reply, err
 	}
-	return reply, errors.Join(err, s.refresh())
+	return reply, errors.Join(err, s.refresh(ctx))
 }
 
 // send is ask for a host that need not be a member afterwards.
@@ -124,7 +124,7 @@ func (s *session) answer(ctx context.Context) error {
 		return nil
 	}
 	if _, err = s.conclude(ctx, r); err == nil {
-		return s.refresh()
+		return s.refresh(ctx)
 	}
 	switch {
 	case s.pending != nil:

@@ -399,3 +399,24 @@ func TestGrow(t *testing.T) {
 	one.reads("v1")
 	w.check()
 }
+
+// The master may extend the volume of the map while a verb of a host has it open: what
+// lies beyond the length that it knows is read all the same, and not taken for damage.
+func TestMapIsExtendedMeanwhile(t *testing.T) {
+	w := stage(t)
+	one := w.hosts[0]
+	size := uint64(w.g.Disk(layout.MapName).Size())
+	w.asked = func() {
+		size += 1 << 20
+		w.must(w.g.Extend(t.Context(), layout.MapName, size))
+	}
+	for range 2 {
+		one.attach("v2")
+		one.write("v2", 1)
+		one.detach("v2")
+	}
+	w.asked = nil
+	one.attach("v2")
+	one.reads("v2")
+	w.check()
+}

@@ -26,6 +26,9 @@ func (c channel) Ask(ctx context.Context, sequence uint64, r request.Request) (r
 	if c.h.w.away {
 		return request.Reply{}, failure.New(failure.Temporary, "the master did not answer")
 	}
+	if c.h.w.asked != nil {
+		c.h.w.asked()
+	}
 	reply, err := c.h.w.chief.Channel(id(c.h.n)).Ask(ctx, sequence, r)
 	if err := c.h.life.step(); err != nil {
 		return request.Reply{}, err

@@ -103,9 +103,18 @@ func (s *session) look(ctx context.Context) error {
 	return s.belongs()
 }
 
-// refresh reads the map again.
-func (s *session) refresh() error {
+// refresh reads the map again, which the master may have extended meanwhile.
+func (s *session) refresh(ctx context.Context) error {
 	m, stamp, err := layout.ReadMap(s.hosts, s.Cluster)
+	if errors.Is(err, layout.ErrShort) {
+		if err := s.hosts.Close(); err != nil {
+			return err
+		}
+		if s.hosts, err = s.openMap(ctx); err != nil {
+			return err
+		}
+		m, stamp, err = layout.ReadMap(s.hosts, s.Cluster)
+	}
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -56,8 +57,9 @@ type world struct {
 	wrote  map[string]map[uint64]uint32 // by volume and virtual block
 	stamp  uint32
 	names  int
-	away   bool // the master does not answer
-	mute   bool // it does what it is asked, and its answers are lost
+	away   bool   // the master does not answer
+	mute   bool   // it does what it is asked, and its answers are lost
+	asked  func() // before the master is
 }
 
 // node is a host, with the life of the program that works on it.
@@ -183,7 +185,7 @@ func (g shared) Open(ctx context.Context, name string, write bool) (group.Volume
 	if err != nil {
 		return nil, err
 	}
-	return open{v, g.h}, nil
+	return open{v, g.h, v.Size()}, nil
 }
 
 func (g shared) Deactivate(context.Context, string) error { return nil }
@@ -194,9 +196,20 @@ func (shared) Remove(context.Context, string) error         { return errors.ErrU
 func (shared) List(context.Context) ([]group.LV, error)     { return nil, errors.ErrUnsupported }
 func (shared) Free(context.Context) (uint64, error)         { return 0, errors.ErrUnsupported }
 
+// open is a volume with the length that it had when it was opened.
 type open struct {
 	group.Volume
-	h *node
+	h    *node
+	size int64
+}
+
+func (o open) Size() int64 { return o.size }
+
+func (o open) ReadAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) > o.size {
+		return 0, io.ErrUnexpectedEOF
+	}
+	return o.Volume.ReadAt(p, off)
 }
 
 func (o open) WriteAt(p []byte, off int64) (int, error) {

@@ -17,9 +17,11 @@ import (
 )
 
 // Answer does what a host's request says, once, and returns the reply. A refusal is
-// a reply. An error is none: this host is not the master any more
-// (layout.ErrStale), or something failed that another try may not find; the
-// request may have been done, and may be answered again.
+// a reply, and so is a failure that nobody knows to go away by itself, since the
+// host has other requests to make: it is answered by what the map says then, as done
+// or not. An error is none: this host is not the master any more (layout.ErrStale), or
+// something failed that another try may not find; the request may have been done, and
+// may be answered again.
 func (m *Master) Answer(ctx context.Context, host uuid.UUID, msg layout.Message) (layout.Message, error) {
 	var reply layout.Message
 	err := m.change(ctx, func(s *session) error {
@@ -28,6 +30,9 @@ func (m *Master) Answer(ctx context.Context, host uuid.UUID, msg layout.Message)
 				msg.Sequence, host, layout.ErrStale, msg.Epoch, s.stamp.Epoch)
 		}
 		done, err := s.answer(ctx, host, msg)
+		if err != nil && failure.KindOf(err) == nil && ctx.Err() == nil {
+			done, err = s.outcome(host, msg, err)
+		}
 		if err != nil && !final(err) {
 			return err
 		}
@@ -37,10 +42,36 @@ func (m *Master) Answer(ctx context.Context, host uuid.UUID, msg layout.Message)
 	return reply, err
 }
 
-// final says whether an error would come again if the request were tried again.
+// outcome is what became of a request in which something failed that has no kind, be
+// it a command of LVM or a write: the map on the disk says whether it was done. If
+// the disk does not say, nobody knows.
+func (s *session) outcome(id uuid.UUID, msg layout.Message, failed error) (request.Reply, error) {
+	now, stamp, err := layout.ReadMap(s.dev, s.Cluster)
+	if err == nil {
+		err = s.reigns(now, stamp)
+	}
+	if err != nil {
+		return request.Reply{}, failure.Wrap(failure.Temporary, errors.Join(failed, err))
+	}
+	s.m, s.stamp = now, stamp
+	h, err := s.asking(id)
+	if err == nil && h.Sequence == msg.Sequence {
+		r, err := request.Decode(msg)
+		s.Log.Warn("it was done, though something failed", "host", h.Name, "request", msg.Sequence, "error", failed)
+		return s.reply(h.Number, r), err
+	}
+	s.Log.Warn("a request failed", "host", h.Name, "request", msg.Sequence, "error", failed)
+	if failure.HintOf(failed) == "" {
+		failed = failure.Hint(failed, "see `journalctl -u diskhook-thin-master@%s` on the master, then run the verb again", s.Name)
+	}
+	return request.Reply{}, failed
+}
+
+// final says whether an error is an answer: it would come again if the request were
+// tried again at once, or nobody knows.
 func final(err error) bool {
 	kind := failure.KindOf(err)
-	return kind != nil && kind != failure.Temporary && !errors.Is(err, layout.ErrStale) && !errors.Is(err, layout.ErrMoved)
+	return kind != failure.Temporary && !errors.Is(err, layout.ErrStale) && !errors.Is(err, layout.ErrMoved) && !errors.Is(err, context.Canceled)
 }
 
 func (s *session) answer(ctx context.Context, id uuid.UUID, msg layout.Message) (request.Reply, error) {

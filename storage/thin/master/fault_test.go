@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package master_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"diskhook/storage/failure"
+	"diskhook/storage/thin/group"
+	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/request"
+)
+
+// faulty is a group in which something fails that nobody has a word for.
+type faulty struct {
+	group.Group
+	create func(name string) error
+	flush  func(name string) error // after what was written has arrived
+}
+
+func (f faulty) Create(ctx context.Context, name string, bytes uint64) error {
+	if f.create != nil {
+		if err := f.create(name); err != nil {
+			return err
+		}
+	}
+	return f.Group.Create(ctx, name, bytes)
+}
+
+func (f faulty) Open(ctx context.Context, name string, write bool) (group.Volume, error) {
+	v, err := f.Group.Open(ctx, name, write)
+	if err != nil || f.flush == nil {
+		return v, err
+	}
+	return &flushes{v, func() error { return f.flush(name) }}, nil
+}
+
+type flushes struct {
+	group.Volume
+	fails func() error
+}
+
+func (f *flushes) Flush() error { return errors.Join(f.Volume.Flush(), f.fails()) }
+
+// A request in which something fails for good is answered, and does not keep the ones
+// after it from being so.
+func TestFailureOfNoKindIsAnswered(t *testing.T) {
+	m, _, slots := served(t)
+	odd := errors.New("lvcreate: exit status 5")
+	m.Group = faulty{Group: m.Group, create: func(name string) error {
+		if _, suffix, _ := layout.ParseName(name); suffix == layout.Thin {
+			return odd
+		}
+		return nil
+	}}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- m.Serve(ctx, quick) }()
+	short, stop := context.WithTimeout(ctx, 2*time.Minute)
+	defer stop()
+	_, err := slots.Ask(short, 1, request.Create{ID: id(9), Name: "vol", Size: 512})
+	if !errors.Is(err, request.ErrRefused) || failure.KindOf(err) != nil || failure.HintOf(err) == "" {
+		t.Fatalf("%v, hint %q", err, failure.HintOf(err))
+	}
+	if r, err := slots.Ask(ctx, 2, request.Grant{Blocks: 7}); err != nil || r.Blocks != 7 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// A request is not refused whose commit is on the disk, though it failed afterwards.
+func TestFailureAfterTheCommit(t *testing.T) {
+	w := newWorld(t)
+	w.join(1, "one")
+	left := 2 // the contents, and the header
+	w.Group = faulty{Group: w.g, flush: func(name string) error {
+		if left--; name == layout.MapName && left == 0 {
+			return errors.New("input/output error")
+		}
+		return nil
+	}}
+	if r, err := w.ask(1, request.Grant{Blocks: 3}); err != nil || r.Blocks != 3 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	w.Group = w.g
+	if r, err := w.ask(1, request.Grant{Blocks: 1}); err != nil || r.Blocks != 4 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}

@@ -132,7 +132,9 @@ func thinOnDemoted(p *program, c *cli.Context) error {
 // stepDown ends what this host does as the master, verbs of an operator too.
 func (t *thinCluster) stepDown(ctx context.Context) error {
 	err := t.run(ctx, systemctl("stop", t.masterUnit()))
-	return errors.Join(err, t.master().Resign(ctx))
+	err = errors.Join(err, t.master().Resign(ctx))
+	t.master().Release(ctx) // also after a unit that was killed
+	return err
 }
 
 func thinMembership(p *program, c *cli.Context) error {

@@ -38,6 +38,8 @@ type LV struct {
 	Name   string
 	Bytes  uint64
 	Active *bool // on this host; nil where nobody can tell
+	// Foreign ones have a name of the cluster's, and are not of it.
+	Foreign bool
 }
 
 // Group is the shared volume group. Names are those of package layout; any other
@@ -81,6 +83,45 @@ func With(ctx context.Context, g Group, name string, write bool, do func(Volume)
 		err = errors.Join(err, gone)
 	}
 	return err
+}
+
+// Guarded is a group that asks may right before each change of LVM's metadata, and
+// makes none if that fails. A group that is not lvmlockd's has nothing else that keeps
+// a master which was paused, and has a successor by now, from writing an old view of
+// them. What remains is the time that one command of LVM takes: a host that stops
+// in the middle of one and goes on after its successor's first change must be
+// fenced, or the group be one of lvmlockd.
+func Guarded(g Group, may func() error) Group {
+	if own, ok := g.(interface{ guarded(func() error) Group }); ok {
+		return own.guarded(may)
+	}
+	return guard{g, may}
+}
+
+type guard struct {
+	Group
+	may func() error
+}
+
+func (g guard) Create(ctx context.Context, name string, bytes uint64) error {
+	if err := g.may(); err != nil {
+		return err
+	}
+	return g.Group.Create(ctx, name, bytes)
+}
+
+func (g guard) Extend(ctx context.Context, name string, bytes uint64) error {
+	if err := g.may(); err != nil {
+		return err
+	}
+	return g.Group.Extend(ctx, name, bytes)
+}
+
+func (g guard) Remove(ctx context.Context, name string) error {
+	if err := g.may(); err != nil {
+		return err
+	}
+	return g.Group.Remove(ctx, name)
 }
 
 // check refuses names that no cluster has.

@@ -27,6 +27,7 @@ type volumes struct {
 	vg  string
 	dev string // where device nodes are
 	tag string
+	may func() error // nil: whoever asks may change the group
 	// wait waits for a device node; tests have files in their place.
 	wait func(ctx context.Context, path string) (int64, error)
 }
@@ -41,6 +42,21 @@ func (g *volumes) object(name string) string { return "lv " + g.vg + "/" + name 
 
 // Path is Group's. LVM makes the node /dev/VG/LV when the volume becomes active.
 func (g *volumes) Path(name string) string { return filepath.Join(g.dev, g.vg, name) }
+
+// guarded is what Guarded makes of it.
+func (g *volumes) guarded(may func() error) Group {
+	c := *g
+	c.may = may
+	return &c
+}
+
+// allowed is asked right before each command that writes LVM's metadata.
+func (g *volumes) allowed() error {
+	if g.may == nil {
+		return nil
+	}
+	return g.may()
+}
 
 // find asks the group about one volume.
 func (g *volumes) find(ctx context.Context, name string) (lvm.LV, bool, error) {
@@ -128,6 +144,9 @@ func (g *volumes) Create(ctx context.Context, name string, bytes uint64) error {
 	case there && !slices.Contains(lv.Tags, fresh):
 		return g.Extend(ctx, name, bytes)
 	case !there:
+		if err := g.allowed(); err != nil {
+			return err
+		}
 		o := lvm.CreateOptions{VG: g.vg, Name: name, Size: sectors(bytes), Tags: []string{g.tag, fresh}, SkipActivation: true}
 		if err := g.lvm.Create(ctx, o); err != nil {
 			return err
@@ -149,13 +168,19 @@ func (g *volumes) empty(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(layout.Wipe(v), v.Close()); err != nil {
+	if err = g.allowed(); err == nil {
+		err = layout.Wipe(v)
+	}
+	if err := errors.Join(err, v.Close()); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("thin.group.emptied"); err != nil {
 		return err
 	}
 	if err := g.lvm.Deactivate(ctx, g.vg, name); err != nil {
+		return err
+	}
+	if err := g.allowed(); err != nil {
 		return err
 	}
 	return g.lvm.ChangeTags(ctx, g.vg, []string{name}, nil, []string{fresh})
@@ -176,12 +201,23 @@ func (g *volumes) Extend(ctx context.Context, name string, bytes uint64) error {
 	if uint64(lv.Size) >= bytes {
 		return nil
 	}
+	if err := g.allowed(); err != nil {
+		return err
+	}
 	return g.lvm.Extend(ctx, g.vg, name, sectors(bytes))
 }
 
 // Remove is Group's.
 func (g *volumes) Remove(ctx context.Context, name string) error {
-	if err := check(name); err != nil {
+	lv, there, err := g.find(ctx, name)
+	switch {
+	case err != nil || !there:
+		return err
+	case !slices.Contains(lv.Tags, g.tag):
+		err := failure.New(failure.Conflict, "%s: it is not this cluster's and stays", g.object(name))
+		return failure.Hint(err, "look at it with `lvs -o +lv_tags %s`, and rename it with `lvrename` or remove it with `lvremove`", g.vg)
+	}
+	if err := g.allowed(); err != nil {
 		return err
 	}
 	if err := g.lvm.Remove(ctx, g.vg, name); !errors.Is(err, lvm.ErrNoLV) {
@@ -210,7 +246,7 @@ func (g *volumes) List(ctx context.Context) ([]LV, error) {
 	var list []LV
 	for _, lv := range report.LVs {
 		if check(lv.Name) == nil {
-			list = append(list, LV{Name: lv.Name, Bytes: uint64(lv.Size), Active: lv.Active})
+			list = append(list, LV{Name: lv.Name, Bytes: uint64(lv.Size), Active: lv.Active, Foreign: !slices.Contains(lv.Tags, g.tag)})
 		}
 	}
 	return list, nil

@@ -186,7 +186,7 @@ func TestRemoveAndList(t *testing.T) {
 	g, run := world(t, lv{layout.MapName, tag, 4096, true}, lv{"root", "", 4096, true}, lv{thin, tag, 8192, false})
 	list, err := g.List(t.Context())
 	yes, no := true, false
-	if diff := cmp.Diff([]LV{{thin, 8192, &no}, {layout.MapName, 4096, &yes}}, list); err != nil || diff != "" {
+	if diff := cmp.Diff([]LV{{thin, 8192, &no, false}, {layout.MapName, 4096, &yes, false}}, list); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
 	if free, err := g.Free(t.Context()); err != nil || free != 4<<20 {
@@ -212,5 +212,67 @@ func TestRemoveAndList(t *testing.T) {
 		if strings.Contains(line, "root") {
 			t.Error(line)
 		}
+	}
+}
+
+// One who may not any more changes nothing of LVM's, wherever in a verb that begins.
+func TestGuarded(t *testing.T) {
+	errDeposed := errors.New("deposed")
+	for name, c := range map[string]struct {
+		there []lv
+		do    func(Group) error
+	}{
+		"create": {nil, func(g Group) error { return g.Create(t.Context(), thin, 1000) }},
+		"empty":  {[]lv{{thin, tag + ",diskhook_thin_new", 4096, false}}, func(g Group) error { return g.Create(t.Context(), thin, 1000) }},
+		"extend": {[]lv{{thin, tag, 4096, false}}, func(g Group) error { return g.Extend(t.Context(), thin, 1<<20) }},
+		"remove": {[]lv{{thin, tag, 4096, false}}, func(g Group) error { return g.Remove(t.Context(), thin) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			changed := -1
+			for allowed := 0; ; allowed++ {
+				inner, run := world(t, c.there...)
+				inner.nodeOf(t, thin, 16<<10)
+				left := allowed
+				err := c.do(Guarded(inner, func() error {
+					if left--; left < 0 {
+						return errDeposed
+					}
+					return nil
+				}))
+				n := 0
+				for _, line := range verbs(run) {
+					if !strings.Contains(line, " -asy ") && !strings.Contains(line, " -an vg/") { // on this host only
+						n++
+					}
+				}
+				if n < changed || n > allowed {
+					t.Errorf("asked %d times: %q", allowed, verbs(run))
+				}
+				changed = n
+				if err == nil {
+					break
+				}
+				if !errors.Is(err, errDeposed) {
+					t.Fatal(err)
+				}
+			}
+			if changed == 0 {
+				t.Error("nothing was to be changed")
+			}
+		})
+	}
+}
+
+// What somebody else gave a name as the cluster's is not removed.
+func TestRemoveForeign(t *testing.T) {
+	g, run := world(t, lv{thin, "", 4096, false})
+	if err := g.Remove(t.Context(), thin); !errors.Is(err, failure.Conflict) || failure.HintOf(err) == "" {
+		t.Error(err)
+	}
+	if list, err := g.List(t.Context()); err != nil || len(list) != 1 || !list[0].Foreign {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if lines := verbs(run); len(lines) != 0 {
+		t.Errorf("%q", lines)
 	}
 }

@@ -76,7 +76,7 @@ func (s *session) removeStrays(ctx context.Context) ([]string, error) {
 	var gone []string
 	for _, lv := range list {
 		id, suffix, _ := layout.ParseName(lv.Name)
-		if suffix != layout.Thin || slices.ContainsFunc(s.m.Volumes, func(v layout.VolumeRecord) bool { return v.UUID == id }) {
+		if suffix != layout.Thin || lv.Foreign || slices.ContainsFunc(s.m.Volumes, func(v layout.VolumeRecord) bool { return v.UUID == id }) {
 			continue
 		}
 		if err := s.Group.Remove(ctx, lv.Name); err != nil {

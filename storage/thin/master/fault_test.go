@@ -5,12 +5,14 @@ package master_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/group"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/master"
 	"diskhook/storage/thin/request"
 )
 
@@ -19,6 +21,22 @@ type faulty struct {
 	group.Group
 	create func(name string) error
 	flush  func(name string) error // after what was written has arrived
+	list   func()                  // before it is looked what there is
+	off    func(name string) error
+}
+
+func (f faulty) List(ctx context.Context) ([]group.LV, error) {
+	if f.list != nil {
+		f.list()
+	}
+	return f.Group.List(ctx)
+}
+
+func (f faulty) Deactivate(ctx context.Context, name string) error {
+	if f.off != nil {
+		return f.off(name)
+	}
+	return f.Group.Deactivate(ctx, name)
 }
 
 func (f faulty) Create(ctx context.Context, name string, bytes uint64) error {
@@ -92,5 +110,50 @@ func TestFailureAfterTheCommit(t *testing.T) {
 	w.Group = w.g
 	if r, err := w.ask(1, request.Grant{Blocks: 1}); err != nil || r.Blocks != 4 {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A master that slept while another followed it removes nothing when it wakes up.
+func TestDeposedInTheMiddle(t *testing.T) {
+	w := newWorld(t)
+	stray := layout.Thin.Name(id(77))
+	w.must(w.g.Create(t.Context(), stray, 1<<20))
+	next := nominee(t, w.g)
+	w.Group = faulty{Group: w.g, list: func() {
+		if _, err := next.Claim(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+	}}
+	if _, err := w.Collect(t.Context()); !errors.Is(err, layout.ErrStale) {
+		t.Errorf("%v", err)
+	}
+	if w.g.Disk(stray) == nil {
+		t.Error("it was removed")
+	}
+	if c, err := next.Collect(t.Context()); err != nil || len(c.Volumes) != 1 {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// Who was the master keeps no host's volume active, but for one that is in use here.
+func TestFormerMasterLetsGo(t *testing.T) {
+	m, next, _ := served(t)
+	if _, err := m.Join(t.Context(), master.Newcomer{UUID: id(2), Name: "two"}); err != nil {
+		t.Fatal(err)
+	}
+	var off []string
+	m.Group = faulty{Group: m.Group, off: func(name string) error {
+		off = append(off, name)
+		return failure.New(failure.Conflict, "%s: in use", name)
+	}}
+	if _, err := next.Claim(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Serve(t.Context(), quick); !errors.Is(err, layout.ErrStale) {
+		t.Fatal(err)
+	}
+	slices.Sort(off)
+	if want := []string{layout.Host.Name(id(1)), layout.Host.Name(id(2))}; !slices.Equal(want, off) {
+		t.Errorf("%q, want %q", off, want)
 	}
 }

@@ -72,6 +72,9 @@ func (m *Master) change(ctx context.Context, do func(*session) error) error {
 			if err := m.reigns(s.m, s.stamp); err != nil {
 				return err
 			}
+			own := *m // for the time of this change
+			own.Group = group.Guarded(m.Group, s.still)
+			s.Master = &own
 			return do(s)
 		})
 	})
@@ -125,7 +128,8 @@ func (s *session) widen(ctx context.Context) error {
 }
 
 // still fails if the map is not the one any more that this change began with. It is
-// asked before something is overwritten that has no epoch of its own.
+// asked before something is overwritten that has no epoch of its own, and before each
+// change of LVM's metadata (group.Guarded).
 func (s *session) still() error {
 	now, stamp, err := layout.ReadMap(s.dev, s.Cluster)
 	if err != nil {

@@ -162,8 +162,30 @@ func (e *ear) close() {
 	}
 }
 
+// close lets go of the hosts' volumes: a follower that is to remove one, in a group
+// of lvmlockd, needs it active nowhere else.
 func (s *service) close() {
 	for _, e := range s.ears {
 		e.close()
+	}
+	s.Release(context.Background())
+}
+
+// Release takes the devices of the hosts' volumes away from this host, which opened
+// them as the master; not those that somebody here has open. What cannot be is logged:
+// the volumes are only in the way where a follower removes or extends them.
+func (m *Master) Release(ctx context.Context) {
+	list, err := m.Group.List(ctx)
+	for _, lv := range list {
+		_, suffix, _ := layout.ParseName(lv.Name)
+		if suffix != layout.Host || lv.Foreign || lv.Active != nil && !*lv.Active {
+			continue
+		}
+		if gone := m.Group.Deactivate(ctx, lv.Name); !errors.Is(gone, failure.Conflict) {
+			err = errors.Join(err, gone)
+		}
+	}
+	if err != nil {
+		m.Log.Warn("volumes of hosts stay active on this host", "error", failure.Line(err))
 	}
 }

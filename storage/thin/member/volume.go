@@ -118,8 +118,21 @@ func (c *Member) Leave(ctx context.Context) error {
 		_, err = s.send(ctx, request.Leave{})
 		return err
 	})
-	if errors.Is(err, errGone) {
-		return nil
+	if err != nil && !errors.Is(err, errGone) {
+		return err
 	}
-	return err
+	return c.release(ctx)
+}
+
+// release takes the devices of the cluster's volumes away from this host: in a group
+// of lvmlockd nobody could remove UUID.host else. What somebody has open, as a master
+// on this host does, stays.
+func (c *Member) release(ctx context.Context) error {
+	var failed []error
+	for _, name := range []string{layout.Host.Name(c.Host), layout.MapName, layout.DataName} {
+		if err := c.Group.Deactivate(ctx, name); !errors.Is(err, failure.Conflict) {
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
 }

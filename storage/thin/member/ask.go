@@ -33,6 +33,18 @@ func (s *session) ask(ctx context.Context, r request.Request) (request.Reply, er
 	return reply, errors.Join(err, s.refresh(ctx))
 }
 
+// wasDone says that an earlier verb's request, whose answer came after the verb had
+// given up, is what this one is about to ask for: a verb that is run again, as it is
+// told to, does not do it twice. It counts once.
+func wasDone[R request.Request](s *session, same func(R) bool) bool {
+	r, ok := s.late.(R)
+	if !ok || !same(r) {
+		return false
+	}
+	s.late = nil
+	return true
+}
+
 // send is ask for a host that need not be a member afterwards.
 func (s *session) send(ctx context.Context, r request.Request) (request.Reply, error) {
 	if s.pending != nil {
@@ -124,6 +136,7 @@ func (s *session) answer(ctx context.Context) error {
 		return nil
 	}
 	if _, err = s.conclude(ctx, r); err == nil {
+		s.late = r
 		return s.refresh(ctx)
 	}
 	switch {

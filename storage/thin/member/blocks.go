@@ -43,8 +43,10 @@ func (c *Member) Request(ctx context.Context, blocks uint64) (Slack, error) {
 		if err := s.need(ctx); err != nil {
 			return err
 		}
-		if _, err := s.ask(ctx, request.Grant{Blocks: blocks}); err != nil {
-			return err
+		if !wasDone(s, func(r request.Grant) bool { return r.Blocks == blocks }) {
+			if _, err := s.ask(ctx, request.Grant{Blocks: blocks}); err != nil {
+				return err
+			}
 		}
 		if err := failpoint.Hit("thin.request.granted"); err != nil {
 			return err
@@ -203,7 +205,14 @@ func (c *Member) Free(ctx context.Context, blocks uint64) (uint64, error) {
 		if s.pending != nil {
 			return s.pending
 		}
-		taken, err := s.inflate(ctx, blocks)
+		wasDone(s, func(r request.Return) bool {
+			given = min(blocks, r.Extents.Set().Blocks())
+			return true
+		})
+		if given == blocks {
+			return nil
+		}
+		taken, err := s.inflate(ctx, blocks-given)
 		if err != nil {
 			return err
 		}

@@ -5,8 +5,11 @@ package member_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/devmapper"
@@ -167,4 +170,47 @@ func TestMonitorOfStoppedPool(t *testing.T) {
 		return round == 4
 	}))
 	one.reads("v1")
+}
+
+// A verb that gave up before the master's answer came, and is run again as it says,
+// does what it does once.
+func TestRepeatedAfterALateAnswer(t *testing.T) {
+	w := stage(t)
+	one := w.hosts[0]
+	n := 300
+	next := func() uuid.UUID { n++; return id(n) }
+	request := func() error { _, err := one.Request(t.Context(), 5); return err }
+	one.request(12)
+	for _, verb := range []struct {
+		name string
+		do   func() error
+	}{
+		{"request", request},
+		{"free", func() error { _, err := one.Free(t.Context(), 3); return err }},
+		{"create", func() error { return one.Create(t.Context(), next(), "late", blockSize) }},
+		{"clone", func() error { return one.Clone(t.Context(), "late", next(), "copy") }},
+		{"snapshot", func() error { return one.Snapshot(t.Context(), "v1", next(), "shot") }},
+		{"clone of an attached one", func() error { return one.Clone(t.Context(), "v1", next(), "shot2") }},
+		{"resize", func() error { return one.Resize(t.Context(), "late", 2*blockSize) }},
+	} {
+		w.mute = true
+		if err := verb.do(); !errors.Is(err, failure.Temporary) {
+			t.Fatalf("%s: %v", verb.name, err)
+		}
+		w.mute = false
+		w.wrote["shot"], w.wrote["shot2"] = w.wrote["v1"], w.wrote["v1"]
+		m, _ := w.readMap()
+		if err := verb.do(); err != nil {
+			t.Errorf("%s: %v", verb.name, err)
+		}
+		if after, _ := w.readMap(); !slices.Equal(m.Owners, after.Owners) || len(m.Volumes) != len(after.Volumes) {
+			t.Errorf("%s: it was done twice", verb.name)
+		}
+		w.check()
+	}
+	before := one.status().Owned
+	w.must(request())
+	if after := one.status().Owned; after != before+5 {
+		t.Errorf("%d blocks, it had %d: what was done before counts once", after, before)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"diskhook/storage/lock"
 	"diskhook/storage/thin/group"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/request"
 )
 
 // session is one verb at work. It has the cluster's lock on this host, so that
@@ -25,8 +26,9 @@ type session struct {
 	header  layout.HostHeader
 	stamp   layout.Stamp // the header's
 	m       layout.Map
-	epoch   uint64 // of the map
-	pending error  // why a request of an earlier verb has no answer yet
+	epoch   uint64          // of the map
+	pending error           // why a request of an earlier verb has no answer yet
+	late    request.Request // an earlier verb's, that the master has done by now; nil for none
 }
 
 // begin takes the lock, reads where this host stands, and finishes what an earlier

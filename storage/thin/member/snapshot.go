@@ -31,7 +31,7 @@ func (c *Member) Snapshot(ctx context.Context, of string, id uuid.UUID, name str
 		if err != nil {
 			return err
 		}
-		if s.made(id, name) {
+		if s.made(id, name) || wasDone(s, func(r request.CloneAttached) bool { return r.Of == v.Number && r.Name == name }) {
 			return nil
 		}
 		if v.State != layout.Attached || v.Host != s.header.Number {

@@ -16,7 +16,10 @@ import (
 
 // Create makes an empty volume of so many bytes, offline.
 func (c *Member) Create(ctx context.Context, id uuid.UUID, name string, size uint64) error {
-	return c.want(ctx, "create", name, func(*session) (request.Request, error) {
+	return c.want(ctx, "create", name, func(s *session) (request.Request, error) {
+		if wasDone(s, func(r request.Create) bool { return r.Name == name && r.Size == size }) {
+			return nil, nil
+		}
 		return request.Create{ID: id, Name: name, Size: size}, nil
 	})
 }
@@ -48,7 +51,13 @@ func (c *Member) Clone(ctx context.Context, of string, id uuid.UUID, name string
 	attached := false
 	err := c.want(ctx, "clone", of, func(s *session) (request.Request, error) {
 		v, err := s.volume(of)
+		if wasDone(s, func(r request.CloneAttached) bool { return r.Of == v.Number && r.Name == name }) {
+			return nil, err
+		}
 		if attached = v.State == layout.Attached && v.Host == s.header.Number; attached || s.made(id, name) {
+			return nil, err
+		}
+		if wasDone(s, func(r request.Clone) bool { return r.Of == v.Number && r.Name == name }) {
 			return nil, err
 		}
 		return request.Clone{Of: v.Number, ID: id, Name: name}, err

@@ -63,7 +63,10 @@ var errSession = errors.New("the lease was lost")
 
 // session takes part under one lease, until that is lost or ctx ends.
 func (a *Adapter) session(ctx context.Context, client *clientv3.Client) error {
-	lease, err := client.Grant(ctx, int64(a.Config.ttl()))
+	// The client itself tries for ever, and does not say that it is turned away.
+	asking, stop := context.WithTimeout(ctx, a.Config.patience())
+	lease, err := client.Grant(asking, int64(a.Config.ttl()))
+	stop()
 	if err != nil {
 		return err
 	}

@@ -82,6 +82,11 @@ func (c Config) ttl() int {
 	return c.TTL
 }
 
+// patience is how long etcd may take for an answer before that is logged.
+func (c Config) patience() time.Duration {
+	return max(time.Duration(c.ttl())*time.Second, ending)
+}
+
 func (c Config) grace() time.Duration {
 	if c.Grace == 0 {
 		return time.Duration(c.ttl()) * time.Second
@@ -109,19 +114,25 @@ func (c Config) dial() (*clientv3.Client, error) {
 	if c.Password != "" {
 		b, err := os.ReadFile(c.Password)
 		if err != nil {
-			return nil, fmt.Errorf("etcd: password: %w", err)
+			return nil, unusable(fmt.Errorf("password_file: %w", err))
 		}
 		config.Password = strings.TrimSpace(string(b))
 	}
 	var err error
 	if config.TLS, err = c.tls(); err != nil {
-		return nil, fmt.Errorf("etcd: %w", err)
+		return nil, unusable(err)
 	}
 	client, err := clientv3.New(config)
 	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
 	return client, nil
+}
+
+// unusable says that a file which the configuration names does not serve.
+func unusable(err error) error {
+	err = failure.New(failure.Precondition, "etcd: %w", err)
+	return failure.Hint(err, "see ca, cert, key and password_file of membership in the cluster's definition, and that root may read these files")
 }
 
 // tls is nil where the configuration names no certificates: then the system's
@@ -134,17 +145,17 @@ func (c Config) tls() (*tls.Config, error) {
 	if c.CA != "" {
 		b, err := os.ReadFile(c.CA)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("ca: %w", err)
 		}
 		t.RootCAs = x509.NewCertPool()
 		if !t.RootCAs.AppendCertsFromPEM(b) {
-			return nil, failure.New(failure.Precondition, "%s: no certificate", c.CA)
+			return nil, fmt.Errorf("ca: %s: it holds no certificate", c.CA)
 		}
 	}
 	if c.Cert != "" {
 		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("cert %s and key %s: %w", c.Cert, c.Key, err)
 		}
 		t.Certificates = []tls.Certificate{pair}
 	}

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,6 +63,7 @@ func TestMain(m *testing.M) {
 type lab struct {
 	*testing.T
 	dir, url string
+	options  []string // of etcd
 	config   Config
 	etcd     *exec.Cmd
 	client   *clientv3.Client
@@ -70,15 +72,23 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
+	return newLabOf(t, "http", func(*lab) {})
+}
+
+// newLabOf is one whose etcd is reached by a scheme, as secure configures it and the
+// hosts.
+func newLabOf(t *testing.T, scheme string, secure func(*lab)) *lab {
+	t.Helper()
 	t.Parallel()
 	zero := 0
-	l := &lab{T: t, dir: t.TempDir(), url: "http://127.0.0.1:" + freePort(t), hosts: map[string]*exec.Cmd{}}
+	l := &lab{T: t, dir: t.TempDir(), url: scheme + "://127.0.0.1:" + freePort(t), hosts: map[string]*exec.Cmd{}}
 	l.config = Config{Endpoints: []string{l.url}, TTL: 3600, Grace: 1, BootGrace: &zero,
 		Fence: &membership.Fence{Command: []string{filepath.Join(l.dir, "fence"), membership.HostMark}}}
 	l.script("fence", `echo "fence $1" >>"$dir/told"; [ -e "$dir/off" ] || { echo "no answer from $1" >&2; exit 1; }`)
+	secure(l)
 	l.startEtcd(freePort(t))
 	var err error
-	if l.client, err = clientv3.New(clientv3.Config{Endpoints: l.config.Endpoints, DialTimeout: patience}); err != nil {
+	if l.client, err = l.config.dial(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.client.Close() })
@@ -125,8 +135,8 @@ func end(cmd *exec.Cmd) {
 
 func (l *lab) startEtcd(peer string) {
 	l.Helper()
-	l.etcd = exec.Command("/usr/bin/etcd", "--data-dir", filepath.Join(l.dir, "etcd"), "--listen-client-urls", l.url, "--advertise-client-urls", l.url,
-		"--listen-peer-urls", "http://127.0.0.1:"+peer, "--initial-advertise-peer-urls", "http://127.0.0.1:"+peer, "--initial-cluster", "default=http://127.0.0.1:"+peer)
+	l.etcd = exec.Command("/usr/bin/etcd", append(slices.Clone(l.options), "--data-dir", filepath.Join(l.dir, "etcd"), "--listen-client-urls", l.url, "--advertise-client-urls", l.url,
+		"--listen-peer-urls", "http://127.0.0.1:"+peer, "--initial-advertise-peer-urls", "http://127.0.0.1:"+peer, "--initial-cluster", "default=http://127.0.0.1:"+peer)...)
 	l.start("etcd", l.etcd)
 }
 

@@ -69,7 +69,11 @@ func thinStop(p *program, c *cli.Context) error {
 		return err
 	}
 	steps := []string{"# remove the devices of host " + name + " and its pool"}
-	return p.change(f, c.Bool("dry-run"), thinHost(name), steps, func() (string, error) { return "stopped", t.local().Stop(c.Context) })
+	here, err := t.local()
+	if err != nil {
+		return err
+	}
+	return p.change(f, c.Bool("dry-run"), thinHost(name), steps, func() (string, error) { return "stopped", here.Stop(c.Context) })
 }
 
 // slack says how a host stands after it got blocks.

@@ -72,12 +72,16 @@ func thinOnLeave(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	here, err := t.local()
+	if err != nil {
+		return err
+	}
 	stop := systemctl("stop", t.masterUnit(), t.monitorUnit())
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String(), "stop the pool of this host unless a volume is in use"}, func() (string, error) {
 		if err := errors.Join(t.run(c.Context, stop), t.master().Resign(c.Context)); err != nil {
 			return "", err
 		}
-		err := t.local().Stop(c.Context) // by what the kernel has: it may be no member any more
+		err := here.Stop(c.Context) // by what the kernel has: it may be no member any more
 		switch {
 		case errors.Is(err, failure.Conflict):
 			return "this host asks for nothing any more, and its pool runs on: " + failure.Line(err), nil

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"diskhook/storage/command"
+	"diskhook/storage/host"
+	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/master"
@@ -61,7 +63,10 @@ func (t *thinCluster) member(ctx context.Context) (*member.Member, error) {
 	channel := func(own layout.Device, epoch uint64) request.Channel {
 		return way{t.master(), request.Slots{Device: own, Cluster: t.UUID, Host: self.UUID, Epoch: epoch}}
 	}
-	here := t.local()
+	here, err := t.local()
+	if err != nil {
+		return nil, err
+	}
 	here.Host, here.Group, here.Channel = self.UUID, t.group, channel
 	here.Deadline, here.LowWater = masterDeadline, cluster.Quantum(m)
 	return here, nil
@@ -69,9 +74,13 @@ func (t *thinCluster) member(ctx context.Context) (*member.Member, error) {
 
 // local is what of this host's side the disk does not have to be asked for: enough to
 // stop its pool, whether it is a member still or not.
-func (t *thinCluster) local() *member.Member {
+func (t *thinCluster) local() (*member.Member, error) {
+	claims, err := claim.Open(t.layout, t.Name)
 	return &member.Member{
-		Name: t.Name, Cluster: t.UUID, Mapper: t.mapper, Windows: t.windows,
-		Locks: t.layout.Locks(), Links: filepath.Join(t.layout.Run(), "thin"), Log: t.log,
-	}
+		Name: t.Name, Cluster: t.UUID, Mapper: t.mapper, Windows: t.windows, Locks: t.layout.Locks(),
+		Links: thinLinks(t.layout), Dev: t.layout.Dev(), Claims: claims, Log: t.log,
+	}, err
 }
+
+// thinLinks is the directory in which each cluster has one with links to its volumes.
+func thinLinks(l host.Layout) string { return filepath.Join(l.Run(), "thin") }

@@ -34,6 +34,9 @@ func (c *Member) Attach(ctx context.Context, name string, o AttachOptions) (stri
 		if err == nil {
 			err = s.fits(v)
 		}
+		if err == nil {
+			err = s.stays(v)
+		}
 		if err != nil {
 			return err
 		}
@@ -80,12 +83,19 @@ func (s *session) attach(ctx context.Context, v layout.VolumeRecord, o AttachOpt
 
 // Detach takes a volume away from this host: its mapping is stored, and the volume
 // offline. No guest of another volume waits for it. One that is offline is fine;
-// one that somebody has open is a failure.Conflict.
-func (c *Member) Detach(ctx context.Context, name string) error {
+// one that somebody has open, or that a domain has, is a failure.Conflict.
+func (c *Member) Detach(ctx context.Context, name string) error { return c.DetachFrom(ctx, name, "") }
+
+// DetachFrom is Detach of a volume that a domain has by its claim, though it has gone.
+func (c *Member) DetachFrom(ctx context.Context, name, domain string) error {
 	err := c.do(ctx, c.begin, func(s *session) error {
+		s.holder = domain
 		v, err := s.volume(name)
-		if err != nil || !v.State.On() {
+		if err != nil {
 			return err
+		}
+		if !v.State.On() {
+			return s.stays(v) // nothing of it does, not even a claim
 		}
 		if v.Host != s.header.Number {
 			err := failure.New(failure.Conflict, "it is at host %s", s.hostName(v.Host))
@@ -110,6 +120,11 @@ func (s *session) hostName(number uint32) string {
 
 // detach goes on wherever a detach before it stopped.
 func (s *session) detach(ctx context.Context, v layout.VolumeRecord) error {
+	if v.State != layout.Detaching { // which nobody can use any more
+		if err := s.unclaimed(v.Name, s.holder); err != nil {
+			return err
+		}
+	}
 	// The device first: from here on nobody changes the mapping.
 	if err := s.removeDevice(ctx, v); err != nil {
 		return err
@@ -134,8 +149,10 @@ func (s *session) detach(ctx context.Context, v layout.VolumeRecord) error {
 	if err := failpoint.Hit("thin.detach.stored"); err != nil {
 		return err
 	}
-	_, err = s.ask(ctx, request.FinishDetach{Volume: v.Number})
-	return err
+	if _, err = s.ask(ctx, request.FinishDetach{Volume: v.Number}); err != nil {
+		return err
+	}
+	return s.Claims.Drop(v.Name) // nobody else's, as was asked above
 }
 
 // leaving is what a volume maps that is going: as the metadata have it, or, where

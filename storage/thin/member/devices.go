@@ -5,13 +5,10 @@ package member
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
-	"diskhook/storage/lock"
 	"diskhook/storage/thin/devmapper"
 )
 
@@ -78,14 +75,12 @@ func (c *Member) layers(all []devmapper.Info) [3][]devmapper.Info {
 // Stop takes every device of this host's pool away, and the pool, by what the kernel
 // has: also where this host is no member any more, and where the disk cannot be
 // read. Volumes stay attached to the host: nobody else gets them, and Start has them
-// again. A volume that is in use is a failure.Conflict, and everything runs on.
+// again. A volume that is in use, or that a domain has, is a failure.Conflict, and
+// everything runs on.
 func (c *Member) Stop(ctx context.Context) (err error) {
-	if err := atomicfile.MkdirAll(c.Locks, 0o755); err != nil {
-		return failure.Denied(err)
-	}
-	l, err := lock.Acquire(ctx, c.Locks, "thin-"+c.Name)
+	l, err := c.locked(ctx)
 	if err != nil {
-		return fmt.Errorf("thin cluster %s: %w", c.Name, err)
+		return err
 	}
 	defer l.Release()
 	all, err := c.devices(ctx)
@@ -94,8 +89,12 @@ func (c *Member) Stop(ctx context.Context) (err error) {
 	}
 	layers := c.layers(all)
 	for _, info := range layers[0] {
+		volume := strings.TrimPrefix(info.Name, c.prefix())
+		if err := c.unclaimed(volume, ""); err != nil {
+			return err
+		}
 		if info.Open > 0 {
-			return c.inUse(strings.TrimPrefix(info.Name, c.prefix()))
+			return c.inUse(volume)
 		}
 	}
 	for _, layer := range layers {

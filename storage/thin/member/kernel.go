@@ -229,10 +229,15 @@ func (s *session) need(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !runs:
-		err := failure.New(failure.Precondition, "thin cluster %s: the pool of this host does not run", s.Name)
-		return failure.Hint(err, "run `diskhook thin start`")
+		return s.stopped()
 	}
 	return nil
+}
+
+// stopped is that the pool does not run.
+func (c *Member) stopped() error {
+	err := failure.New(failure.Precondition, "thin cluster %s: the pool of this host does not run", c.Name)
+	return failure.Hint(err, "run `diskhook thin start`")
 }
 
 // poolStatus is the status of the pool that runs.

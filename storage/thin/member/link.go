@@ -17,7 +17,7 @@ func (c *Member) Path(volume string) string { return filepath.Join(c.Links, c.Na
 
 // link points a volume's link to its device.
 func (c *Member) link(volume string, minor uint32) error {
-	to, path := fmt.Sprintf("/dev/dm-%d", minor), c.Path(volume)
+	to, path := filepath.Join(c.Dev, fmt.Sprintf("dm-%d", minor)), c.Path(volume)
 	if now, err := os.Readlink(path); err == nil && now == to {
 		return nil
 	}

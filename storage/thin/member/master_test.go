@@ -11,6 +11,7 @@ import (
 	"diskhook/storage/thin/devmapper/devmappertest"
 	"diskhook/storage/thin/group"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/member/membertest"
 	"diskhook/storage/thin/metadata"
 	"diskhook/storage/thin/request"
 )
@@ -54,13 +55,10 @@ func (h *node) fetch() {
 	at := h.w.header(h).Windows[0]
 	r, err := metadata.Open(section{h.w.g.Disk(layout.Host.Name(id(h.n))), int64(at.Offset)})
 	h.w.must(err)
-	sb := r.Superblock()
-	d := &draft{image: devmappertest.Image{
-		Time: sb.Time, Transaction: sb.TransactionID, BlockSectors: uint64(sb.DataBlockSize), Blocks: sb.DataBlocks, Devices: map[uint32]devmappertest.ThinImage{},
-	}}
-	h.w.must(r.Stream(h.w.Context(), d))
+	image, err := membertest.Decode(h.w.Context(), r)
+	h.w.must(err)
 	k, name := h.w.window(h, at)
-	h.w.must(k.WriteMetadata(name, d.image))
+	h.w.must(k.WriteMetadata(name, image))
 }
 
 // section is a disk from an offset on.
@@ -90,7 +88,7 @@ func (h *node) recovered() {
 	k, name := w.window(h, at)
 	image, err := k.ReadMetadata(name, 0)
 	w.must(err)
-	disk, err := encode(image)
+	disk, err := membertest.Encode(image)
 	w.must(err)
 	b := directio.Buffer(disk.Size())
 	_, err = disk.ReadAt(b, 0)

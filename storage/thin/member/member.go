@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/devmapper"
 	"diskhook/storage/thin/group"
 	"diskhook/storage/thin/layout"
@@ -32,5 +33,9 @@ type Member struct {
 	// Locks is the directory of locks, Links the one in which each volume has a
 	// link to its device by its name.
 	Locks, Links string
-	Log          *slog.Logger
+	// Dev is the directory of device nodes.
+	Dev string
+	// Claims are which domains have volumes of the cluster here.
+	Claims claim.Store
+	Log    *slog.Logger
 }

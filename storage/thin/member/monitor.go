@@ -5,6 +5,7 @@ package member
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"diskhook/storage/failure"
@@ -25,8 +26,8 @@ type Watch struct {
 }
 
 // Monitor keeps this host's pool supplied until ctx ends, which is no error: it asks
-// for blocks below the low-water mark, uses what was granted, and ends what verbs
-// that were killed left. A master that does not answer, or a cluster without
+// for blocks below the low-water mark, uses what was granted, ends what verbs that
+// were killed left, and detaches what domains that have ended could not give back. A master that does not answer, or a cluster without
 // blocks, is logged and tried again; guests' writes wait meanwhile. It fails when
 // the host is no member any more.
 func (c *Member) Monitor(ctx context.Context, w Watch) error {
@@ -67,12 +68,20 @@ type monitor struct {
 
 // events is the event number of the pool that runs, "" if there is none.
 func (m *monitor) events(ctx context.Context) (uint32, string) {
-	for i := range 2 {
-		if info, err := m.Mapper.Info(ctx, m.poolName(i)); err == nil {
-			return info.Events, info.Name
-		}
+	if info := m.pool(ctx); info != nil {
+		return info.Events, info.Name
 	}
 	return 0, ""
+}
+
+// pool is the pool that runs, nil if there is none.
+func (c *Member) pool(ctx context.Context) *devmapper.Info {
+	for i := range 2 {
+		if info, err := c.Mapper.Info(ctx, c.poolName(i)); err == nil {
+			return &info
+		}
+	}
+	return nil
 }
 
 // pause waits for an event of the pool, but not after a failure: what it failed of
@@ -103,9 +112,21 @@ func (m *monitor) round(ctx context.Context) error {
 		}
 		return nil
 	}
+	ended, err := m.ended()
+	if err != nil {
+		return err
+	}
 	low := s.Pool.Free() <= m.LowWater || s.Pool.Mode == devmapper.OutOfDataSpace
 	if low || s.Pending != "" || s.suspended() || !m.used || m.owned != s.Owned {
-		return m.Member.do(ctx, m.begin, func(s *session) error { return m.supply(ctx, s) })
+		if err := m.Member.do(ctx, m.begin, func(s *session) error { return m.supply(ctx, s) }); err != nil {
+			return err
+		}
+	}
+	// One after the other, so that guests' space does not wait for them.
+	for _, name := range ended {
+		if err := m.Member.do(ctx, m.begin, func(s *session) error { return s.giveBack(ctx, name) }); err != nil {
+			return fmt.Errorf("volume %s, whose domain has ended: %w", name, err)
+		}
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
 	"diskhook/storage/thin/group"
@@ -29,6 +28,7 @@ type session struct {
 	epoch   uint64          // of the map
 	pending error           // why a request of an earlier verb has no answer yet
 	late    request.Request // an earlier verb's, that the master has done by now; nil for none
+	holder  string          // the domain that the verb is for, "" for none
 }
 
 // begin takes the lock, reads where this host stands, and finishes what an earlier
@@ -46,12 +46,9 @@ func (c *Member) begin(ctx context.Context) (*session, error) {
 
 // open takes the lock and reads.
 func (c *Member) open(ctx context.Context) (*session, error) {
-	if err := atomicfile.MkdirAll(c.Locks, 0o755); err != nil {
-		return nil, failure.Denied(err)
-	}
-	l, err := lock.Acquire(ctx, c.Locks, "thin-"+c.Name)
+	l, err := c.locked(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("thin cluster %s: %w", c.Name, err)
+		return nil, err
 	}
 	s := &session{Member: c, lock: l}
 	if err = s.reopen(ctx); err == nil {

@@ -126,8 +126,17 @@ func (s *session) owner() layout.Owner {
 	return layout.Owner{Kind: layout.OfHost, Number: s.header.Number}
 }
 
-// unused refuses a volume that somebody has open.
+// unused refuses a volume that a domain has, or that somebody has open. Whatever
+// takes a volume away from this host asks that first.
 func (s *session) unused(ctx context.Context, v layout.VolumeRecord) error {
+	if err := s.unclaimed(v.Name, s.holder); err != nil {
+		return err
+	}
+	return s.closed(ctx, v)
+}
+
+// closed refuses a volume that somebody has open.
+func (s *session) closed(ctx context.Context, v layout.VolumeRecord) error {
 	info, err := s.present(ctx, s.deviceName(v.Name))
 	if err != nil || info == nil || info.Open == 0 {
 		return err
@@ -136,9 +145,9 @@ func (s *session) unused(ctx context.Context, v layout.VolumeRecord) error {
 }
 
 // removeDevice takes a volume's device away. One that was left suspended would wait
-// for ever.
+// for ever. Whether a domain has the volume is for the caller to ask.
 func (s *session) removeDevice(ctx context.Context, v layout.VolumeRecord) error {
-	if err := s.unused(ctx, v); err != nil {
+	if err := s.closed(ctx, v); err != nil {
 		return err
 	}
 	if err := s.unlink(v.Name); err != nil {

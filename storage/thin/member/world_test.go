@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 
 	"diskhook/storage/host"
+	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/devmapper"
 	"diskhook/storage/thin/devmapper/devmappertest"
 	"diskhook/storage/thin/group"
@@ -21,6 +22,7 @@ import (
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/master"
 	"diskhook/storage/thin/member"
+	"diskhook/storage/thin/member/membertest"
 	"diskhook/storage/thin/request"
 )
 
@@ -66,6 +68,7 @@ type world struct {
 type node struct {
 	w      *world
 	n      int
+	boots  int
 	kernel *devmappertest.Kernel
 	life   *life
 	refuse func(op, name string) error // what the kernel refuses
@@ -164,10 +167,13 @@ func (h *node) boot() {
 		h.kernel.Crash()
 	}
 	h.kernel = devmappertest.NewKernel(h.w.san)
+	h.boots++
 	h.Member = &member.Member{
-		Name: cluster, Cluster: clusterID, Host: id(h.n), Group: shared{h}, Mapper: mortal{h.kernel, h}, Windows: windows{h},
+		Name: cluster, Cluster: clusterID, Host: id(h.n), Group: shared{h}, Mapper: mortal{h.kernel, h},
+		Windows: membertest.Windows{Kernel: h.kernel, Step: func() error { return h.life.step() }, Look: func() error { return h.life.dead() }},
 		Channel: func(layout.Device, uint64) request.Channel { return channel{h} }, Deadline: time.Minute,
 		Locks: filepath.Join(h.w.dir, fmt.Sprint("locks", h.n)), Links: filepath.Join(h.w.dir, fmt.Sprint("links", h.n)),
+		Dev: "/dev", Claims: claim.Store{Dir: filepath.Join(h.w.dir, fmt.Sprint("claims", h.n)), Boot: fmt.Sprint("boot-", h.boots)},
 		Log: slog.New(slog.DiscardHandler),
 	}
 }

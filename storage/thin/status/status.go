@@ -71,6 +71,8 @@ type Volume struct {
 	Own *uint64 `json:"own,omitempty"`
 	// Shared is how large the bases are that it may map.
 	Shared uint64 `json:"shared"`
+	// Domain is the UUID of the domain of this host that has it, for who asks.
+	Domain string `json:"domain,omitempty"`
 }
 
 // Pool is a host's pool as the kernel tells.

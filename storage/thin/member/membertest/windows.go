@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package member_test
+// Package membertest has the metadata of a kernel in memory pass for those on a disk,
+// as package member reads and writes them.
+package membertest
 
 import (
 	"context"
@@ -13,31 +15,51 @@ import (
 	"diskhook/storage/thin/metadata"
 )
 
-// windows has the metadata of a kernel in memory pass for those on a disk.
-type windows struct{ h *node }
+// Kernel is what Windows need of a kernel in memory: a devmappertest.Kernel.
+type Kernel interface {
+	WriteMetadata(name string, image devmappertest.Image) error
+	ReadMetadata(name string, held uint64) (devmappertest.Image, error)
+}
+
+// Windows is member.Windows over a kernel in memory. Step is asked before each change,
+// and Look before each look, whether it may be made.
+type Windows struct {
+	Kernel     Kernel
+	Step, Look func() error
+}
+
+var _ member.Windows = Windows{}
+
+// Alive is a Step and a Look of a program that nobody kills.
+func Alive() error { return nil }
 
 // unusable are metadata that the kernel refuses, as it does what is no pool's.
 var unusable = devmappertest.Image{BlockSectors: 1, Devices: map[uint32]devmappertest.ThinImage{}}
 
-func (w windows) Write(_ context.Context, name string, _ uint64, sb metadata.Superblock) (member.Image, error) {
-	if err := w.h.life.step(); err != nil {
+// Write is member.Windows'.
+func (w Windows) Write(_ context.Context, name string, _ uint64, sb metadata.Superblock) (member.Image, error) {
+	if err := w.Step(); err != nil {
 		return nil, err
 	}
-	if err := w.h.kernel.WriteMetadata(name, unusable); err != nil {
+	if err := w.Kernel.WriteMetadata(name, unusable); err != nil {
 		return nil, err
 	}
-	return &draft{windows: w, name: name, image: devmappertest.Image{
-		Time: sb.Time, Transaction: sb.TransactionID, BlockSectors: uint64(sb.DataBlockSize), Blocks: sb.DataBlocks,
-		Devices: map[uint32]devmappertest.ThinImage{},
-	}}, nil
+	return newDraft(w, name, sb), nil
 }
 
 // draft collects an image.
 type draft struct {
-	windows
+	Windows
 	name    string
 	image   devmappertest.Image
 	current uint32
+}
+
+func newDraft(w Windows, name string, sb metadata.Superblock) *draft {
+	return &draft{Windows: w, name: name, image: devmappertest.Image{
+		Time: sb.Time, Transaction: sb.TransactionID, BlockSectors: uint64(sb.DataBlockSize), Blocks: sb.DataBlocks,
+		Devices: map[uint32]devmappertest.ThinImage{},
+	}}
 }
 
 func (d *draft) Device(v metadata.Device) error {
@@ -56,19 +78,20 @@ func (d *draft) Map(r metadata.Run) error {
 }
 
 func (d *draft) Finish() error {
-	if err := d.h.life.step(); err != nil {
+	if err := d.Step(); err != nil {
 		return err
 	}
-	return d.h.kernel.WriteMetadata(d.name, d.image)
+	return d.Kernel.WriteMetadata(d.name, d.image)
 }
 
 func (d *draft) Close() error { return nil }
 
-func (w windows) Read(_ context.Context, name string, held uint64) (*metadata.Reader, func() error, error) {
-	if err := w.h.life.dead(); err != nil {
+// Read is member.Windows'.
+func (w Windows) Read(_ context.Context, name string, held uint64) (*metadata.Reader, func() error, error) {
+	if err := w.Look(); err != nil {
 		return nil, nil, err
 	}
-	image, err := w.h.kernel.ReadMetadata(name, held)
+	image, err := w.Kernel.ReadMetadata(name, held)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -76,23 +99,24 @@ func (w windows) Read(_ context.Context, name string, held uint64) (*metadata.Re
 	return r, func() error { return nil }, err
 }
 
-func (w windows) Retire(_ context.Context, name string) error {
-	if err := w.h.life.step(); err != nil {
+// Retire is member.Windows'.
+func (w Windows) Retire(_ context.Context, name string) error {
+	if err := w.Step(); err != nil {
 		return err
 	}
-	return w.h.kernel.WriteMetadata(name, unusable)
+	return w.Kernel.WriteMetadata(name, unusable)
 }
 
 func reader(image devmappertest.Image) (*metadata.Reader, error) {
-	disk, err := encode(image)
+	disk, err := Encode(image)
 	if err != nil {
 		return nil, err
 	}
 	return metadata.Open(disk)
 }
 
-// encode writes an image as it would be on a disk.
-func encode(image devmappertest.Image) (*layouttest.Disk, error) {
+// Encode writes an image as it would be on a disk.
+func Encode(image devmappertest.Image) (*layouttest.Disk, error) {
 	content := metadata.Content{DataBlocks: image.Blocks, Devices: uint64(len(image.Devices))}
 	for _, d := range image.Devices {
 		content.Mappings += uint64(len(d.Mappings))
@@ -120,4 +144,10 @@ func encode(image devmappertest.Image) (*layouttest.Disk, error) {
 		}
 	}
 	return disk, b.Finish()
+}
+
+// Decode reads an image from a disk.
+func Decode(ctx context.Context, r *metadata.Reader) (devmappertest.Image, error) {
+	d := newDraft(Windows{}, "", r.Superblock())
+	return d.image, r.Stream(ctx, d)
 }

@@ -75,6 +75,21 @@ func imaged(target, format string, block bool) rewriters {
 	}
 }
 
+// thinned makes a disk a volume of a thin cluster and records it.
+func thinned(target string) rewriters {
+	return func(t testing.TB, doc *Document) []Rewriter {
+		path := "/run/diskhook/thin-disks/" + doc.UUID() + "/" + target
+		origin, err := doc.Origin(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disk, _ := doc.Disk(target)
+		return []Rewriter{VolumeDisk{Target: target, Path: path, Block: true, Discard: true}, SetMetadata{[]BoundDisk{{
+			Target: target, Serial: disk.Serial, Source: path, Origin: origin, Thin: &Thin{Cluster: "san", Volume: "vm1"},
+		}}}}
+	}
+}
+
 // copied is a local copy that is made of an image.
 func copied(l LocalDisk) rewriters {
 	return func(t testing.TB, doc *Document) []Rewriter {
@@ -97,6 +112,9 @@ var golden = []struct {
 	{"libvirt-file", "libvirt-file.overlay", local("vda", "file", LocalDisk{Path: stable, Format: "qcow2", Cache: "writeback"})},
 	{"libvirt-file", "libvirt-file.image", imaged("vda", "qcow2", false)},
 	{"libvirt-file", "libvirt-file.image-copy", copied(LocalDisk{Target: "vda", Path: stable})},
+	{"libvirt-file", "libvirt-file.thin", thinned("vda")},
+	{"libvirt-rbd", "libvirt-rbd.thin", thinned("vda")},
+	{"virt-install", "virt-install.thin", thinned("vda")},
 	{"libvirt-rbd", "libvirt-rbd.image", imaged("vda", "raw", true)},
 	{"virt-install", "virt-install.image", imaged("vda", "raw", false)},
 	{"libvirt-rbd", "libvirt-rbd.local", bound(LocalDisk{Target: "vda", Path: stable})},

@@ -29,9 +29,9 @@ func domainCommand(p *program) *cli.Command {
 		Name: "domain", Usage: "bind the disks of libvirt's domains",
 		Subcommands: []*cli.Command{
 			verb("apply", "bind disks: rewrite the definition once, and fill the copies", "NAME", domainApply,
-				bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), refresh, dryRunFlag()),
+				bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), thinFlag(), refresh, dryRunFlag()),
 			verb("plan", "show what apply would do; the same as apply -n", "NAME", domainPlan,
-				bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), refresh),
+				bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), thinFlag(), refresh),
 			verb("revert", "give disks their origins back, or a file with what the guest wrote, and remove their copies", "NAME [TARGET]", domainRevert,
 				export(), discard(), dryRunFlag()),
 			verb("rebind", "give a cloned definition bindings and copies of its own", "NAME", domainRebind, discard(), dryRunFlag()),

@@ -114,7 +114,7 @@ func (p *program) hook(ctx context.Context, c call) error {
 		}
 		h.Local, h.Quorum, h.Reader = bindings.Direct(local), bindings.DirectQuorum(sets), local.User
 		h.Volumes, h.ConnectorInfo = volumes, volumes.ConnectorInfo
-		h.Images = p.images(config, log)
+		h.Images, h.Thin = p.images(config, log), thinDisks{p, config, log}
 	} else {
 		helper := privileged.NewClient(command.System{Log: log}, p.layout, config)
 		h.Local, h.Quorum, h.Volumes, h.ConnectorInfo = helper, helper.Quorum(), helper.Volumes(), helper.ConnectorInfo

@@ -22,7 +22,7 @@ func rewriteCommand(p *program) *cli.Command {
 			"that becomes a volume, a set or an image, what is known of that): no libvirt. XML that nothing\n" +
 			"binds is printed as it is, byte for byte.",
 		Flags: []cli.Flag{
-			bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), dryRunFlag(),
+			bindFlag(), localFlag(), quorumFlag(), volumeFlag(), imageFlag(), thinFlag(), dryRunFlag(),
 			&cli.BoolFlag{Name: "diff", Aliases: []string{"d"}, Usage: "print the change as a diff instead of the XML"},
 		},
 		Action: func(c *cli.Context) error { return rewrite(p, c) },
@@ -39,7 +39,7 @@ func localFlag() cli.Flag {
 		Usage: "give a disk a local copy: `DISK`[=BACKEND[,opt=value…]], where DISK may be * (repeatable)"}
 }
 
-// flagBindings reads --bind, and --local, --quorum, --volume and --image, which are short for it:
+// flagBindings reads --bind, and --local, --quorum, --volume, --thin and --image, which are short for it:
 // vda=lvmthin,on-stop=keep is vda:local=lvmthin,on-stop=keep.
 func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 	var all []bindings.Binding
@@ -53,7 +53,7 @@ func flagBindings(c *cli.Context) ([]bindings.Binding, error) {
 			return nil, err
 		}
 	}
-	for _, kind := range []string{"local", "quorum", "volume"} {
+	for _, kind := range []string{"local", "quorum", "volume", "thin"} {
 		for _, text := range c.StringSlice(kind) {
 			if strings.Contains(text, ";") {
 				return nil, failure.Hint(failure.New(failure.Usage, "--%s %q: it takes one disk", kind, text), "repeat --%s for each disk", kind)

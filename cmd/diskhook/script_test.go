@@ -24,7 +24,6 @@ import (
 
 	"diskhook/storage/host"
 	"diskhook/storage/managed/connector/connectortest"
-	"diskhook/storage/thin/devmapper/devmappertest"
 )
 
 // The test binary is diskhook, and poses as the programs that diskhook calls:
@@ -48,14 +47,14 @@ func diskhook() int {
 	p := &program{
 		args: os.Args, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
 		layout: host.Layout{Root: os.Getenv("DISKHOOK_ROOT")}, storage: fakeStorage,
-		// A host on which no pool runs: this machine's kernel may have no device-mapper.
-		kernel: func(t *thinCluster) { t.mapper = devmappertest.NewKernel(devmappertest.NewSAN()) },
+		kernel: fakeKernel,
 	}
 	return p.run(context.Background())
 }
 
 func TestScripts(t *testing.T) {
 	trees := &keptTrees{byWork: map[string]map[string]string{}}
+	hosts := &kernels{byWork: map[string]*kernelHost{}}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireUniqueNames:  true,
@@ -76,6 +75,7 @@ func TestScripts(t *testing.T) {
 			"sub":       substitute,
 			"waitfor":   waitFor,
 			"storage":   storage,
+			"kernel":    hosts.command,
 		},
 	})
 }

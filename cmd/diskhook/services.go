@@ -57,7 +57,7 @@ func (p *program) services(c *cli.Context) (*services, error) {
 	h := &bindings.Host{
 		Layout: p.layout, Config: config, Log: log, Reader: local.User,
 		Local: bindings.Direct(local), Quorum: bindings.DirectQuorum(sets), Volumes: volumes,
-		Images: p.images(config, log),
+		Images: p.images(config, log), Thin: thinDisks{p, config, log},
 	}
 	client := &domains.Client{Run: command.System{Log: log}, Program: pathOf("DISKHOOK_DOMAIN_PROGRAM", domainProgram), URI: p.uri(c)}
 	return &services{config, log, local, sets, volumes, h, &domains.Service{Libvirt: client, Host: h, Local: local, Quorum: sets}}, nil

@@ -135,7 +135,7 @@ func shownDisks(doc *xmlrewrite.Document) []shownDisk {
 func describeBinding(e *xmlrewrite.BoundDisk) string {
 	var options [][2]string
 	text := e.Kind()
-	switch l, q, v, i := e.Local, e.Quorum, e.Volume, e.Image; {
+	switch l, q, v, i, t := e.Local, e.Quorum, e.Volume, e.Image, e.Thin; {
 	case l != nil:
 		text += "=" + l.Backend
 		options = [][2]string{{"fill", l.Fill}, {"template", l.Template}, {"on-stop", l.OnStop}}
@@ -150,6 +150,9 @@ func describeBinding(e *xmlrewrite.BoundDisk) string {
 	case i != nil:
 		text += "=" + i.ID
 		options = [][2]string{{"repo", i.Repo}}
+	case t != nil:
+		text += "=" + t.Volume
+		options = [][2]string{{"cluster", t.Cluster}}
 	}
 	for _, option := range options {
 		if option[1] != "" {

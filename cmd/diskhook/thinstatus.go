@@ -4,12 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/master"
 	"diskhook/storage/thin/status"
@@ -35,17 +37,18 @@ func thinStatus(p *program, c *cli.Context) error {
 	}
 	s := status.Of(t.Name, t.UUID, m, stamp)
 	t.withPool(c.Context, &s)
+	t.withDomains(&s)
 	if f == inJSON {
 		return p.printJSON(s)
 	}
-	volumes := listing{header: []string{"VOLUME", "SIZE", "STATE", "HOST", "OWN", "SHARED", "GENERATION"}}
+	volumes := listing{header: []string{"VOLUME", "SIZE", "STATE", "HOST", "OWN", "SHARED", "GENERATION", "DOMAIN"}}
 	for _, v := range s.Volumes {
 		own := ""
 		if v.Own != nil {
 			own = size(int64(*v.Own))
 		}
 		volumes.names = append(volumes.names, v.Name)
-		volumes.rows = append(volumes.rows, []string{v.Name, size(int64(v.Size)), v.State, v.Host, own, size(int64(v.Shared)), strconv.FormatUint(v.Generation, 10)})
+		volumes.rows = append(volumes.rows, []string{v.Name, size(int64(v.Size)), v.State, v.Host, own, size(int64(v.Shared)), strconv.FormatUint(v.Generation, 10), v.Domain})
 	}
 	if f == asNames {
 		return p.print(f, volumes)
@@ -67,6 +70,18 @@ func (t *thinCluster) withPool(ctx context.Context, s *status.Status) {
 		return
 	}
 	s.WithPool(here.Number, *here.Pool)
+}
+
+// withDomains adds which domains of this host have volumes. A claim that cannot be
+// read is told by whoever needs it.
+func (t *thinCluster) withDomains(s *status.Status) {
+	claims, err := claim.Open(t.layout, t.Name)
+	for i, v := range s.Volumes {
+		holder, unread := claims.Holder(v.Name)
+		if s.Volumes[i].Domain = holder; err != nil || unread != nil {
+			t.log.Warn("which domain has the volume is not known", "cluster", t.Name, "volume", v.Name, "err", errors.Join(err, unread))
+		}
+	}
 }
 
 func thinCheck(p *program, c *cli.Context) error {

@@ -11,6 +11,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/ledger"
@@ -22,7 +23,8 @@ func thinVolumeVerbs(p *program) []*cli.Command {
 		p.memberVerb("create", "make an empty volume", "VOLUME SIZE", thinCreate),
 		p.memberVerb("attach", "give this host a volume, as a device", "VOLUME", thinAttach,
 			&cli.BoolFlag{Name: "suspect", Usage: "also one whose last writes may be lost"}),
-		p.memberVerb("detach", "give a volume of this host back", "VOLUME", thinDetach),
+		p.memberVerb("detach", "give a volume of this host back", "VOLUME", thinDetach,
+			&cli.StringFlag{Name: "domain", Usage: "also one that the domain `UUID` has, which is gone"}),
 		p.memberVerb("snapshot", "make a volume that has what one of this host has now", "VOLUME NEW", thinSnapshot),
 		p.memberVerb("clone", "make a volume that has what an offline one has", "VOLUME NEW", thinClone),
 		p.memberVerb("delete", "delete an offline volume and what it holds", "VOLUME", thinDelete),
@@ -119,6 +121,16 @@ func thinDetach(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	gone := c.String("domain")
+	if gone != "" && !host.IsUUID(gone) {
+		return see(c, failure.New(failure.Usage, "--domain %q: not a UUID", gone))
+	}
+	switch domain, err := t.Claims.Holder(v.Name); {
+	case err != nil:
+		return err
+	case domain != "" && domain != gone:
+		return claim.Refuse(v.Name, domain)
+	}
 	var steps []string
 	if v.State.On() {
 		if v.Host != t.record.Number {
@@ -129,7 +141,7 @@ func thinDetach(p *program, c *cli.Context) error {
 		steps = t.ask("detach volume %s from host %s", v.Name, cluster.NameOf(t.known, v.Host))
 	}
 	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {
-		return "detached", t.Detach(ctx, v.Name)
+		return "detached", t.DetachFrom(ctx, v.Name, gone)
 	})
 }
 

@@ -74,7 +74,7 @@ func TestParseRefuses(t *testing.T) {
 		"vda:image=" + stranger + ",repo=r":      {failure.Usage, "not for VMs of oVirt"},
 		"vda:local=dir,image=" + stranger + ",repo=r": {failure.Usage, "not for VMs of oVirt"},
 		"vda:local=dir,repo=r":                        {failure.Usage, "belong together"},
-		"vda:thin=x":                                  {failure.Precondition, "thin"},
+		"vda:thin=x":                                  {failure.Usage, "not for VMs of oVirt"},
 		strings.Repeat("x", 5000):                     {failure.Usage, "5000 bytes"},
 		strings.Repeat("local=dir;", 300):             {failure.Usage, "256"},
 	} {
@@ -113,11 +113,11 @@ func TestProperties(t *testing.T) {
 		kind *failure.Kind
 		word string
 	}{
-		"empty":     {map[string]string{"localdisk": ""}, failure.Usage, "localdisk"},
-		"wrong":     {map[string]string{"localdisk": "zfs"}, failure.Usage, "zfs"},
-		"path":      {map[string]string{"localdisk": "../../dev/sda"}, failure.Usage, "localdisk"},
-		"quorum":    {map[string]string{"quorum": "db"}, failure.Usage, "DISK=SET"},
-		"not there": {map[string]string{"diskhook": "thin=x"}, failure.Precondition, "thin"},
+		"empty":    {map[string]string{"localdisk": ""}, failure.Usage, "localdisk"},
+		"wrong":    {map[string]string{"localdisk": "zfs"}, failure.Usage, "zfs"},
+		"path":     {map[string]string{"localdisk": "../../dev/sda"}, failure.Usage, "localdisk"},
+		"quorum":   {map[string]string{"quorum": "db"}, failure.Usage, "DISK=SET"},
+		"not ours": {map[string]string{"diskhook": "thin=x"}, failure.Usage, "not for VMs of oVirt"},
 	} {
 		_, err := bindings.Properties(lookup(c.env))
 		t.Run(name, func(t *testing.T) { refused(t, err, c.kind, c.word) })

@@ -28,6 +28,8 @@ type Host struct {
 	// Images opens the storage repositories; nil: there are none here. It is a
 	// function, since only a domain with an image needs what that takes.
 	Images func() (Images, error)
+	// Thin attaches volumes of thin clusters; nil: there are none here.
+	Thin Thin
 	// ConnectorInfo is what the storage side of managed volumes needs to know of
 	// this host. Root looks itself; the user vdsm goes through diskhook-helper.
 	ConnectorInfo func(context.Context) (connector.Properties, error)

@@ -4,7 +4,6 @@ package bindings
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"time"
 
@@ -101,10 +100,7 @@ type Placement struct {
 }
 
 // Kinds is the table of the kinds.
-func Kinds() []Kind { return []Kind{local{}, replicated{}, volume{}, image{}} }
-
-// announced are kinds that the grammar and the metadata know already.
-var announced = []string{"thin"}
+func Kinds() []Kind { return []Kind{local{}, replicated{}, volume{}, image{}, thin{}} }
 
 // recordedKind is the kind of an entry of the metadata, and the entry as a
 // binding. An entry that only a newer diskhook understands has none.
@@ -134,10 +130,6 @@ func kindOf(name string) (Kind, error) {
 		if k.Name() == name {
 			return k, nil
 		}
-	}
-	if slices.Contains(announced, name) {
-		err := failure.New(failure.Precondition, "kind %s: this diskhook does not have it", name)
-		return nil, failure.Hint(err, "remove the binding, or install a diskhook that has it (kinds here: %s)", strings.Join(kindNames(), ", "))
 	}
 	err := failure.New(failure.Usage, "kind %q: there is no such kind", clip(name))
 	return nil, failure.Hint(err, "use one of %s", strings.Join(kindNames(), ", "))

@@ -43,6 +43,30 @@ func KeptBy(entry xmlrewrite.BoundDisk) string {
 // keeper is a kind that keeps data under names of its own.
 type keeper interface{ kept(Binding) string }
 
+// completer is a kind whose bindings may leave it to the host what they mean.
+type completer interface {
+	complete(*Host, Binding) (Binding, error)
+}
+
+// complete fills in what bindings leave to the host, so that what is recorded of them
+// means the same on every host.
+func (h *Host) complete(d Domain, bound []Bound) error {
+	for i, b := range bound {
+		k, err := kindOf(b.Binding.Kind)
+		if err != nil {
+			return err
+		}
+		c, is := k.(completer)
+		if !is || b.Recorded != nil {
+			continue
+		}
+		if bound[i].Binding, err = c.complete(h, b.Binding); err != nil {
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
+		}
+	}
+	return nil
+}
+
 // apart refuses one thing as two disks: a guest would write to both.
 func apart(d Domain, bound []Bound) error {
 	disks := map[string]string{}

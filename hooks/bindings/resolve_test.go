@@ -151,7 +151,7 @@ func TestPrecedence(t *testing.T) {
 func TestMetadataOfANewerDiskhook(t *testing.T) {
 	for name, change := range map[string]func(*xmlrewrite.BoundDisk){
 		"unknown element": func(b *xmlrewrite.BoundDisk) { b.Unknown = []string{"local/@cow"} },
-		"another kind":    func(b *xmlrewrite.BoundDisk) { b.Local, b.Thin = nil, &xmlrewrite.Thin{Volume: "v"} },
+		"another kind":    func(b *xmlrewrite.BoundDisk) { b.Local = nil },
 		"image below": func(b *xmlrewrite.BoundDisk) {
 			b.Local, b.Volume, b.OriginImage = nil, &xmlrewrite.Volume{ID: "v"}, &xmlrewrite.Image{Repo: "r", ID: stranger}
 		},

@@ -40,7 +40,10 @@ func (h *Host) Rewrite(doc *xmlrewrite.Document, written []Binding) (Rewritten, 
 		err := failure.New(failure.Usage, "%s: it has no uuid", r.Domain)
 		return r, failure.Hint(err, "define it first, or add <uuid>")
 	}
-	if r.Bound, r.Skipped, err = Resolve(r.Domain, written); err != nil {
+	if r.Bound, r.Skipped, err = Resolve(r.Domain, written); err == nil {
+		err = h.complete(r.Domain, r.Bound)
+	}
+	if err != nil {
 		return r, err
 	}
 	if err := apart(r.Domain, r.Bound); err != nil {

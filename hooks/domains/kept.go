@@ -12,7 +12,7 @@ import (
 )
 
 // What verbs on definitions have to know of what keeps the data of a disk under a
-// name of its own: a managed volume, an image of a repository.
+// name of its own: a managed volume, an image of a repository, a thin volume.
 
 // keepsData refuses to take it away from a disk without the operator's word: what
 // its guest wrote is there, and would go out of sight.

@@ -79,6 +79,9 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 	if err := s.imagesFit(ctx, d, bound, others); err != nil {
 		return err
 	}
+	if err := s.thinFits(ctx, d, bound, others); err != nil {
+		return err
+	}
 	for _, b := range bound {
 		if b.Kept() != "" || b.Binding.Option("image", "") != "" {
 			continue // it is not attached yet, or nothing is there

@@ -157,7 +157,7 @@ func release(ctx context.Context, h *bindings.Host, c Call, doc *xmlrewrite.Docu
 	}
 	err = h.Release(ctx, d, bound, reason)
 	if d.Metadata != nil { // what was bound, and unplugged before the domain ended
-		err = errors.Join(err, h.Local.ReleaseRest(ctx, d.UUID), h.Quorum.StopRest(ctx, d.UUID), h.ReleaseImages(ctx, d))
+		err = errors.Join(err, h.Local.ReleaseRest(ctx, d.UUID), h.Quorum.StopRest(ctx, d.UUID), h.ReleaseImages(ctx, d), h.ReleaseThin(ctx, d))
 	}
 	if d.Metadata != nil || len(bound) > 0 {
 		err = errors.Join(err, h.ReleaseVolumes(ctx, d))

@@ -54,6 +54,10 @@ func (l Layout) Links() string { return l.at("/run/diskhook/disks") }
 // of storage repositories, and beside each the images below it.
 func (l Layout) Images() string { return l.at("/run/diskhook/images") }
 
+// ThinDisks holds DOMAIN-UUID/TARGET symlinks, the paths that disks name which are
+// volumes of thin clusters.
+func (l Layout) ThinDisks() string { return l.at("/run/diskhook/thin-disks") }
+
 // Status holds DOMAIN-UUID/TARGET.json progress files, world readable.
 func (l Layout) Status() string { return l.at("/run/diskhook/status") }
 

@@ -169,3 +169,34 @@ func TestCommitUnderCrash(t *testing.T) {
 		})
 	}
 }
+
+// Two crashes, one after the other, may each tear the first or the last sector that
+// was written, and leave the others as they were: the old or the new state is read
+// all the same.
+func TestCommitTornTwice(t *testing.T) {
+	for name, f := range formats(t) {
+		t.Run(name, func(t *testing.T) {
+			const powers, torn = 7, 2
+			for n := range powers * torn * powers * torn {
+				disk := layouttest.New(name, f.size)
+				if err := f.create(disk, 0); err != nil {
+					t.Fatal(err)
+				}
+				state := 0
+				for _, crash := range []struct{ power, torn int }{
+					{n % powers, 7 + n/powers%torn}, // of the 8 of a block the last, or the first
+					{n / (powers * torn) % powers, 7 + n/(powers*torn*powers)},
+				} {
+					disk.Power = crash.power
+					err := f.commit(disk, state)
+					disk.Boot(func() bool { return false }, crash.torn)
+					got, readErr := f.read(disk)
+					if readErr != nil || got != state && got != state+1 || err == nil && got == state {
+						t.Fatalf("crash %d: after %v it reads %d, %v; was %d", n, err, got, readErr, state)
+					}
+					state = got
+				}
+			}
+		})
+	}
+}

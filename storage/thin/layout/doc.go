@@ -32,7 +32,8 @@
 //
 // A crash at any write therefore leaves one header block as it was, and in the
 // other at least one sector that is the old or the new header: the state is the
-// old or the new one, and nothing has to be repaired. Where neither sector of a
+// old or the new one, and nothing has to be repaired. The next commit to a block of
+// which one sector was torn writes that sector first. Where neither sector of a
 // header can be read, or the newest header's contents do not match it, something
 // else than a crash was at work. That is ErrDamaged: the other copy is an older
 // state, and going back to it in silence would give blocks to two owners.

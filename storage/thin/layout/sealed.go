@@ -266,12 +266,9 @@ func (s sealed) write(i int, at int64, next Stamp, contents []byte) error {
 		}
 	}
 	h := header{Stamp: next, offset: at, length: int64(len(contents)), crc: castagnoli(contents), copy: uint32(i)}
-	both := directio.Buffer(block)
-	for _, to := range []int{0, block - sector} {
-		copy(both[to:], s.place.encodeHeader(h))
-	}
 	where := s.from + int64(i)*block
-	if err := writeFull(s.dev, where, both); err != nil {
+	both, err := s.seal(where, i, h)
+	if err != nil {
 		return err
 	}
 	got, err := readFull(s.dev, where, block)
@@ -286,4 +283,40 @@ func (s sealed) write(i int, at int64, next Stamp, contents []byte) error {
 		return s.place.refuse(ErrMoved, "something else was written over %v", next)
 	}
 	return nil
+}
+
+// seal writes a header block, and returns what it wrote. Where a crash has left one
+// of its two sectors unreadable, that one is written first: a crash at a write that
+// changes both could take the other one.
+func (s sealed) seal(where int64, i int, h header) ([]byte, error) {
+	old, err := readFull(s.dev, where, block)
+	if err != nil {
+		return nil, err
+	}
+	both := directio.Buffer(block)
+	first, last := both[:sector], both[block-sector:]
+	copy(first, s.place.encodeHeader(h))
+	copy(last, first)
+	oldFirst, oldLast := old[:sector], old[block-sector:]
+	switch ok := s.readable(oldFirst, i); {
+	case ok == s.readable(oldLast, i):
+	case ok:
+		err = writeFull(s.dev, where, slices.Concat(oldFirst, both[sector:]))
+	default:
+		err = writeFull(s.dev, where, slices.Concat(both[:block-sector], oldLast))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return both, writeFull(s.dev, where, both)
+}
+
+// readable says that a sector of header block i is a header, wherever its contents
+// are, or still empty.
+func (s sealed) readable(b []byte, i int) bool {
+	h, reason := s.place.decodeHeader(b)
+	if reason == nil {
+		reason = s.fits(h, i)
+	}
+	return reason == nil || errors.Is(reason, ErrEmpty) || errors.Is(reason, ErrShort)
 }

@@ -126,14 +126,15 @@ var errNotLooked = failure.New(failure.NotFound, "it was not looked at")
 //   - a replica that it was raised on has neither this generation nor a later
 //     one: the raise ended before it got there; or
 //   - a later raise, which looked at a replica that had this one, was from
-//     another generation: it had seen that this one was not finished; or
-//   - a later raise, which looked at a replica that this one was raised on, was from
-//     a generation before this one.
+//     another generation: it had seen that this one was not finished.
+//
+// All replicas that it was raised on having it, it was: a raise of a higher number
+// may have come before it, and have ended on a replica that was away since.
 //
 // What the host has noted was acknowledged, whatever the replicas say: one of
 // them may have been put back from a backup.
 func (h *history) finished(g Generation) bool {
-	if g.Raise == h.known.Raise {
+	if g.Raise == h.known.Raise || h.complete(g) {
 		return true
 	}
 	for _, id := range g.With {
@@ -142,10 +143,7 @@ func (h *history) finished(g Generation) bool {
 		}
 	}
 	for _, later := range h.raises {
-		if later.Number <= g.Number || later.From.Raise == g.Raise {
-			continue
-		}
-		if h.looked(later, g.Raise) || later.From.Number < g.Number && meet(later.With, g.With) {
+		if later.Number > g.Number && later.From.Raise != g.Raise && h.looked(later, g.Raise) {
 			return false
 		}
 	}
@@ -157,8 +155,9 @@ func (h *history) looked(later Generation, raise string) bool {
 	return slices.ContainsFunc(later.With, func(id string) bool { return h.own[id].Generation.Raise == raise })
 }
 
-func meet(these, those []string) bool {
-	return slices.ContainsFunc(these, func(id string) bool { return slices.Contains(those, id) })
+// complete says that all replicas that a generation was raised on have it.
+func (h *history) complete(g Generation) bool {
+	return !slices.ContainsFunc(g.With, func(id string) bool { return h.own[id].Generation.Raise != g.Raise })
 }
 
 // content is the generation that a replica's content belongs to: that of its

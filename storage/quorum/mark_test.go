@@ -27,7 +27,6 @@ const (
 	raise1 = "a1b2c3d4e5f60718"
 	raise2 = "0011223344556677"
 	raise3 = "8899aabbccddeeff"
-	raise4 = "ffeeddccbbaa9988"
 )
 
 func TestTagIsAMark(t *testing.T) {

@@ -71,6 +71,7 @@ func imageCommand(p *program) *cli.Command {
 			verb("release", "end what prepare began", "REPO/IMAGE", imageRelease, holder(), dryRunFlag()),
 			{
 				Name: "work", Usage: "do the work on one image (started by diskhook itself)", ArgsUsage: "REPO/IMAGE", Hidden: true,
+				Flags:  []cli.Flag{&cli.BoolFlag{Name: "after", Usage: "let go of what the work had open, if it was killed"}},
 				Action: func(c *cli.Context) error { return imageWork(p, c) },
 			},
 		},

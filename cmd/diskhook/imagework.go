@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -83,12 +84,15 @@ func imageWork(p *program, c *cli.Context) error {
 		return err
 	}
 	ref, err := parseImageRef(c, words[0])
-	if err != nil {
+	if err != nil || c.Bool("after") && os.Getenv("SERVICE_RESULT") == "success" { // systemd.exec(5)
 		return err
 	}
 	s, err := p.repositories()
 	if err != nil {
 		return err
+	}
+	if c.Bool("after") {
+		return s.LetGo(c.Context, ref.repo)
 	}
 	return s.Run(c.Context, ref.repo, ref.id)
 }

@@ -83,6 +83,8 @@ func (w worker) start(ctx context.Context, repo, image string) error {
 	d := command.Detached{
 		Unit: "diskhook-image-" + image, Description: "diskhook: image " + repo + "/" + image,
 		Argv: []string{w.program, "image", "work", repo + "/" + image},
+		// Also if it was killed: what it has open no other host could have.
+		Properties: []string{"ExecStopPost=" + w.program + " image work --after " + repo + "/" + image},
 	}
 	if w.root != "" {
 		d.Env = []string{"DISKHOOK_ROOT=" + w.root}

@@ -81,8 +81,18 @@ func TryEither(dir, name string) (l *Lock, alone bool, err error) {
 // Acquire waits for the exclusive lock until ctx ends; then the error is
 // ErrHeld joined with the context's.
 func Acquire(ctx context.Context, dir, name string) (*Lock, error) {
+	return wait(ctx, func() (*Lock, error) { return Try(dir, name) })
+}
+
+// Share is Acquire for a lock that all who share it have at the same time, while nobody
+// has it exclusively.
+func Share(ctx context.Context, dir, name string) (*Lock, error) {
+	return wait(ctx, func() (*Lock, error) { return tryShared(dir, name) })
+}
+
+func wait(ctx context.Context, try func() (*Lock, error)) (*Lock, error) {
 	for {
-		l, err := Try(dir, name)
+		l, err := try()
 		if err == nil || !errors.Is(err, ErrHeld) {
 			return l, err
 		}

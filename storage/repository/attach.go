@@ -33,33 +33,60 @@ func (a *attached) take() map[format.Data]bool {
 	defer a.mu.Unlock()
 	all := a.all
 	a.all = nil
+	if all == nil {
+		all = map[format.Data]bool{}
+	}
 	return all
 }
 
-// letGo closes on this host what work has opened, but for what somebody here uses:
-// as long as this host has a volume of a shared group no other one may write it. That
-// it fails takes nothing back; the volume stays, and whoever wants it is told.
+// letGo closes on this host what work has opened, and what work that was killed has
+// left open, but for what somebody here uses: as long as this host has a volume of a
+// shared group no other one may write it. That it fails takes nothing back; the volume
+// stays, and whoever wants it is told.
 func (s *Service) letGo(ctx context.Context, r *repo) {
-	all := r.attached.take()
-	if len(all) == 0 || !r.place.Capabilities().Stale {
-		return
+	if err := s.giveUp(context.WithoutCancel(ctx), r); err != nil {
+		s.Log.Warn("volumes stay open on this host", "repository", r.id, "error", err)
 	}
-	ctx = context.WithoutCancel(ctx)
-	err := r.change(ctx, func(u *update) error {
+}
+
+// LetGo closes on this host all volumes that nobody here uses: those that a process
+// which was killed had open.
+func (s *Service) LetGo(ctx context.Context, repoID string) error {
+	r, err := s.connected(ctx, repoID)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	return s.giveUp(ctx, r)
+}
+
+func (s *Service) giveUp(ctx context.Context, r *repo) error {
+	mine := r.attached.take()
+	if c := r.place.Capabilities(); !c.Stale || c.ReadOnly {
+		return nil
+	}
+	open, err := step(ctx, r, "list open volumes", r.place.Opened)
+	if err != nil {
+		return err
+	}
+	if len(open) == 0 && len(mine) == 0 {
+		return nil
+	}
+	for _, d := range open {
+		mine[d] = true
+	}
+	return r.change(ctx, func(u *update) error {
 		used, err := s.usedHere(ctx, u)
 		if err != nil {
 			return err
 		}
-		for d := range all {
+		for d := range mine {
 			if !used[d.ID] {
 				err = errors.Join(err, u.closeVolume(ctx, d))
 			}
 		}
 		return err
 	})
-	if err != nil {
-		s.Log.Warn("volumes stay open on this host", "repository", r.id, "error", err)
-	}
 }
 
 func (r *repo) closeVolume(ctx context.Context, d format.Data) error {

@@ -294,6 +294,7 @@ func (s *Service) open(ctx context.Context, c Connection) (*repo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", c.RepoID, err)
 	}
+	r.deadline = max(r.deadline, r.place.Capabilities().Takeover)
 	about, err := get[descriptor](ctx, r, format.Repository, format.Descriptor)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

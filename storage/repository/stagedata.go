@@ -62,15 +62,25 @@ func (w *worker) flush(ctx context.Context, v *volume) error {
 	return err
 }
 
-// make makes room for a volume and opens it for writing.
+// errOldHost says that another host has a new volume of the plan open: a worker had it,
+// and has died, for this one has the lock of the work.
+var errOldHost = errors.New("it was left open there by work that died")
+
+// make makes room for a new volume and opens it for writing; errOldHost.
 func (w *worker) make(ctx context.Context, v *volume, bytes int64) (fresh bool, err error) {
 	fresh, err = step(ctx, w.repo, "make a volume", func(ctx context.Context) (bool, error) {
 		return w.repo.place.Make(ctx, v.ID, v.Format, bytes)
 	})
+	if err == nil {
+		err = w.repo.openVolumes(ctx, chain{v}, true)
+	}
+	if errors.Is(err, format.ErrElsewhere) {
+		err = fmt.Errorf("%w: %w", errOldHost, err)
+	}
 	if err != nil {
 		return false, fmt.Errorf("volume %s: %w", v.ID, err)
 	}
-	return fresh, w.repo.openVolumes(ctx, chain{v}, true)
+	return fresh, nil
 }
 
 // anew is make of a volume of which nothing is kept.

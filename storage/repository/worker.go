@@ -125,6 +125,12 @@ func (w *worker) run(ctx context.Context) (err error) {
 	p := w.img.Plan
 	w.op = operation{V: documentVersion, Plan: p.Nonce, record: record{Verb: p.Verb, Host: w.HostID, Boot: w.BootID, Stages: len(p.Stages), Percent: -1}}
 	err = w.watched(ctx, w.walk)
+	if errors.Is(err, errOldHost) {
+		if err := w.startOver(ctx); err != nil {
+			return err
+		}
+		err = w.watched(ctx, w.walk)
+	}
 	if err != nil {
 		w.note(context.WithoutCancel(ctx), func(op *operation) { op.Error, op.Code = failure.Line(err), codeOf(err) })
 		return err

@@ -13,8 +13,16 @@ package format
 
 import (
 	"context"
+	"errors"
 	"os"
+	"time"
+
+	"diskhook/storage/failure"
 )
+
+// ErrElsewhere: another host has the volume open, and as long as it has no other one may
+// write it, whether the process that opened it lives or not.
+var ErrElsewhere = failure.Wrap(failure.Conflict, errors.New("another host has it open"))
 
 // Format is a way to keep a repository on storage.
 type Format interface {
@@ -123,7 +131,7 @@ type Lock interface {
 type Volumes interface {
 	// Make makes room for a volume of so many bytes and names it; one that is there
 	// is left alone if it is large enough. fresh says that the whole of it reads
-	// zero.
+	// zero. ErrElsewhere.
 	Make(ctx context.Context, id, kind string, bytes int64) (fresh bool, err error)
 	// Path is where the volume is while it is open.
 	Path(id, kind string) string
@@ -131,9 +139,12 @@ type Volumes interface {
 	// repository, so that every host finds it.
 	Backing(id, kind string) string
 	// OpenVolume makes Path usable on this host, CloseVolume ends that. They do
-	// not count: the caller closes what nobody uses any more.
+	// not count: the caller closes what nobody uses any more. What another process of
+	// this host has opened, and not closed, stays; one that ended has not. ErrElsewhere.
 	OpenVolume(ctx context.Context, id, kind string, write bool) error
 	CloseVolume(ctx context.Context, id, kind string) error
+	// Opened lists what is usable on this host only because somebody opened it.
+	Opened(ctx context.Context) ([]Data, error)
 	// Grow makes a raw volume read zero from its end up to bytes, and one
 	// of another kind able to hold so many. Where new room is Stale it writes zeros,
 	// for as long as that takes.
@@ -189,6 +200,9 @@ type Capabilities struct {
 	// of any image; else 0. A guest sees all of its volume, so that a
 	// virtual disk has such a size, too.
 	Granule int64 `json:"granule,omitempty"`
+	// Takeover is how long it takes at most to see that a lock's holder on another host
+	// has died. Nobody who waits for less ever gets such a lock.
+	Takeover time.Duration `json:"-"`
 	// ReadOnly: this host may make and change nothing.
 	ReadOnly bool `json:"read_only"`
 }

@@ -4,7 +4,8 @@
 // logical volume for each volume, and one for the documents.
 //
 // Parameters: vg, the group's name; writer, the machine id of the one host that may write,
-// for a group without a lock manager.
+// for a group without a lock manager; documents, for how many there is room in a new
+// repository, where 8192 are not right: that never grows.
 //
 // # Who keeps hosts apart
 //
@@ -70,6 +71,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -121,7 +123,10 @@ func (f Format) awaitNode(ctx context.Context, path string) error {
 }
 
 // settings are the parameters.
-type settings struct{ vg, writer, instead string }
+type settings struct {
+	vg, writer, instead string
+	buckets             int // 0: as many as usual
+}
 
 func parse(parameters map[string]string) (settings, error) {
 	s := settings{}
@@ -133,8 +138,14 @@ func parse(parameters map[string]string) (settings, error) {
 			s.writer = value
 		case "instead-of":
 			s.instead = value
+		case "documents":
+			n, err := strconv.Atoi(value)
+			if err != nil || n < bucketSlots || n > maxBuckets*bucketSlots {
+				return s, failure.New(failure.Usage, "%s: documents %q: not a number from %d to %d", Name, value, bucketSlots, maxBuckets*bucketSlots)
+			}
+			s.buckets = (n + bucketSlots - 1) / bucketSlots
 		default:
-			return s, failure.New(failure.Usage, "%s: parameter %q: there are vg, writer and instead-of", Name, name)
+			return s, failure.New(failure.Usage, "%s: parameter %q: there are vg, writer, instead-of and documents", Name, name)
 		}
 	}
 	if !host.LVMName(s.vg) {
@@ -202,6 +213,9 @@ func isOurs(tag string) bool { return len(tag) > len(tagOf) && tag[:len(tagOf)] 
 // make makes the volume of documents; begun says that it was made, and no more.
 func (f Format) make(ctx context.Context, s settings, report lvm.Report, begun bool) error {
 	h := header{V: 1, Format: Name, Area: uuid.NewString(), Buckets: f.Buckets, Writer: s.writer}
+	if s.buckets > 0 {
+		h.Buckets = s.buckets
+	}
 	if h.Buckets == 0 {
 		h.Buckets = defaultBuckets
 	}
@@ -319,6 +333,7 @@ type place struct {
 	granule int64    // of the group, in bytes
 	locks   string   // directory
 	uuids   sync.Map // LVM's own, by the ids of volumes
+	shares  shares
 }
 
 // writable refuses this host if another one alone writes.
@@ -339,13 +354,18 @@ func (p *place) Close() error {
 	if p == nil || p.area.dev == nil {
 		return nil
 	}
+	p.leaveShares()
 	return p.area.dev.Close()
 }
 
 // Capabilities implements format.Place.
 func (p *place) Capabilities() format.Capabilities {
-	return format.Capabilities{
+	c := format.Capabilities{
 		Format: Name, Shared: p.area.Writer == "", ReadOnly: p.writable() != nil,
 		Stale: true, Granule: p.granule,
 	}
+	if c.Shared {
+		c.Takeover = (judgeBeats + 2) * p.host.Beat
+	}
+	return c
 }

@@ -103,7 +103,7 @@ func (p *place) put(ctx context.Context, kind format.Kind, id string, data []byt
 		}
 		if found == nil {
 			err := failure.New(failure.NoSpace, "lv %s: no slot is left for another document", p.area.name)
-			return failure.Hint(err, "remove images and `diskhook repo fix --all` it, or make another repository on another volume group")
+			return failure.Hint(err, "remove images and `diskhook repo fix --all` it, or make another repository with --set documents=%d on another volume group", 4*bucketSlots*p.area.Buckets)
 		}
 		return p.replace(*found, block{kind: k, id: u, body: data}, check)
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/repository/format"
 	"diskhook/storage/repository/format/clvm"
 )
@@ -156,5 +157,31 @@ func TestADamagedHeader(t *testing.T) {
 	}
 	if err := s.on("h1", 0).Create(t.Context(), single); !errors.Is(err, failure.Problems) {
 		t.Errorf("it is made anew over what is there: %v", err)
+	}
+}
+
+// A repository has room for as many documents as it was made for.
+func TestRoomForDocuments(t *testing.T) {
+	ctx := t.Context()
+	s := newSite(t, "")
+	for _, bad := range []string{"0", "-1", "many", "1048577"} {
+		refused(t, s.on("h1", 0).Create(ctx, map[string]string{"vg": vg, "writer": "h1", "documents": bad}), failure.Usage, "not a number from 16 to 1048576")
+	}
+	asked := map[string]string{"vg": vg, "writer": "h1", "documents": "300"}
+	must(t, s.on("h1", 0).Create(ctx, asked))
+	g, err := lvmtest.Load(s.state())
+	must(t, err)
+	const header, slot, slots = 1 << 20, 8 << 10, 19 * 16 // whole buckets of 16
+	if got := g.Volumes["dh_documents"].Size; got < header+slots*slot || got >= header+slots*slot+2*g.Extent {
+		t.Errorf("%d bytes", got)
+	}
+	p := s.open(s.on("h1", 0), single)
+	written := 0
+	for ; err == nil; written++ {
+		err = p.Write(ctx, format.Volume, uuid.NewString(), []byte("v"), pass)
+	}
+	refused(t, err, failure.NoSpace, "--set documents=1216")
+	if written < 200 {
+		t.Errorf("%d documents", written)
 	}
 }

@@ -237,3 +237,34 @@ func TestReadersAndWritersOfASharedGroup(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// What a process of this host has open another one neither closes nor removes; what was
+// open in one that ended it does.
+func TestProcessesOfOneHost(t *testing.T) {
+	ctx := t.Context()
+	s, one, _ := written(t)
+	two := s.open(s.on("h1", 0), single)
+	three, err := s.on("h1", 0).Open(ctx, single)
+	must(t, err)
+	id := uuid.NewString()
+	_, err = one.Make(ctx, id, imagecheck.Raw, 1<<20)
+	must(t, err)
+	must(t, two.OpenVolume(ctx, id, imagecheck.Raw, false))
+	must(t, three.OpenVolume(ctx, id, imagecheck.Raw, false))
+	opened := func(want int) {
+		t.Helper()
+		if all, err := one.Opened(ctx); err != nil || len(all) != want {
+			t.Errorf("open: %v: %v", all, err)
+		}
+	}
+	must(t, one.CloseVolume(ctx, id, imagecheck.Raw))
+	opened(1)
+	refused(t, one.Delete(ctx, id, imagecheck.Raw), failure.Conflict, "another process of this host uses it")
+	refused(t, one.Erase(ctx, id, imagecheck.Raw, format.Erasure{Zero: true}, nil), failure.Conflict, "another process of this host uses it")
+	must(t, two.CloseVolume(ctx, id, imagecheck.Raw))
+	opened(1)
+	must(t, three.Close()) // as a process that ends
+	must(t, one.CloseVolume(ctx, id, imagecheck.Raw))
+	opened(0)
+	must(t, one.Delete(ctx, id, imagecheck.Raw))
+}

@@ -104,7 +104,7 @@ func (p *place) Make(ctx context.Context, id, kind string, bytes int64) (fresh b
 			return false, err
 		}
 	}
-	if err := p.activate(ctx, *lv, true); err != nil {
+	if err := p.use(ctx, *lv, true); err != nil {
 		return false, err
 	}
 	if lv.Size < bytes {
@@ -200,19 +200,7 @@ func (p *place) OpenVolume(ctx context.Context, id, kind string, write bool) err
 	if err := lv.Health(); err != nil {
 		return err
 	}
-	return p.activate(ctx, *lv, write)
-}
-
-// CloseVolume implements format.Volumes. What somebody on this host has open stays.
-func (p *place) CloseVolume(ctx context.Context, id, kind string) error {
-	lv, _, err := p.find(ctx, id, kind)
-	if err != nil || lv == nil || lv.Active != nil && !*lv.Active {
-		return err
-	}
-	if err := p.host.LVM.Deactivate(ctx, p.vg, lv.Name); err != nil && !errors.Is(err, lvm.ErrInUse) {
-		return err
-	}
-	return nil
+	return p.use(ctx, *lv, write)
 }
 
 // Grow implements format.Volumes. Where a raw volume ended is noted first, so that what
@@ -232,7 +220,7 @@ func (p *place) Grow(ctx context.Context, id, kind string, bytes int64) error {
 	if !noted && lv.Size >= bytes {
 		return nil
 	}
-	if err := p.activate(ctx, *lv, true); err != nil {
+	if err := p.use(ctx, *lv, true); err != nil {
 		return err
 	}
 	note := tagGrow + strconv.FormatInt(from, 10)
@@ -298,6 +286,11 @@ func (p *place) Erase(ctx context.Context, id, kind string, how format.Erasure, 
 	if err != nil || lv == nil {
 		return err
 	}
+	free, err := p.last(*lv)
+	if err != nil {
+		return err
+	}
+	defer free()
 	if err := p.host.LVM.Deactivate(ctx, p.vg, lv.Name); err != nil {
 		return err
 	}
@@ -311,7 +304,8 @@ func (p *place) Erase(ctx context.Context, id, kind string, how format.Erasure, 
 }
 
 // Delete implements format.Volumes. LVM refuses a volume that is open here, or active
-// on another host of a group with a lock manager.
+// on another host of a group with a lock manager; one that another process of this host
+// is about to open has its share in it.
 func (p *place) Delete(ctx context.Context, id, kind string) error {
 	if err := p.writable(); err != nil {
 		return err
@@ -321,6 +315,11 @@ func (p *place) Delete(ctx context.Context, id, kind string) error {
 		return err
 	}
 	if lv != nil {
+		free, err := p.last(*lv)
+		if err != nil {
+			return err
+		}
+		defer free()
 		if err := p.host.LVM.Deactivate(ctx, p.vg, lv.Name); err != nil && !errors.Is(err, lvm.ErrNoLV) {
 			return err
 		}
@@ -337,18 +336,7 @@ func (p *place) Delete(ctx context.Context, id, kind string) error {
 
 // Data implements format.Volumes.
 func (p *place) Data(ctx context.Context) ([]format.Data, error) {
-	report, err := p.report(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var found []format.Data
-	for _, lv := range report.LVs {
-		id, kind, _ := strings.Cut(lv.Name, ".")
-		if slices.Contains(lv.Tags, p.tag()) && checkVolume(id, kind) == nil {
-			found = append(found, format.Data{ID: id, Kind: kind})
-		}
-	}
-	return found, nil
+	return p.volumes(ctx, func(lvm.LV) bool { return true })
 }
 
 // Capacity implements format.Place: that of the volume group.

@@ -97,6 +97,9 @@ func (p *Place) OpenVolume(_ context.Context, id, kind string, _ bool) error {
 // CloseVolume implements format.Volumes.
 func (p *Place) CloseVolume(context.Context, string, string) error { return nil }
 
+// Opened implements format.Volumes.
+func (p *Place) Opened(context.Context) ([]format.Data, error) { return nil, nil }
+
 // Grow implements format.Volumes.
 func (p *Place) Grow(_ context.Context, id, kind string, bytes int64) error {
 	if err := checkVolume(id, kind); err != nil || kind != imagecheck.Raw {

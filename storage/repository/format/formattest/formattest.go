@@ -278,6 +278,7 @@ func volumes(t *testing.T, here, there format.Place) {
 	}
 	must(t, f.Close())
 	for _, v := range all {
+		must(t, there.CloseVolume(ctx, v.ID, v.Kind)) // it may be on the same host
 		must(t, here.CloseVolume(ctx, v.ID, v.Kind))
 		must(t, here.Erase(ctx, v.ID, v.Kind, erase, nil))
 	}

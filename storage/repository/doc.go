@@ -31,6 +31,10 @@
 // only forward, or RemoveImage. A worker that is stopped (StopTask) leaves the plan
 // for the next.
 //
+// Data that has to be overwritten when its image is removed says so in the documents of
+// its volumes (stageerase.go): whoever deletes one erases it before. A volume that is being
+// erased is not complete, so that nobody begins to use it.
+//
 // The operation's document, written before the image's and removed after its plan,
 // is an index of open plans and holds the persisted status: who worked on it last,
 // stage X/Y, percent and the last error.
@@ -57,6 +61,12 @@
 // are fixes: clean, optimize, merge, mend. Each carries the generations of what it
 // is about; under the lock FixStorageRepository reads everything anew and refuses
 // one that is stale.
+//
+// While an image's document cannot be read, nothing is cleaned or merged: what it needs is
+// not known. It can be put aside (aside.go); what no other image names is kept then.
+//
+// Who frees room, or tells that there is none, does so where there is none: formats keep
+// some for that (format.Documents, WriteReserved).
 //
 // # Formats
 //

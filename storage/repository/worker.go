@@ -309,7 +309,11 @@ func (w *worker) note(ctx context.Context, change func(*operation)) {
 		return
 	}
 	w.op.Updated = now()
-	if err := w.repo.freeing().put(ctx, format.Operation, w.id, w.op); err != nil {
+	r := w.repo
+	if w.op.Error != "" {
+		r = r.freeing() // that there is no room may be what it says
+	}
+	if err := r.put(ctx, format.Operation, w.id, w.op); err != nil {
 		w.Log.Warn("status", "image", w.id, "error", err)
 	}
 }

@@ -40,7 +40,8 @@
 //
 //	0        slot of the header, which is JSON
 //	64 KiB   64 slots of hosts, JSON
-//	1 MiB    buckets of 16 slots; a document is in one of two, by FNV-1a of kind and id
+//	1 MiB    buckets of 16 slots; a document is in one of two, by FNV-1a of kind and id;
+//	         the last slot of a bucket is for who is about to remove something
 //
 // A slot has two blocks A and B. A write replaces the older one, and the newer one counts;
 // half a write is a wrong checksum, and then the other one does. A block:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,9 +22,13 @@ func TestThinCluster(t *testing.T) {
 	}.run(t)
 }
 
-// thin runs a verb of diskhook.
+// thin runs a verb of diskhook, which waits for a master that is emulated beside this
+// host longer than it would.
 func (m labMachine) thin(args ...string) string {
 	m.Helper()
+	if slices.Contains([]string{"create", "attach", "detach", "clone"}, args[0]) {
+		args = slices.Insert(args, 1, "--deadline", patience.String())
+	}
 	return m.run("diskhook", append([]string{"thin"}, args...)...)
 }
 

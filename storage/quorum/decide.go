@@ -29,6 +29,10 @@ type Observed struct {
 type Known struct {
 	Number uint64 `json:"number"`
 	Raise  string `json:"raise"`
+	// Begun is the highest number of a raise that this host began. No other gets
+	// it, though all replicas with it may be away: the later of two raises is the
+	// one with the higher number.
+	Begun uint64 `json:"begun,omitempty"`
 }
 
 // LeftOut is a replica that does not vote.
@@ -92,7 +96,7 @@ type history struct {
 }
 
 func newHistory(set Set, observed []Observed, known Known) *history {
-	h := &history{set: set, known: known, seen: map[string]Observed{}, own: map[string]Mark{}, raises: map[string]Generation{}, highest: known.Number}
+	h := &history{set: set, known: known, seen: map[string]Observed{}, own: map[string]Mark{}, raises: map[string]Generation{}, highest: max(known.Number, known.Begun)}
 	for _, id := range set.IDs() {
 		h.seen[id] = Observed{ID: id, Image: errNotLooked, NoMark: errNotLooked}
 	}

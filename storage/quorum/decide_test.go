@@ -60,17 +60,17 @@ func TestDecide(t *testing.T) {
 			left: "it is of generation 1, the newest is 2", stale: true,
 			veto: "replica set db: it was not closed cleanly, and 2 replicas cannot outvote each other (r4: it is of generation 1, the newest is 2); compare them with `diskhook quorum resync db`, which asks for one to believe only where they differ"},
 		"the host knows that it ended": {
-			seen: [3]Observed{{Mark: clean(two("r1"))}, {Mark: clean(two("r2"))}, {Mark: clean(one("r4"))}}, known: Known{2, raise2}, open: "r1 r2",
+			seen: [3]Observed{{Mark: clean(two("r1"))}, {Mark: clean(two("r2"))}, {Mark: clean(one("r4"))}}, known: Known{Number: 2, Raise: raise2}, open: "r1 r2",
 			left: "it is of generation 1, the newest is 2", stale: true},
 		"all are older than this host knows": {
-			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, known: Known{2, raise2}, open: "r1 r2 r4",
+			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: clean(one("r2"))}, {Mark: clean(one("r4"))}}, known: Known{Number: 2, Raise: raise2}, open: "r1 r2 r4",
 			veto: "replica set db: the newest generation that this host has written is not there: it has written 2, there is 1; name the replica to believe: `diskhook quorum resync --from r1 db`"},
 		"suspect": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: suspect(one("r2"))}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "suspect: hung", stale: true},
 		"no mark": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {}, {Mark: clean(one("r4"))}}, open: "r1 r4", left: "it has no mark, so nobody knows what it holds"},
 		"a suspect is not named": {
-			seen: [3]Observed{{Mark: one("r1"), Doubt: &Doubt{Reason: Mismatch}}, {Mark: one("r2")}, away}, known: Known{2, raise2}, open: "r1 r2", unclean: true, left: "no such file",
+			seen: [3]Observed{{Mark: one("r1"), Doubt: &Doubt{Reason: Mismatch}}, {Mark: one("r2")}, away}, known: Known{Number: 2, Raise: raise2}, open: "r1 r2", unclean: true, left: "no such file",
 			veto: "replica set db: the newest generation that this host has written is not there: it has written 2, there is 1 (r4: no such file); bring r4 back, or believe one that is there with `diskhook quorum resync --from r2 db`"},
 		"another set's": {
 			seen: [3]Observed{{Mark: clean(one("r1"))}, {Mark: with(one("r2"), func(m *Mark) { m.Set = strings.Replace(setUUID, "6", "7", 1) })}, {Mark: clean(one("r4"))}},
@@ -119,13 +119,13 @@ func TestABackupDoesNotUndoAGeneration(t *testing.T) {
 	set := three()
 	seen := []Observed{{ID: "r1", Mark: mark("r1", 2, raise2, raise1)}, {ID: "r2", Mark: mark("r2", 2, raise2, raise1)}, {ID: "r4", Mark: mark("r4", 1, raise1, "")}}
 	seen[0].Mark.Clean = true
-	if d := Decide(set, seen, Known{2, raise2}); d.Veto != nil || strings.Join(d.Open, " ") != "r1 r2" || d.Next != 3 {
+	if d := Decide(set, seen, Known{Number: 2, Raise: raise2}); d.Veto != nil || strings.Join(d.Open, " ") != "r1 r2" || d.Next != 3 {
 		t.Errorf("%+v", d)
 	}
 	// Without that knowledge it looks like a raise that did not reach r4: then
 	// the old generation would count, unless its replicas are too few.
 	seen[1].Mark.Suspect = Mismatch
-	if d := Decide(set, seen, Known{2, raise2}); d.Veto == nil {
+	if d := Decide(set, seen, Known{Number: 2, Raise: raise2}); d.Veto == nil {
 		t.Errorf("%+v", d)
 	}
 }
@@ -165,7 +165,7 @@ func TestOutvotes(t *testing.T) {
 					seen = append(seen, Observed{ID: id, Mark: m})
 				}
 			}
-			d := Decide(set, seen, Known{2, raise2})
+			d := Decide(set, seen, Known{Number: 2, Raise: raise2})
 			if !d.Unclean || len(d.Open) != c.open {
 				t.Fatalf("%+v", d)
 			}

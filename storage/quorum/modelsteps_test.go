@@ -12,6 +12,7 @@ import (
 // lift is Service.raise, with power for so many marks; -1 is enough.
 func (m *model) lift(from Origin, next uint64, with []string, clean bool, power int) bool {
 	m.raise++
+	m.known.Begun = max(m.known.Begun, next)
 	g := Generation{Number: next, Raise: fmt.Sprintf("%016x", m.raise), From: from, With: slices.Clone(with)}
 	for _, id := range rapid.Permutation(with).Draw(m.t, "order") {
 		if power == 0 {
@@ -24,7 +25,7 @@ func (m *model) lift(from Origin, next uint64, with []string, clean bool, power 
 	if power == 0 {
 		return false
 	}
-	m.known, m.gen = Known{g.Number, g.Raise}, g
+	m.known.Number, m.known.Raise, m.gen = g.Number, g.Raise, g
 	return true
 }
 

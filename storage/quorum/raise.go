@@ -42,6 +42,9 @@ func (s *Service) raise(ctx context.Context, set Set, from Origin, next uint64, 
 			err := failure.New(failure.Precondition, "%s: %d replicas take a new generation, %d are needed", &set, len(with), set.Threshold)
 			return Generation{}, left, errors.Join(err, joined(left))
 		}
+		if err := s.noteBegun(set, number); err != nil {
+			return Generation{}, left, err
+		}
 		g := Generation{Number: number, Raise: newRaise(), From: from, With: slices.Clone(with)}
 		failed := s.markAll(ctx, set, with, func(Replica) Mark { return Mark{Generation: g, Clean: clean} })
 		if err := stopped(ctx); err != nil {
@@ -134,7 +137,7 @@ func (s *Service) know(set Set, g Generation) error {
 	if err := failpoint.Hit("quorum.raised"); err != nil {
 		return err
 	}
-	if err := s.noteKnown(set, Known{g.Number, g.Raise}, g.With); err != nil {
+	if err := s.noteKnown(set, Known{Number: g.Number, Raise: g.Raise}, g.With); err != nil {
 		return err
 	}
 	return failpoint.Hit("quorum.known")
@@ -147,6 +150,23 @@ type knowledge struct {
 	Out map[string]time.Time `json:"out,omitempty"`
 }
 
+// noteBegun writes down that a raise of this number begins, before any replica has
+// it.
+func (s *Service) noteBegun(set Set, number uint64) error {
+	k, err := s.knowledge(set)
+	if err != nil {
+		return err
+	}
+	k.Begun = max(k.Begun, number)
+	if err = s.makeState(set); err == nil {
+		err = atomicfile.WriteJSON(s.knownPath(set), k, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", &set, err)
+	}
+	return nil
+}
+
 // noteKnown writes down the generation, and who votes in it.
 func (s *Service) noteKnown(set Set, k Known, voting []string) error {
 	if err := s.makeState(set); err != nil {
@@ -156,6 +176,7 @@ func (s *Service) noteKnown(set Set, k Known, voting []string) error {
 	if err != nil { // it is written anew
 		s.Log.Warn("since when replicas do not vote is lost", "set", set.Name, "err", err)
 	}
+	k.Begun = max(k.Begun, before.Begun)
 	now := knowledge{k, map[string]time.Time{}}
 	for _, id := range set.IDs() {
 		if slices.Contains(voting, id) {

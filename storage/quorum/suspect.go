@@ -112,7 +112,7 @@ func (ss *session) suspect(ctx context.Context, id string, why Reason, text stri
 	ss.live.replica(id, func(r *LiveReplica) { r.State, r.Why, r.Since = Suspected, string(why), time.Now().UTC() })
 	if len(rest) < ss.set.Threshold {
 		ss.log.ErrorContext(ctx, "it stays, as the others are too few without it", "replica", id, "threshold", ss.set.Threshold)
-		if err := ss.noteKnown(ss.set, Known{ss.gen.Number, ss.gen.Raise}, rest); err != nil {
+		if err := ss.noteKnown(ss.set, Known{Number: ss.gen.Number, Raise: ss.gen.Raise}, rest); err != nil {
 			ss.log.WarnContext(ctx, "since when it is suspect is not written down", "replica", id, "err", err)
 		}
 		return

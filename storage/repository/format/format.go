@@ -20,7 +20,7 @@ import (
 	"diskhook/storage/failure"
 )
 
-// ErrElsewhere: another host has the volume open, and as long as it has no other one may
+// ErrElsewhere says that another host has the volume open: as long as it has, no other one may
 // write it, whether the process that opened it lives or not.
 var ErrElsewhere = failure.Wrap(failure.Conflict, errors.New("another host has it open"))
 

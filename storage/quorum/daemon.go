@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -138,6 +139,20 @@ type export struct {
 
 func (d *daemon) export(ctx context.Context, e export) error {
 	return d.do(ctx, "block-export-add", e, nil)
+}
+
+// unexport ends an export. Its node is free when that has gone, which the daemon
+// tells by an event only.
+func (d *daemon) unexport(ctx context.Context, id string) {
+	_ = d.do(ctx, "block-export-del", args{"id": id, "mode": "hard"}, nil)
+	for range 20 {
+		var exports []struct{ ID string }
+		if d.do(ctx, "query-block-exports", nil, &exports) != nil ||
+			!slices.ContainsFunc(exports, func(e struct{ ID string }) bool { return e.ID == id }) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // child is the name of the edge from the quorum node to one of its children:

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/nbd"
 )
 
 // resyncJob asks for a replica to be brought up to date while guests write.
@@ -155,6 +156,9 @@ func (ss *session) mirrored(ctx context.Context, r Replica) (err error) {
 			undo[i]()
 		}
 	}()
+	if err := ss.takesWrites(ctx, r); err != nil {
+		return err
+	}
 	if err := ss.daemon.doFor(ctx, monitorTimeout, "blockdev-add", failing(place, ss.set.Size), nil); err != nil {
 		return err
 	}
@@ -177,6 +181,35 @@ func (ss *session) mirrored(ctx context.Context, r Replica) (err error) {
 		return err
 	}
 	return ss.call(ctx, func() error { return ss.rejoin(ctx, m, job, place) })
+}
+
+// takesWrites writes what it reads at the beginning of a replica. QEMU (7.2) may
+// crash when a guest's write fails on the target of a mirror, which would take the
+// set away from the guest; so one that takes no writes does not become a target.
+func (ss *session) takesWrites(ctx context.Context, r Replica) error {
+	ctx, cancel := context.WithTimeout(ctx, ss.hangTimeout(ss.set)+monitorTimeout)
+	defer cancel()
+	id := "try-" + r.ID
+	if err := ss.daemon.export(ctx, export{ID: id, Type: NBDExport, Node: r.ID, Writable: true, Name: id}); err != nil {
+		return err
+	}
+	defer ss.daemon.unexport(context.WithoutCancel(ctx), id)
+	client, err := nbd.Dial(ctx, ss.private(ss.set.Name, daemonSocket), id)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	b, err := client.ReadAt(ctx, 0, sector)
+	if ioError(err) {
+		return nil // a bad block, which the mirror writes anew
+	}
+	if err == nil {
+		err = client.WriteAt(ctx, 0, b)
+	}
+	if err == nil {
+		err = client.Flush(ctx)
+	}
+	return err
 }
 
 // failing is a node that fails each request at once.

@@ -203,16 +203,7 @@ func (ss *session) endMember(ctx context.Context, m *member) {
 	}
 	_ = m.look.Close()
 	m.look = nil
-	_ = ss.daemon.do(ctx, "block-export-del", args{"id": "look-" + m.replica.ID, "mode": "hard"}, nil)
-	// The node is free when the export has gone, which it tells by an event only.
-	for range 20 {
-		var exports []struct{ ID string }
-		if ss.daemon.do(ctx, "query-block-exports", nil, &exports) != nil ||
-			!slices.ContainsFunc(exports, func(e struct{ ID string }) bool { return e.ID == "look-"+m.replica.ID }) {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	ss.daemon.unexport(ctx, "look-"+m.replica.ID)
 }
 
 // looking is the connection that reads a replica alone, past the vote. The loop

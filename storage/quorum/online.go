@@ -180,7 +180,33 @@ func (ss *session) mirrored(ctx context.Context, r Replica) (err error) {
 	if err := ss.follow(ctx, job, r.ID); err != nil {
 		return err
 	}
+	if err := ss.outlastReports(ctx, r.ID); err != nil {
+		return err
+	}
 	return ss.call(ctx, func() error { return ss.rejoin(ctx, m, job, place) })
+}
+
+// reportsLast is for how long QEMU may keep a report back, a second, and some time
+// to hand it on.
+const reportsLast = 2 * time.Second
+
+// outlastReports waits until nothing can be reported any more of a replica as it
+// was before it was evicted, which would be held against it as it is now.
+func (ss *session) outlastReports(ctx context.Context, id string) error {
+	var rest time.Duration
+	err := ss.call(ctx, func() error {
+		rest = reportsLast - time.Since(ss.evicted[id])
+		return nil
+	})
+	if err != nil || rest <= 0 {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(rest):
+		return nil
+	}
 }
 
 // takesWrites writes what it reads at the beginning of a replica. QEMU (7.2) may

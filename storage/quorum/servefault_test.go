@@ -140,6 +140,8 @@ func TestHung(t *testing.T) {
 	must(t, w.ResyncServed(t.Context(), "db", "", nil))
 	w.untilState("r3", quorum.Voting, "")
 	w.works("write -P 8 3M 64k", "flush")
+	time.Sleep(1500 * time.Millisecond) // a report of what it was before would come now
+	w.untilState("r3", quorum.Voting, "")
 	w.stop()
 	v, err := w.Verify(t.Context(), "db", nil)
 	if err != nil || !v.Equal() {

@@ -28,10 +28,11 @@ type session struct {
 
 	daemon   *daemon
 	gen      Generation
-	voters   map[string]*member // children of the voting node
-	suspects map[string]Reason  // since the session began
-	inner    *nbd.Client        // our own connection to the export
-	observed []Observed         // before it was opened
+	voters   map[string]*member   // children of the voting node
+	suspects map[string]Reason    // since the session began
+	evicted  map[string]time.Time // when a replica was, last
+	inner    *nbd.Client          // our own connection to the export
+	observed []Observed           // before it was opened
 	work     chan func()
 	released chan struct{}  // somebody says that the claim is gone
 	jobs     chan resyncJob // for online
@@ -49,7 +50,7 @@ type member struct {
 
 // serve opens the set, serves it and closes it.
 func (ss *session) serve(ctx context.Context) error {
-	ss.voters, ss.suspects = map[string]*member{}, map[string]Reason{}
+	ss.voters, ss.suspects, ss.evicted = map[string]*member{}, map[string]Reason{}, map[string]time.Time{}
 	ss.work, ss.jobs = make(chan func()), make(chan resyncJob, maxReplicas)
 	ss.released = make(chan struct{}, 1)
 	ss.Activate(ctx, ss.set)

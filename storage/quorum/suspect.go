@@ -179,6 +179,7 @@ func (ss *session) countOut(ctx context.Context) error {
 func (ss *session) evict(ctx context.Context, id string) {
 	m := ss.voters[id]
 	delete(ss.voters, id)
+	defer func() { ss.evicted[id] = time.Now() }()
 	if m.remote != nil {
 		m.remote.cut()
 	}

@@ -26,6 +26,7 @@
 //	repository_*_test.go  a storage repository that two hosts have on an NFS server
 //	thin_kernel_test.go  dm-thin behaves as the kernel in memory that unit tests use
 //	thin_cluster_test.go  two hosts on one disk are a thin cluster
+//	thin_crash_test.go    each loses its power twice in the middle of a verb
 //
 // Everything is checked by content (qemu-img compare with the source's chain),
 // by what must not have changed, and by the line an operator would read.

@@ -6,10 +6,13 @@ package e2e
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sync/errgroup"
@@ -106,7 +109,7 @@ func (l lab) place(notice string) int64 {
 }
 
 // pinSize is room for a notice: its length and one, then what it says.
-const pinSize = 64 << 10
+const pinSize = 16 << 10
 
 func pin(board io.WriterAt, at int64, text string) error {
 	b := make([]byte, pinSize)
@@ -123,7 +126,7 @@ type labMachine struct {
 	name string
 }
 
-// board opens the board past the page cache, as both hosts write to it.
+// board opens the board past the page cache, as all hosts write to it.
 func (m labMachine) board(notice string, do func(*layout.Volume, int64)) {
 	m.Helper()
 	at := m.lab.place(notice)
@@ -146,7 +149,7 @@ func (m labMachine) tell(notice, text string) {
 		m.must(pin(v, at, text))
 		m.must(v.Flush())
 	})
-	m.Logf("%s: told %q", m.name, notice)
+	m.Logf("%s, %s: told %q", m.name, m.uptime(), notice)
 }
 
 // await waits for a notice and returns what it says.
@@ -165,16 +168,25 @@ func (m labMachine) await(notice string) string {
 			return n > 0
 		})
 	})
-	m.Logf("%s: heard %q", m.name, notice)
+	m.Logf("%s, %s: heard %q", m.name, m.uptime(), notice)
 	return text
+}
+
+// uptime is the guest's, for the log.
+func (m labMachine) uptime() string {
+	m.Helper()
+	text, err := os.ReadFile("/proc/uptime")
+	m.must(err)
+	seconds, _, _ := strings.Cut(string(text), ".")
+	return seconds + " s"
 }
 
 // prepare makes the guest a host of its own: both come from one image.
 func (m labMachine) prepare() {
 	m.Helper()
 	m.run("hostname", m.name)
-	id := map[string]string{"alpha": "a", "beta": "b"}[m.name]
-	m.write("/etc/machine-id", "d15c000000000000000000000000000"+id+"\n", 0o444)
+	number, _ := slices.BinarySearch(slices.Sorted(maps.Keys(m.lab.hosts)), m.name)
+	m.write("/etc/machine-id", fmt.Sprintf("d15c%028x\n", number+1), 0o444)
 	m.write("/etc/hostname", m.name+"\n", 0o644)
 	m.run("modprobe", "dm-thin-pool")
 	if !exists("/usr/bin/diskhook") {

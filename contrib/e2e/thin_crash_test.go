@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"diskhook/storage/thin/layout"
+)
+
+// crash is a power cut of one host of the thin cluster while a verb stands at a
+// failpoint, and while a guest writes a journal. The volumes come back on the other
+// host, and then the host comes back to the cluster.
+type crash struct {
+	journal
+	at string // failpoint
+}
+
+// The crashes, in the order in which they come: what was granted is being put to
+// use; the header names the new metadata, and no device runs on them yet; the map
+// has the volume attaching, and the metadata lack it; the mapping of a volume is
+// stored, and the map has it detaching.
+func crashInGrant() crash    { return crash{journal{"grant", 512}, "thin.use.discarded"} }
+func crashInHandOver() crash { return crash{journal{"handover", 32}, "thin.handover.committed"} }
+func crashInAttach() crash   { return crash{journal{"attach", 32}, "thin.attach.begun"} }
+func crashInDetach() crash   { return crash{journal{"detach", 32}, "thin.detach.stored"} }
+
+func (c crash) refused() string { return "refused after " + c.volume }
+func (c crash) welcome() string { return "may join again after " + c.volume }
+func (c crash) back() string    { return "is back after " + c.volume }
+
+// crashNotices are all that is pinned of crashes.
+func crashNotices() []string {
+	all := []string{"about to write", "no master", "out of space", "supplied", "no master again", "out of space again"}
+	for _, c := range []crash{crashInGrant(), crashInHandOver(), crashInAttach(), crashInDetach()} {
+		all = append(all, c.notice(), c.refused(), c.welcome(), c.back())
+	}
+	return all
+}
+
+const (
+	masterUnit  = "diskhook-thin-master@lab.service"
+	monitorUnit = "diskhook-thin-monitor@lab.service"
+	// failing is a diskhook that has failpoints; passedLog is where those are that
+	// it passed.
+	failing   = "/usr/local/bin/diskhook.failpoints"
+	passedLog = "/run/failpoints"
+)
+
+// stop is what has it stop at the crash's failpoint until the power goes.
+func (c crash) stop() []string {
+	return []string{"DISKHOOK_FAILPOINT=" + c.at + "=sleep:1h", "DISKHOOK_FAILPOINT_LOG=" + passedLog}
+}
+
+// stopped runs a verb until it stands at the crash's failpoint.
+func (m labMachine) stopped(c crash, args ...string) {
+	m.Helper()
+	m.run("cp", "diskhook.failpoints", failing)
+	verb := exec.Command(failing, append([]string{"thin"}, args...)...)
+	verb.Env = append(os.Environ(), c.stop()...)
+	verb.Stderr = os.Stderr
+	m.must(verb.Start())
+	m.reaches(c)
+}
+
+func (m labMachine) reaches(c crash) {
+	m.Helper()
+	m.within("failpoint "+c.at, func() bool {
+		log, _ := os.ReadFile(passedLog)
+		return strings.Contains(string(log), c.at+"\n")
+	})
+}
+
+// labStatus is what a host tells of the cluster.
+type labStatus struct {
+	UUID  uuid.UUID
+	Epoch uint64
+	Hosts []struct {
+		Name string
+		UUID uuid.UUID
+	}
+	Pool struct{ Mode string }
+}
+
+func (m labMachine) status() (s labStatus) {
+	m.Helper()
+	m.must(json.Unmarshal([]byte(m.thin("status", "-o", "json")), &s))
+	return s
+}
+
+// awayTwice has no master while the other host needs one, twice.
+func (m labMachine) awayTwice() {
+	m.Helper()
+	m.await("about to write")
+	m.run("systemctl", "stop", masterUnit)
+	m.tell("no master", "")
+	m.await("out of space")
+	m.run("systemctl", "start", masterUnit)
+	m.await("supplied")
+	m.run("systemctl", "stop", masterUnit)
+	m.tell("no master again", "")
+	m.await("out of space again")
+	m.run("systemctl", "start", masterUnit)
+}
+
+// starved writes until the pool has no block left, and the writer waits.
+func (m labMachine) starved(w *writing) {
+	m.Helper()
+	m.within("out of space", func() bool { return m.status().Pool.Mode == "out_of_data_space" })
+	m.Logf("%s: out of space after %d records", m.name, w.acknowledged.Load())
+}
+
+// grantCrash writes into a pool that runs out of space, and goes on when the master
+// is back. The second time the power goes while what it granted is put to use.
+func (m labMachine) grantCrash() {
+	m.Helper()
+	c := crashInGrant()
+	m.attachJournal(c.journal)
+	m.tell("about to write", "")
+	m.await("no master")
+	w := m.writeJournal(c.journal)
+	m.starved(w)
+	m.tell("out of space", "")
+	m.more(w, 8)
+	m.tell("supplied", "")
+	m.await("no master again")
+	m.run("cp", "diskhook.failpoints", failing)
+	m.write("/run/systemd/system/"+monitorUnit+".d/failpoint.conf", "[Service]\nExecStart=\nExecStart="+failing+" -v thin monitor --cluster lab\n"+
+		"Environment="+strings.Join(c.stop(), " ")+"\n", 0o644)
+	m.run("systemctl", "daemon-reload")
+	m.run("systemctl", "restart", monitorUnit)
+	m.starved(w)
+	m.tell("out of space again", "")
+	m.reaches(c)
+	m.more(w, 4)
+	m.cutPower()
+}
+
+// cutIn cuts the power while a verb stands at the crash's failpoint, and a journal is
+// being written, or held back by that.
+func (m labMachine) cutIn(c crash, args ...string) {
+	m.Helper()
+	m.attachJournal(c.journal)
+	w := m.writeJournal(c.journal)
+	m.more(w, 8)
+	m.stopped(c, args...)
+	if c != crashInHandOver() {
+		m.more(w, 4)
+	}
+	m.cutPower()
+}
+
+// recovers takes the volumes of a host back whose power was cut, once there is
+// evidence that it cannot write. It becomes the master for that.
+func (m labMachine) recovers(c crash, host, boot string) {
+	m.Helper()
+	m.await(ended(boot))
+	m.reign()
+	if c == crashInGrant() {
+		m.refused(m.try("", "diskhook", "thin", "recover", host), 7, "host "+host, "not fenced", "on-fenced")
+		m.refused(m.try(m.name+"\n", "diskhook", "thin", "on-fenced", host), 4, "in the place of its name")
+	}
+	if r := m.try(host+"\n", "diskhook", "thin", "on-fenced", host); r.code != 0 {
+		m.Fatalf("on-fenced: %s", r.output)
+	}
+	m.thinCheck(host)
+	// The metadata of a host that is fenced are looked at; nothing but that is wrong.
+	m.refused(m.try("", "diskhook", "thin", "check"), 8, "it is fenced", "1 problems")
+	if text := m.thin("recover", host); strings.Contains(text, "suspect") {
+		m.Errorf("recover: %s", text)
+	}
+	m.thin("check")
+	m.thin("attach", c.volume)
+	m.acknowledged(c.journal)
+	m.thin("detach", c.volume)
+}
+
+// reign makes this host the master, if it is not.
+func (m labMachine) reign() {
+	m.Helper()
+	now := m.status().Epoch
+	var standing struct{ Master bool }
+	m.must(json.Unmarshal([]byte(m.thin("membership", "-o", "json")), &standing))
+	if standing.Master {
+		return
+	}
+	m.refused(m.try("", "diskhook", "thin", "on-master", "--epoch", fmt.Sprint(now)), 4, "epoch")
+	m.thin("on-master", "--epoch", fmt.Sprint(now+1))
+}
+
+// thinCheck has thin_check(8) look at the metadata of a host that is off.
+func (m labMachine) thinCheck(host string) {
+	m.Helper()
+	s := m.status()
+	for _, h := range s.Hosts {
+		if h.Name != host {
+			continue
+		}
+		path := "/dev/lun/" + layout.Host.Name(h.UUID)
+		m.run("lvchange", "-ay", path)
+		v, err := layout.Open(path, false)
+		m.must(err)
+		header, _, err := layout.ReadHost(v, s.UUID, h.UUID)
+		m.must(err)
+		m.must(v.Close())
+		w, copied := header.Windows[header.Active], "/root/metadata"
+		m.run("dd", "if="+path, "of="+copied, "bs=1M", "iflag=direct,skip_bytes,count_bytes",
+			"skip="+strconv.FormatUint(w.Offset, 10), "count="+strconv.FormatUint(w.Length, 10))
+		m.run("thin_check", copied)
+		return
+	}
+	m.Fatalf("no host %s: %+v", host, s)
+}
+
+// rejoins is refused with the pool that it had, is let in again, and has what the
+// other host saw on the journal's volume.
+func (m labMachine) rejoins(c crash) {
+	m.Helper()
+	m.refused(m.try("", "diskhook", "thin", "on-join"), 7, "host "+m.name, "init-host --rejoin "+m.name)
+	m.tell(c.refused(), "")
+	m.await(c.welcome())
+	m.thin("on-join")
+	m.thin("attach", c.volume)
+	m.acknowledged(c.journal)
+	m.thin("detach", c.volume)
+	m.tell(c.back(), "")
+}
+
+// welcomes lets a host in again that was recovered.
+func (m labMachine) welcomes(c crash, host string) {
+	m.Helper()
+	m.await(c.refused())
+	m.thin("init-host", "--rejoin", host)
+	m.tell(c.welcome(), "")
+	m.await(c.back())
+}
+
+// crashAlpha is what alpha does when two hosts have worked with nothing going wrong:
+// it is the master, and loses its power when it attaches a volume.
+func crashAlpha(m labMachine) {
+	m.awayTwice()
+	m.recovers(crashInGrant(), "beta", "beta")
+	m.welcomes(crashInGrant(), "beta")
+	m.cutIn(crashInHandOver(), "attach", "two") // with volume one, too
+}
+
+// crashBeta is what beta does at the same time.
+func crashBeta(m labMachine) { m.grantCrash() }
+
+// betaAgain is master from alpha's crash on, until its own.
+func betaAgain(m labMachine) {
+	m.rejoins(crashInGrant())
+	m.recovers(crashInHandOver(), "alpha", "alpha")
+	m.thin("attach", "one")
+	m.holdsOne()
+	m.thin("detach", "one")
+	m.thin("attach", "two")
+	m.holdsTwo()
+	m.welcomes(crashInHandOver(), "alpha")
+	m.cutIn(crashInAttach(), "attach", "one") // with volume two, too
+}
+
+// alphaAgain is master after beta's second crash, until its own.
+func alphaAgain(m labMachine) {
+	m.rejoins(crashInHandOver())
+	m.recovers(crashInAttach(), "beta", "beta again")
+	m.thin("attach", "two")
+	m.holdsTwo()
+	m.thin("attach", "one")
+	m.holdsOne()
+	m.welcomes(crashInAttach(), "beta")
+	m.fill("one", 'd', 4*mib, 5*mib)
+	m.cutIn(crashInDetach(), "detach", "one")
+}
+
+// betaAtLast finds everything on it.
+func betaAtLast(m labMachine) {
+	m.rejoins(crashInAttach())
+	m.recovers(crashInDetach(), "alpha", "alpha again")
+	m.thin("attach", "one")
+	m.holdsOne()
+	m.holds("one", 'd', 4*mib, 5*mib)
+	m.thin("attach", "two")
+	m.holdsTwo()
+	m.thin("on-leave")
+	m.thin("check", "--offline")
+	m.cutPower()
+}

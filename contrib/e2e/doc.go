@@ -5,6 +5,8 @@
 // an NFS server, libvirtd, VDSM's user and directories. The host is the test
 // guest (contrib/testguest), so that its power can be cut.
 //
+// Tests with the build tag long are not in every run: `make e2e-long`.
+//
 // A test here is a list of boots of one host (boot_test.go). Run on the machine
 // it starts the guest once per boot; run in the guest, as the same program, it
 // does what that boot is for. A file is a group of scenarios:
@@ -25,6 +27,7 @@
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
 //	repository_*_test.go  a storage repository that two hosts have on an NFS server
 //	thin_kernel_test.go  dm-thin behaves as the kernel in memory that unit tests use
+//	thin_export_test.go  volumes leave a thin cluster and come into another one
 //	thin_cluster_test.go  two hosts on one disk are a thin cluster
 //	thin_crash_test.go    each loses its power twice in the middle of a verb
 //

@@ -30,6 +30,7 @@
 //	thin_export_test.go  volumes leave a thin cluster and come into another one
 //	thin_cluster_test.go  two hosts on one disk are a thin cluster
 //	thin_crash_test.go    each loses its power twice in the middle of a verb
+//	thin_readme_test.go   three hosts do what README.md says of a thin cluster
 //
 // Everything is checked by content (qemu-img compare with the source's chain),
 // by what must not have changed, and by the line an operator would read.

@@ -26,6 +26,7 @@ import (
 type lab struct {
 	hosts   map[string][]labBoot // by the host's name; the boots' names differ from all others
 	notices []string             // all that is ever pinned, beside the ends of boots
+	also    []string             // files that guests have beside this program
 }
 
 // labBoot is one boot of one of them.
@@ -53,6 +54,9 @@ func (l lab) run(t *testing.T) {
 	work := t.TempDir()
 	payload, lun, board := filepath.Join(work, "payload"), filepath.Join(work, "lun"), filepath.Join(work, "board")
 	host{install: "install"}.pack(t, payload)
+	for _, file := range l.also {
+		command(t, "cp", file, payload)
+	}
 	usedDisk(t, lun)
 	if err := os.WriteFile(board, make([]byte, len(l.pins())*pinSize), 0o600); err != nil {
 		t.Fatal(err)

@@ -26,6 +26,8 @@
 //	managed_*_test.go volumes from the kernel's iSCSI and NVMe targets, LV, NFS server
 //	quorum_*_test.go  a replica set on volumes and an NFS server, its unit, faults
 //	repository_*_test.go  a storage repository that two hosts have on an NFS server
+//	repository_group_test.go   one on a volume group that one host writes
+//	repository_shared_test.go  one on a group of lvmlockd's that two hosts have
 //	thin_kernel_test.go  dm-thin behaves as the kernel in memory that unit tests use
 //	thin_export_test.go  volumes leave a thin cluster and come into another one
 //	thin_cluster_test.go  two hosts on one disk are a thin cluster

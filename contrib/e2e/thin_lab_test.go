@@ -27,6 +27,7 @@ type lab struct {
 	hosts   map[string][]labBoot // by the host's name; the boots' names differ from all others
 	notices []string             // all that is ever pinned, beside the ends of boots
 	also    []string             // files that guests have beside this program
+	lun     int64                // the shared disk, in bytes; 0 is pvSize
 }
 
 // labBoot is one boot of one of them.
@@ -58,6 +59,9 @@ func (l lab) run(t *testing.T) {
 		command(t, "cp", file, payload)
 	}
 	usedDisk(t, lun)
+	if err := os.Truncate(lun, max(l.lun, pvSize)); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(board, make([]byte, len(l.pins())*pinSize), 0o600); err != nil {
 		t.Fatal(err)
 	}

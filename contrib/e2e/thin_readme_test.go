@@ -18,7 +18,7 @@ import (
 // to a running VM.
 func TestThinReadme(t *testing.T) {
 	lines := readmeLines(t)
-	l := lab{hosts: map[string][]labBoot{}, also: []string{readme()}}
+	l := lab{hosts: map[string][]labBoot{}, also: []string{readme()}, lun: 2 << 30}
 	for _, h := range []string{"h1", "h2", "h3"} {
 		l.hosts[h] = []labBoot{{h, func(m labMachine) { m.follow(lines) }, powerCut}}
 		l.notices = append(l.notices, over(h))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build e2e
+//go:build e2e && long
 
 package e2e
 
@@ -11,11 +11,24 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"testing"
 
 	"github.com/google/uuid"
 
 	"diskhook/storage/thin/layout"
 )
+
+// TestThinCrash has each of the two hosts lose its power twice, after they have done
+// what TestThinCluster has them do.
+func TestThinCrash(t *testing.T) {
+	lab{
+		hosts: map[string][]labBoot{
+			"alpha": {{"alpha", crashAlpha, powerCut}, {"alpha again", alphaAgain, powerCut}},
+			"beta":  {{"beta", crashBeta, powerCut}, {"beta again", betaAgain, powerCut}, {"beta at last", betaAtLast, powerCut}},
+		},
+		notices: append(crashNotices(), clusterNotices()...),
+	}.run(t)
+}
 
 // crash is a power cut of one host of the thin cluster while a verb stands at a
 // failpoint, and while a guest writes a journal. The volumes come back on the other
@@ -247,6 +260,7 @@ func (m labMachine) welcomes(c crash, host string) {
 // crashAlpha is what alpha does when two hosts have worked with nothing going wrong:
 // it is the master, and loses its power when it attaches a volume.
 func crashAlpha(m labMachine) {
+	m.alphaWork()
 	m.awayTwice()
 	m.recovers(crashInGrant(), "beta", "beta")
 	m.welcomes(crashInGrant(), "beta")
@@ -254,7 +268,10 @@ func crashAlpha(m labMachine) {
 }
 
 // crashBeta is what beta does at the same time.
-func crashBeta(m labMachine) { m.grantCrash() }
+func crashBeta(m labMachine) {
+	m.betaWork()
+	m.grantCrash()
+}
 
 // betaAgain is master from alpha's crash on, until its own.
 func betaAgain(m labMachine) {

@@ -98,7 +98,7 @@ unit:
 	$(GO) test -tags $(TAGS) -timeout 60m ./...
 
 .PHONY: scripts
-scripts: ## tier 2: the programs against fake tools, kills at every step; no root
+scripts: ## tier 2: fake tools, kills at every step; no root with SKIP_SMALL_FILESYSTEM=1
 	$(GO) test -tags $(TAGS),testroot -timeout 60m ./...
 
 .PHONY: integration

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +47,10 @@ func TestHolderOf(t *testing.T) {
 		t.Errorf("%v %+v", held, h)
 	}
 	l.Release()
+	// A process that has just called execve has no arguments for a moment.
+	for h, _ := lock.HolderOf(dir, "disk"); h.PID == child.Process.Pid && h.Argv == nil; h, _ = lock.HolderOf(dir, "disk") {
+		time.Sleep(time.Millisecond)
+	}
 	if h, held := lock.HolderOf(dir, "disk"); !held || h.PID != child.Process.Pid || !slices.Equal(h.Argv, []string{"sleep", "1000"}) {
 		t.Errorf("inherited: %v %+v", held, h)
 	}

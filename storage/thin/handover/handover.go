@@ -46,13 +46,13 @@ type Plan struct {
 	host       uint32
 	own        extent.Set // what the host may allocate, or a volume of it maps
 	attached   []Attached
+	coming     []Attached
 }
 
-// Compose plans the metadata of a host with the volumes that are attached, the one
-// that is coming now among them. Of other volumes that are on their way to the
-// host, stored are the mappings; see ledger.Usable. image is the generation of
-// these metadata. A volume with blocks that the map does not give the host is a
-// failure.Problems.
+// Compose plans the metadata of a host with the volumes that are attached. Of volumes
+// that are on their way to the host and not to be in these metadata, stored are the
+// mappings; see ledger.Usable. image is the generation of these metadata. A volume
+// with blocks that the map does not give the host is a failure.Problems.
 func Compose(m layout.Map, host uint32, image uint64, attached []Attached, stored ...layout.Mapping) (Plan, error) {
 	return Plan{
 		superblock: metadata.Superblock{
@@ -62,22 +62,55 @@ func Compose(m layout.Map, host uint32, image uint64, attached []Attached, store
 	}.With(attached)
 }
 
-// With is the plan with other volumes, or with what the same ones map by now. Its
-// disk 0 is the same.
+// Coming adds volumes that no pool runs: what they map nobody changes.
+func (p Plan) Coming(volumes ...Attached) (Plan, error) {
+	if err := p.fit(volumes); err != nil {
+		return Plan{}, err
+	}
+	p.coming = slices.Concat(p.coming, volumes)
+	return p, p.once()
+}
+
+// With is the plan with what the attached volumes map by now. Its disk 0 is the same,
+// and so are the volumes that are coming.
 func (p Plan) With(attached []Attached) (Plan, error) {
+	if err := p.fit(attached); err != nil {
+		return Plan{}, err
+	}
 	p.attached = slices.Clone(attached)
 	slices.SortFunc(p.attached, func(a, b Attached) int { return cmp.Compare(a.Volume.Number, b.Volume.Number) })
-	for i, a := range p.attached {
+	return p, p.once()
+}
+
+// fit refuses volumes that the map does not give the host.
+func (p Plan) fit(volumes []Attached) error {
+	for _, a := range volumes {
 		foreign := a.Mapping.Private().Minus(p.own)
 		for _, b := range a.Volume.Bases {
 			foreign = foreign.Union(a.Mapping.Of(b).Minus(p.m.Owned(layout.Owner{Kind: layout.OfBase, Number: b})))
 		}
-		if !foreign.Empty() || a.Volume.Host != p.host || i > 0 && p.attached[i-1].Volume.Number == a.Volume.Number {
-			err := failure.New(failure.Problems, "volume %s: at host %d, it cannot be in the metadata of host %d with blocks %v", a.Volume.Name, a.Volume.Host, p.host, foreign)
-			return Plan{}, failure.Hint(err, "run `diskhook thin check`")
+		if !foreign.Empty() || a.Volume.Host != p.host {
+			return p.cannot(a, foreign)
 		}
 	}
-	return p, nil
+	return nil
+}
+
+// once refuses a volume that is there twice.
+func (p Plan) once() error {
+	seen := map[uint32]bool{}
+	for _, a := range slices.Concat(p.attached, p.coming) {
+		if seen[a.Volume.Number] {
+			return p.cannot(a, nil)
+		}
+		seen[a.Volume.Number] = true
+	}
+	return nil
+}
+
+func (p Plan) cannot(a Attached, blocks extent.Set) error {
+	err := failure.New(failure.Problems, "volume %s: at host %d, it cannot be in the metadata of host %d with blocks %v", a.Volume.Name, a.Volume.Host, p.host, blocks)
+	return failure.Hint(err, "run `diskhook thin check`")
 }
 
 // withheld is what disk 0 maps.
@@ -88,25 +121,31 @@ func (p Plan) Superblock() metadata.Superblock { return p.superblock }
 
 // Content is what their size depends on.
 func (p Plan) Content() metadata.Content {
-	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(p.attached)), Mappings: p.withheld().Blocks()}
-	for _, a := range p.attached {
+	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(p.attached)+len(p.coming)), Mappings: p.withheld().Blocks()}
+	for _, a := range slices.Concat(p.attached, p.coming) {
 		c.Mappings += a.Mapping.Blocks()
 		c.Often += a.Mapping.Blocks() - a.Mapping.Private().Blocks() // volumes may share a base
 	}
 	return c
 }
 
-// Write writes them, devices and runs in order, and finishes.
-func (p Plan) Write(to metadata.Sink) error {
-	if err := p.WriteReserved(to); err != nil {
-		return err
-	}
-	return p.WriteVolumes(to)
+// Draft is metadata that are being written: a metadata.Builder.
+type Draft interface {
+	metadata.Sink
+	Ahead(metadata.Device) error
 }
 
-// WriteReserved writes disk 0. No guest changes what it says, so it can be written
-// while they run; WriteVolumes has to follow.
-func (p Plan) WriteReserved(to metadata.Sink) error {
+// Write writes them, and finishes.
+func (p Plan) Write(to Draft) error {
+	if err := p.WriteAhead(to); err != nil {
+		return err
+	}
+	return p.WriteAttached(to)
+}
+
+// WriteAhead writes disk 0, and the volumes that are coming. No guest changes what they
+// say, so it can be written while they run; WriteAttached has to follow.
+func (p Plan) WriteAhead(to Draft) error {
 	if err := to.Device(metadata.Device{ID: 0}); err != nil {
 		return err
 	}
@@ -115,66 +154,66 @@ func (p Plan) WriteReserved(to metadata.Sink) error {
 			return err
 		}
 	}
+	for _, a := range p.coming {
+		if err := write(to, to.Ahead, a); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// WriteVolumes writes what volumes map, and finishes.
-func (p Plan) WriteVolumes(to metadata.Sink) error {
+// WriteAttached writes what the attached volumes map, and finishes.
+func (p Plan) WriteAttached(to Draft) error {
 	for _, a := range p.attached {
-		if err := to.Device(metadata.Device{ID: a.Volume.Number, Transaction: a.Volume.Generation, SnapTime: private}); err != nil {
+		if err := write(to, to.Device, a); err != nil {
 			return err
-		}
-		for _, r := range runs(a.Mapping) {
-			if err := to.Map(r); err != nil {
-				return err
-			}
 		}
 	}
 	return to.Finish()
 }
 
-// runs are those of a volume in composed metadata.
-func runs(m layout.Mapping) []metadata.Run {
-	out := make([]metadata.Run, 0, len(m.Runs))
-	for _, r := range m.Runs {
-		run := metadata.Run{Origin: r.Virtual, Data: r.Physical, Length: r.Length, Time: private}
-		if r.Base != 0 {
-			run.Time = shared
-		}
-		if i := len(out) - 1; i >= 0 && out[i].Time == run.Time && out[i].Origin+out[i].Length == run.Origin && out[i].Data+out[i].Length == run.Data {
-			out[i].Length += run.Length // as long as can be, as a Reader has them
-			continue
-		}
-		out = append(out, run)
+// write writes one volume, of which begin begins the device.
+func write(to Draft, begin func(metadata.Device) error, a Attached) error {
+	if err := begin(metadata.Device{ID: a.Volume.Number, Transaction: a.Volume.Generation, SnapTime: private}); err != nil {
+		return err
 	}
-	return out
-}
-
-// Verify reads back what was written for the volumes, and what the pool as a whole
-// will know. A difference is a failure.Problems: the device does not keep what it
-// is given.
-func (p Plan) Verify(written *metadata.Reader) error {
-	sb := written.Superblock()
-	if sb.TransactionID != p.superblock.TransactionID || sb.DataBlocks != p.superblock.DataBlocks || sb.DataBlockSize != p.superblock.DataBlockSize {
-		return failure.New(failure.Problems, "metadata of image %d: read back as image %d of %d blocks", p.superblock.TransactionID, sb.TransactionID, sb.DataBlocks)
-	}
-	for _, a := range p.attached {
-		d, err := written.Device(a.Volume.Number)
-		if err != nil {
+	for rest := runs(a.Mapping.Runs); ; {
+		r, ok := rest.next()
+		if !ok {
+			return nil
+		}
+		if err := to.Map(r); err != nil {
 			return err
 		}
-		var got []metadata.Run
-		for r, err := range written.Mappings(a.Volume.Number) {
-			if err != nil {
-				return err
-			}
-			got = append(got, r)
-		}
-		if d.Transaction != a.Volume.Generation || d.SnapTime != private || !slices.Equal(got, runs(a.Mapping)) {
-			return failure.New(failure.Problems, "volume %s: what was written of it to metadata was read back otherwise", a.Volume.Name)
-		}
 	}
-	return nil
+}
+
+// runs gives those of a volume in composed metadata one by one, as long as can be: as a
+// Reader has them.
+type runs []layout.MappingRun
+
+// next is false when there is none left.
+func (r *runs) next() (metadata.Run, bool) {
+	if len(*r) == 0 {
+		return metadata.Run{}, false
+	}
+	run := composed((*r)[0])
+	for *r = (*r)[1:]; len(*r) > 0; *r = (*r)[1:] {
+		more := composed((*r)[0])
+		if run.Time != more.Time || run.Origin+run.Length != more.Origin || run.Data+run.Length != more.Data {
+			break
+		}
+		run.Length += more.Length
+	}
+	return run, true
+}
+
+func composed(r layout.MappingRun) metadata.Run {
+	run := metadata.Run{Origin: r.Virtual, Data: r.Physical, Length: r.Length, Time: private}
+	if r.Base != 0 {
+		run.Time = shared
+	}
+	return run
 }
 
 // Mapping is what a device maps in a host's metadata, as the volume's stored

@@ -5,6 +5,7 @@ package handover_test
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -107,7 +108,7 @@ func TestComposeKeepsTheRules(t *testing.T) {
 		}
 		cluster := invariant.Cluster{Map: m, Mappings: mappings, Images: map[uint32]invariant.Image{}}
 		for host := uint32(1); host <= 2; host++ {
-			r := written(t, m, host, attached[host], coming[host])
+			r := written(t, m, host, attached[host], rapid.IntRange(0, len(attached[host])).Draw(t, "of them coming now"), coming[host])
 			image, err := handover.Image(t.Context(), r)
 			if err != nil {
 				t.Fatal(err)
@@ -143,9 +144,12 @@ func merged(m layout.Mapping) []layout.MappingRun {
 }
 
 // written composes, writes and opens the metadata of a host, in no more room than
-// they say they need.
-func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached, coming []layout.Mapping) *metadata.Reader {
-	plan, err := handover.Compose(m, host, 7, attached, coming...)
+// they say they need. The first volumes, as many as now, are only coming.
+func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached, now int, coming []layout.Mapping) *metadata.Reader {
+	plan, err := handover.Compose(m, host, 7, attached[now:], coming...)
+	if err == nil {
+		plan, err = plan.Coming(attached[:now]...)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,10 +159,19 @@ func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := plan.Write(b); err != nil {
+	if err := plan.WriteAhead(b); err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.VerifyAhead(func(id uint32) iter.Seq2[metadata.Run, error] { return b.Written(disk, id) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := plan.WriteAttached(b); err != nil {
 		t.Fatal(err)
 	}
 	r, err := metadata.Open(disk)
+	if err == nil {
+		err = plan.Verify(r)
+	}
 	if err != nil || r.Superblock().TransactionID != 7 || r.Superblock().DataBlocks != blocks {
 		t.Fatalf("%+v, %v", r, err)
 	}
@@ -195,7 +208,88 @@ func TestComposeRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := handover.Compose(m, host, 1, []handover.Attached{with(v, 5, 0)}); err != nil {
-		t.Error(err)
+	plan, err := handover.Compose(m, host, 1, []handover.Attached{with(v, 5, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := v
+	w.Number = 2
+	for name, coming := range map[string]handover.Attached{
+		"a block that is free":      with(w, 500, 0),
+		"a volume that is attached": with(v, 6, 0),
+	} {
+		if _, err := plan.Coming(coming); !errors.Is(err, failure.Problems) || failure.HintOf(err) == "" {
+			t.Errorf("coming, %s: %v", name, err)
+		}
+	}
+}
+
+// What is read back otherwise than it was to be written is told, of volumes that are
+// coming and of those that are attached.
+func TestVerifyFindsDifferences(t *testing.T) {
+	m := layout.NewMap(layout.Geometry{BlockSize: blockSize, Blocks: blocks})
+	m, host, err := ledger.Join(m, id(1), "one")
+	if err == nil {
+		m, _, err = ledger.Grant(m, host, 100)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := m.Owned(layout.Owner{Kind: layout.OfHost, Number: host})[0].Start
+	with := func(number uint32, generation uint64, runs ...uint64) handover.Attached {
+		a := handover.Attached{
+			Volume:  layout.VolumeRecord{Number: number, Name: fmt.Sprint("v", number), Host: host, State: layout.Attached, Generation: generation},
+			Mapping: layout.Mapping{Number: number},
+		}
+		for i, at := range runs {
+			a.Mapping.Runs = append(a.Mapping.Runs, layout.MappingRun{Virtual: uint64(2 * i), Physical: start + at, Length: 1})
+		}
+		return a
+	}
+	plan := func(attached, coming handover.Attached) handover.Plan {
+		p, err := handover.Compose(m, host, 7, []handover.Attached{attached})
+		if err == nil {
+			p, err = p.Coming(coming)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	attached, coming := with(5, 2, 3, 4, 5), with(4, 3, 7, 8, 9)
+	disk := layouttest.New("window", 64*4096)
+	b, err := metadata.NewBuilder(disk, 64, plan(attached, coming).Superblock())
+	if err == nil {
+		err = plan(attached, coming).Write(b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := metadata.Open(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		attached, coming handover.Attached
+		ahead, whole     bool // is told
+	}{
+		{attached, coming, false, false},
+		{with(5, 9, 3, 4, 5), coming, false, true},
+		{with(5, 2, 3, 4), coming, false, true},
+		{with(5, 2, 3, 4, 6), coming, false, true},
+		{with(5, 2, 3, 4, 5, 6), coming, false, true},
+		{attached, with(4, 9, 7, 8, 9), false, true},
+		{attached, with(4, 3, 7, 8), true, true},
+		{attached, with(4, 3, 7, 8, 10), true, false}, // read back ahead
+		{attached, with(4, 3, 10, 8, 9), true, true},
+		{attached, with(4, 3), true, true},
+	} {
+		p := plan(c.attached, c.coming)
+		if err := p.VerifyAhead(r.Mappings); errors.Is(err, failure.Problems) != c.ahead {
+			t.Errorf("%v, %v, ahead: %v", c.attached, c.coming, err)
+		}
+		if err := p.Verify(r); errors.Is(err, failure.Problems) != c.whole {
+			t.Errorf("%v, %v: %v", c.attached, c.coming, err)
+		}
 	}
 }

@@ -19,7 +19,11 @@ import (
 // the point at which they count; guests are held back from before their mappings
 // are read for the last time until after it:
 //
-//	write disk 0 · suspend · read, write the rest, read it back · C2 · pool, tables · resume · old pool away
+//	write disk 0 and who is coming, read that back · suspend · read, write the rest, read
+//	it back · C2 · pool, tables · resume · old pool away
+//
+// So how long they are held back depends on what the attached volumes map, and not on
+// what comes.
 //
 // What fails before the first device is resumed is taken back. A pool that does not
 // run has nothing to suspend, and keeps not running. blocks is how many the pool is to
@@ -96,7 +100,10 @@ func (h *change) draft(ctx context.Context) error {
 	}
 	m := h.m
 	m.Blocks = h.blocks
-	if h.plan, err = handover.Compose(m, h.header.Number, h.header.Image+1, append(now.attached, h.coming...), stored...); err != nil {
+	if h.plan, err = handover.Compose(m, h.header.Number, h.header.Image+1, now.attached, stored...); err != nil {
+		return err
+	}
+	if h.plan, err = h.plan.Coming(h.coming...); err != nil {
 		return err
 	}
 	if h.window, err = h.room(ctx, h.plan.Content().PackedBlocks()*metadata.BlockSize); err != nil {
@@ -108,7 +115,11 @@ func (h *change) draft(ctx context.Context) error {
 	if h.image, err = h.Windows.Write(ctx, h.metadataName(h.idle()), h.window.Length/metadata.BlockSize, h.plan.Superblock()); err != nil {
 		return err
 	}
-	if err := h.plan.WriteReserved(h.image); err != nil {
+	err = h.plan.WriteAhead(h.image)
+	if err == nil {
+		err = h.plan.VerifyAhead(h.image.Written)
+	}
+	if err != nil {
 		return errors.Join(err, h.image.Close())
 	}
 	return nil
@@ -191,10 +202,10 @@ func (h *change) complete(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if h.plan, err = h.plan.With(append(now.attached, h.coming...)); err != nil {
+	if h.plan, err = h.plan.With(now.attached); err != nil {
 		return err
 	}
-	if err := h.plan.WriteVolumes(h.image); err != nil {
+	if err := h.plan.WriteAttached(h.image); err != nil {
 		return err
 	}
 	return h.readWindow(ctx, h.idle(), 0, h.plan.Verify)

@@ -5,9 +5,11 @@ package member
 import (
 	"context"
 	"errors"
+	"iter"
 
 	"diskhook/storage/directio"
 	"diskhook/storage/thin/devmapper"
+	"diskhook/storage/thin/handover"
 	"diskhook/storage/thin/metadata"
 )
 
@@ -27,7 +29,10 @@ type Windows interface {
 
 // Image is metadata that are being written.
 type Image interface {
-	metadata.Sink
+	handover.Draft
+	// Written lists what is mapped by a device that Ahead began, as it is on the
+	// window, where it is durable. Only Device, Ahead and Finish may follow.
+	Written(id uint32) iter.Seq2[metadata.Run, error]
 	Close() error
 }
 
@@ -37,6 +42,10 @@ type Native struct{ Mapper devmapper.Mapper }
 type image struct {
 	*metadata.Builder
 	devmapper.Block
+}
+
+func (i image) Written(id uint32) iter.Seq2[metadata.Run, error] {
+	return i.Builder.Written(i.Block, id)
 }
 
 // Write is Windows'.

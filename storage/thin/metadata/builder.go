@@ -3,9 +3,14 @@
 package metadata
 
 import (
+	"cmp"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
+	"iter"
 	"math"
+	"slices"
 
 	"diskhook/storage/failure"
 )
@@ -25,8 +30,18 @@ type Builder struct {
 	mappings *treeWriter
 
 	current *Device // whose mappings are coming
+	early   bool    // it was begun by Ahead
 	next    uint64  // the first origin that may come next
 	full    bool    // none may, all were there
+
+	ahead []placed // written, and not in the tree of devices yet, by ascending ids
+	least uint32   // the smallest id that the tree of devices still takes
+}
+
+// placed is a device whose mappings are written.
+type placed struct {
+	Device
+	root uint64
 }
 
 // unfinished begins an image that has no superblock yet.
@@ -67,22 +82,38 @@ func (b *Builder) writeFirst(first []byte) error {
 	return failure.Full(b.out.to.Flush())
 }
 
-// Device begins a device. Its id is greater than the one before's.
+// Device begins a device. Its id is greater than those of all that Device began before.
 func (b *Builder) Device(d Device) error {
+	if err := b.begin(d, false); err != nil {
+		return err
+	}
+	return b.link(d.ID)
+}
+
+// Ahead begins a device that comes out of turn: Device may begin those with smaller ids
+// afterwards. It keeps a few bytes of each until its turn.
+func (b *Builder) Ahead(d Device) error { return b.begin(d, true) }
+
+func (b *Builder) begin(d Device, early bool) error {
 	if d.ID >= MaxDevices {
 		return failure.New(failure.Usage, "thin device %d: ids are below %d", d.ID, MaxDevices)
 	}
-	if b.current != nil {
-		if d.ID <= b.current.ID {
-			return failure.New(failure.Usage, "thin device %d comes after %d", d.ID, b.current.ID)
-		}
-		if err := b.endDevice(); err != nil {
-			return err
-		}
+	if err := b.endDevice(); err != nil {
+		return err
+	}
+	if d.ID < b.least {
+		return failure.New(failure.Usage, "thin device %d comes after %d", d.ID, b.least-1)
+	}
+	if _, twice := b.find(d.ID); twice {
+		return failure.New(failure.Usage, "thin device %d: it was written ahead of the others", d.ID)
 	}
 	d.MappedBlocks = 0
-	b.current, b.next, b.full = &d, 0, false
+	b.current, b.early, b.next, b.full = &d, early, 0, false
 	return nil
+}
+
+func (b *Builder) find(id uint32) (int, bool) {
+	return slices.BinarySearchFunc(b.ahead, id, func(p placed, id uint32) int { return cmp.Compare(p.ID, id) })
 }
 
 // Map adds a run to the device that Device began. Runs ascend and do not
@@ -109,13 +140,40 @@ func (b *Builder) Map(run Run) error {
 	return b.mappings.addRun(run.Origin, pack(run.Data, run.Time), run.Length, 1<<24)
 }
 
+// endDevice writes what is left of the device that is coming.
 func (b *Builder) endDevice() error {
-	d := b.current
-	root, err := b.mappings.finish()
-	if err != nil {
+	if b.current == nil {
+		return nil
+	}
+	d := placed{Device: *b.current}
+	b.current = nil
+	var err error
+	if d.root, err = b.mappings.finish(); err != nil {
 		return err
 	}
-	if err := b.devices.addRun(uint64(d.ID), root, 1, 0); err != nil {
+	if b.early {
+		i, _ := b.find(d.ID)
+		b.ahead = slices.Insert(b.ahead, i, d)
+		return nil
+	}
+	return b.enter(d)
+}
+
+// link enters the devices that came ahead of this one.
+func (b *Builder) link(before uint32) error {
+	n, _ := b.find(before)
+	for _, d := range b.ahead[:n] {
+		if err := b.enter(d); err != nil {
+			return err
+		}
+	}
+	b.ahead = slices.Delete(b.ahead, 0, n)
+	return nil
+}
+
+// enter has the trees of devices and of their details know one that is written.
+func (b *Builder) enter(d placed) error {
+	if err := b.devices.addRun(uint64(d.ID), d.root, 1, 0); err != nil {
 		return err
 	}
 	v, err := b.details.add(uint64(d.ID))
@@ -127,16 +185,48 @@ func (b *Builder) endDevice() error {
 	le.PutUint64(v[8:], d.Transaction)
 	le.PutUint32(v[16:], d.CreationTime)
 	le.PutUint32(v[20:], d.SnapTime)
+	b.least = d.ID + 1
 	return nil
+}
+
+// Written ends the device that is coming, and reads back from the image what is mapped
+// by one that Ahead began, once that is durable. Nothing but Device, Ahead and Finish
+// may follow.
+func (b *Builder) Written(from io.ReaderAt, id uint32) iter.Seq2[Run, error] {
+	return func(yield func(Run, error) bool) {
+		root, err := b.settled(id)
+		if err == nil {
+			r := &Reader{src: source{from, b.out.next}, sb: b.sb}
+			err = r.runs(root, yield)
+		}
+		if err != nil && !errors.Is(err, errStop) {
+			yield(Run{}, err)
+		}
+	}
+}
+
+func (b *Builder) settled(id uint32) (root uint64, err error) {
+	if err := b.endDevice(); err != nil {
+		return 0, err
+	}
+	i, ok := b.find(id)
+	if !ok {
+		return 0, failure.New(failure.NotFound, "thin device %d: it was not written ahead of the others", id)
+	}
+	if err := b.out.flush(); err != nil {
+		return 0, err
+	}
+	return b.ahead[i].root, failure.Full(b.out.to.Flush())
 }
 
 // Finish writes the rest. The image is durable and a pool when it returns nil,
 // and not before.
 func (b *Builder) Finish() error {
-	if b.current != nil {
-		if err := b.endDevice(); err != nil {
-			return err
-		}
+	if err := b.endDevice(); err != nil {
+		return err
+	}
+	if err := b.link(MaxDevices); err != nil {
+		return err
 	}
 	var at roots
 	var err error

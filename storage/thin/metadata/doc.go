@@ -23,9 +23,10 @@
 // followed, trees are bounded in depth and their keys have to ascend, so a loop
 // ends in ErrDamaged and never in a hang.
 //
-// Devices come in ascending order, so a caller that changes the metadata of a
-// pool can write disk 0, which no guest changes, before it suspends anything,
-// and the rest while guests wait.
+// Devices come in ascending order, but for those that Builder.Ahead begins. So a
+// caller that changes the metadata of a pool can write what no guest changes, disk 0
+// and the volumes that are new to the pool, before it suspends anything, and the
+// rest while guests wait.
 //
 // The metadata of a live pool may only be read through its metadata snapshot
 // (Reader.Snapshot) and past the page cache (layout.Open): the kernel writes

@@ -56,6 +56,9 @@ func (o *output) append(b []byte, k kind) (uint64, error) {
 }
 
 func (o *output) flush() error {
+	if o.n == 0 {
+		return nil
+	}
 	first := o.next - uint64(o.n/BlockSize)
 	if _, err := o.to.WriteAt(o.buf[:o.n], int64(first)*BlockSize); err != nil {
 		return failure.Full(fmt.Errorf("metadata block %d: %w", first, err))

@@ -6,6 +6,7 @@ package membertest
 
 import (
 	"context"
+	"iter"
 	"maps"
 	"slices"
 
@@ -68,6 +69,16 @@ func (d *draft) Device(v metadata.Device) error {
 		Transaction: v.Transaction, CreationTime: v.CreationTime, SnapTime: v.SnapTime, Mappings: map[uint64]devmappertest.Mapped{},
 	}
 	return nil
+}
+
+func (d *draft) Ahead(v metadata.Device) error { return d.Device(v) }
+
+func (d *draft) Written(id uint32) iter.Seq2[metadata.Run, error] {
+	r, err := reader(d.image)
+	if err != nil {
+		return func(yield func(metadata.Run, error) bool) { yield(metadata.Run{}, err) }
+	}
+	return r.Mappings(id)
 }
 
 func (d *draft) Map(r metadata.Run) error {

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/group"
 	"diskhook/storage/thin/layout"
@@ -155,5 +157,46 @@ func TestFormerMasterLetsGo(t *testing.T) {
 	slices.Sort(off)
 	if want := []string{layout.Host.Name(id(1)), layout.Host.Name(id(2))}; !slices.Equal(want, off) {
 		t.Errorf("%q, want %q", off, want)
+	}
+}
+
+// A host that made the cluster and was replaced changes nothing of the group when it
+// makes the cluster once more.
+func TestDeposedMakesNoCluster(t *testing.T) {
+	w := newWorld(t)
+	if _, err := nominee(t, w.g).Claim(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	before := w.g.Disk(layout.DataName).Size()
+	_, err := w.Init(t.Context(), master.Shape{Bytes: 2 * blocks * blockSize, BlockSize: blockSize})
+	if !errors.Is(err, layout.ErrStale) || failure.HintOf(err) == "" {
+		t.Errorf("%v, hint %q", err, failure.HintOf(err))
+	}
+	if now := w.g.Disk(layout.DataName).Size(); now != before {
+		t.Errorf("%d bytes were made %d", before, now)
+	}
+}
+
+// A host that slept while another made the map anew leaves that one alone, and what
+// belongs to it.
+func TestDeposedWhileTheMapIsMadeAnew(t *testing.T) {
+	w := dead(t)
+	w.lose()
+	next := nominee(t, w.g)
+	var before map[string][4096]byte
+	w.Group = faulty{Group: w.g, list: func() {
+		if _, err := next.RebuildMap(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		before = contents(t, w.g)
+	}}
+	if _, err := w.RebuildMap(t.Context(), true); !errors.Is(err, layout.ErrStale) || failure.HintOf(err) == "" {
+		t.Errorf("%v, hint %q", err, failure.HintOf(err))
+	}
+	if diff := cmp.Diff(before, contents(t, w.g)); diff != "" {
+		t.Error(diff)
+	}
+	if _, is, err := next.Reigns(t.Context()); !is || err != nil {
+		t.Error(is, err)
 	}
 }

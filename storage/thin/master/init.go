@@ -49,12 +49,33 @@ func (m *Master) Init(ctx context.Context, shape Shape) (layout.Geometry, error)
 		if err := failpoint.Hit("thin.master.init"); err != nil {
 			return err
 		}
-		if g, err = m.makeData(ctx, shape); err == nil {
-			err = m.makeMap(ctx, g, first.Claim)
+		own := *m // for the time of this
+		own.Group = group.Guarded(m.Group, func() error { return m.founding(ctx) })
+		if g, err = own.makeData(ctx, shape); err == nil {
+			err = own.makeMap(ctx, g, first.Claim)
 		}
 		return err
 	})
 	return g, err
+}
+
+// founding fails if somebody else has made a cluster in the group since, or rules the
+// one that this host began. It is asked before each change of LVM's metadata.
+func (m *Master) founding(ctx context.Context) error {
+	if err := m.vacant(ctx); err != nil {
+		return err
+	}
+	err := group.With(ctx, m.Group, layout.MapName, false, func(dev group.Volume) error {
+		current, stamp, err := layout.ReadMap(dev, m.Cluster)
+		if err != nil {
+			return err
+		}
+		return m.reigns(current, stamp)
+	})
+	if errors.Is(err, failure.NotFound) || errors.Is(err, layout.ErrEmpty) {
+		return nil
+	}
+	return err
 }
 
 // vacant fails if there is a cluster, or what is left of one: its map alone may be

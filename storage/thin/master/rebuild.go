@@ -48,7 +48,7 @@ func (m *Master) RebuildMap(ctx context.Context, stopped bool) (Rebuilt, error) 
 	err := m.locked(ctx, func() error {
 		g, err := m.label(ctx)
 		if err == nil {
-			err = m.Group.Create(ctx, layout.MapName, mapBytes) // should even the volume be gone
+			err = m.missingMap(ctx)
 		}
 		if err != nil {
 			return err
@@ -59,11 +59,25 @@ func (m *Master) RebuildMap(ctx context.Context, stopped bool) (Rebuilt, error) 
 				out.Epoch = stamp.Epoch
 				return err
 			}
-			r := rebuilding{Master: m, dev: dev, out: &out, m: layout.NewMap(g)}
+			own := *m // for the time of this
+			r := rebuilding{Master: &own, dev: dev, out: &out, m: layout.NewMap(g)}
+			own.Group = group.Guarded(m.Group, r.still)
 			return r.all(ctx)
 		})
 	})
 	return out, err
+}
+
+// missingMap makes the map's volume, should even that be gone.
+func (m *Master) missingMap(ctx context.Context) error {
+	dev, err := m.Group.Open(ctx, layout.MapName, false)
+	if errors.Is(err, failure.NotFound) {
+		return m.Group.Create(ctx, layout.MapName, mapBytes)
+	}
+	if err != nil {
+		return err
+	}
+	return dev.Close()
 }
 
 // label is the geometry of the data, which one that has grown still has.
@@ -135,6 +149,27 @@ func (r *rebuilding) all(ctx context.Context) error {
 
 // see remembers an epoch.
 func (r *rebuilding) see(s layout.Stamp) { r.epoch = max(r.epoch, s.Epoch) }
+
+// still fails if somebody else has made the map anew meanwhile. It is asked before what
+// was read is written, and before each change of LVM's metadata.
+func (r *rebuilding) still() error {
+	now, stamp, err := layout.ReadMap(r.dev, r.Cluster)
+	switch {
+	case err == nil && now.Claim != r.m.Claim:
+		return deposed(stamp, r.epoch)
+	case err == nil || errors.Is(err, layout.ErrEmpty):
+		return nil
+	case !errors.Is(err, layout.ErrDamaged) && !errors.Is(err, layout.ErrInvalid):
+		return err
+	}
+	copies, err := layout.MapCopies(r.dev, r.Cluster)
+	for _, c := range copies {
+		if c.Stamp.Epoch > r.epoch {
+			return deposed(c.Stamp, r.epoch)
+		}
+	}
+	return err
+}
 
 // frame is what a copy of the map still says.
 func (r *rebuilding) frame(context.Context) error {
@@ -289,6 +324,9 @@ func (r *rebuilding) addHosts() error {
 // write makes it all count: mappings, headers that no host can go on from, and last
 // the map.
 func (r *rebuilding) write(ctx context.Context) error {
+	if err := r.still(); err != nil {
+		return err
+	}
 	epoch := r.epoch + 1
 	s := &session{Master: r.Master, dev: r.dev, m: r.m, stamp: layout.Stamp{Epoch: epoch}}
 	for i, c := range r.volumes {
@@ -302,6 +340,9 @@ func (r *rebuilding) write(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+	}
+	if err := r.still(); err != nil {
+		return err
 	}
 	r.m.Claim = uuid.New()
 	if err := r.remember(reign{Epoch: epoch, Claim: r.m.Claim}); err != nil {

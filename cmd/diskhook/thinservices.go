@@ -27,6 +27,10 @@ func (t *thinCluster) master() *master.Master {
 // masterDeadline is how long a verb waits for the master's answer.
 const masterDeadline = time.Minute
 
+// deviceClosing is what the device of a volume is given to be closed by those who
+// only look at it. A host that is short of time has commands of LVM take seconds.
+const deviceClosing = 10 * time.Second
+
 // way is the way to the master: without the disk where this host is the master, which
 // it can become or cease to be while a monitor runs.
 type way struct {
@@ -78,7 +82,7 @@ func (t *thinCluster) local() (*member.Member, error) {
 	claims, err := claim.Open(t.layout, t.Name)
 	return &member.Member{
 		Name: t.Name, Cluster: t.UUID, Mapper: t.mapper, Windows: t.windows, Locks: t.layout.Locks(),
-		Links: thinLinks(t.layout), Dev: t.layout.Dev(), Claims: claims, Log: t.log,
+		Links: thinLinks(t.layout), Dev: t.layout.Dev(), Claims: claims, Closing: deviceClosing, Log: t.log,
 	}, err
 }
 

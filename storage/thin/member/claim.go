@@ -302,8 +302,8 @@ func (s *session) preview(ctx context.Context, name, domain string) (Preview, er
 	switch {
 	case errors.Is(err, failure.NotFound):
 		return p, nil
-	case err == nil && info.Open > 0:
-		return p, s.inUse(v.Name)
+	case err != nil:
+		return p, err
 	}
-	return p, err
+	return p, s.released(ctx, info, v.Name)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/devmapper"
@@ -93,8 +94,8 @@ func (c *Member) Stop(ctx context.Context) (err error) {
 		if err := c.unclaimed(volume, ""); err != nil {
 			return err
 		}
-		if info.Open > 0 {
-			return c.inUse(volume)
+		if err := c.released(ctx, info, volume); err != nil {
+			return err
 		}
 	}
 	for _, layer := range layers {
@@ -105,6 +106,34 @@ func (c *Member) Stop(ctx context.Context) (err error) {
 			if err := c.Mapper.Remove(ctx, info.Name); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// releasePoll is how often a device is looked at that is still open.
+const releasePoll = 100 * time.Millisecond
+
+// released refuses the device of a volume that stays open for longer than those have
+// it who only look: udev does at a device that a guest has just closed, and each
+// command of LVM at all devices.
+func (c *Member) released(ctx context.Context, info devmapper.Info, volume string) error {
+	var err error
+	for until := time.Now().Add(c.Closing); info.Open > 0; {
+		if !time.Now().Before(until) {
+			return c.inUse(volume)
+		}
+		select {
+		case <-time.After(releasePoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		info, err = c.Mapper.Info(ctx, info.Name)
+		switch {
+		case errors.Is(err, failure.NotFound):
+			return nil
+		case err != nil:
+			return err
 		}
 	}
 	return nil

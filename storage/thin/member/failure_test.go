@@ -3,10 +3,12 @@
 package member_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"diskhook/storage/failure"
@@ -247,6 +249,42 @@ func TestInUse(t *testing.T) {
 	w.check()
 	one.start()
 	one.reads("v1")
+}
+
+// What only looks at a volume, as udev does and LVM, does not keep it here.
+func TestLookedAt(t *testing.T) {
+	for what, gives := range map[string]func(*node, context.Context) error{
+		"detach": func(one *node, ctx context.Context) error { return one.Detach(ctx, "v1") },
+		"stop":   func(one *node, ctx context.Context) error { return one.Stop(ctx) },
+		"claim": func(one *node, ctx context.Context) error {
+			_, err := one.Preview(ctx, "v1", "a domain")
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := stage(t)
+				one := w.hosts[0]
+				one.Closing = 10 * time.Second
+				udev := one.guest("v1")
+				time.AfterFunc(7*time.Second, func() { _ = udev.Close() })
+				one.must(gives(one, t.Context()))
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := stage(t)
+		one := w.hosts[0]
+		one.Closing = 10 * time.Second
+		guest := one.guest("v1")
+		began := time.Now()
+		w.is(one.Detach(t.Context(), "v1"), failure.Conflict, "fuser")
+		if took := time.Since(began).Round(time.Second); took != one.Closing {
+			t.Errorf("refused after %v", took)
+		}
+		w.must(guest.Close())
+		w.check()
+	})
 }
 
 // A volume of another host, and one that is not there.

@@ -28,6 +28,10 @@ type Member struct {
 	// waits for an answer.
 	Channel  func(own layout.Device, epoch uint64) request.Channel
 	Deadline time.Duration
+	// Closing is how long a volume that is to be taken away may stay open before it is
+	// in use: those who only look at its device close it by themselves. A verb that
+	// is refused takes that long.
+	Closing time.Duration
 	// LowWater is how many free blocks the pool has left when it asks for more.
 	LowWater uint64
 	// Locks is the directory of locks, Links the one in which each volume has a

@@ -135,13 +135,13 @@ func (s *session) unused(ctx context.Context, v layout.VolumeRecord) error {
 	return s.closed(ctx, v)
 }
 
-// closed refuses a volume that somebody has open.
+// closed refuses a volume that somebody has open, and goes on having open.
 func (s *session) closed(ctx context.Context, v layout.VolumeRecord) error {
 	info, err := s.present(ctx, s.deviceName(v.Name))
-	if err != nil || info == nil || info.Open == 0 {
+	if err != nil || info == nil {
 		return err
 	}
-	return s.inUse(v.Name)
+	return s.released(ctx, *info, v.Name)
 }
 
 // removeDevice takes a volume's device away. One that was left suspended would wait

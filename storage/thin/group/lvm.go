@@ -23,11 +23,12 @@ const fresh = "diskhook_thin_new"
 
 // volumes is a volume group of LVM.
 type volumes struct {
-	lvm *lvm.LVM
-	vg  string
-	dev string // where device nodes are
-	tag string
-	may func() error // nil: whoever asks may change the group
+	lvm     *lvm.LVM
+	vg      string
+	dev     string // where device nodes are
+	cluster uuid.UUID
+	tag     string
+	may     func() error // nil: whoever asks may change the group
 	// wait waits for a device node; tests have files in their place.
 	wait func(ctx context.Context, path string) (int64, error)
 }
@@ -35,7 +36,7 @@ type volumes struct {
 // LVM is the volume group called vg, of a cluster; dev is where device nodes are,
 // as host.Layout says.
 func LVM(l *lvm.LVM, vg, dev string, cluster uuid.UUID) Group {
-	return &volumes{lvm: l, vg: vg, dev: dev, tag: "diskhook_thin=" + cluster.String(), wait: blockdev.WaitNode}
+	return &volumes{lvm: l, vg: vg, dev: dev, cluster: cluster, tag: "diskhook_thin=" + cluster.String(), wait: blockdev.WaitNode}
 }
 
 func (g *volumes) object(name string) string { return "lv " + g.vg + "/" + name }
@@ -80,6 +81,11 @@ const tries = 3
 
 // Open is Group's.
 func (g *volumes) Open(ctx context.Context, name string, write bool) (Volume, error) {
+	if name == layout.MapName && !write {
+		if v := g.seen(); v != nil {
+			return v, nil
+		}
+	}
 	lv, ok, err := g.find(ctx, name)
 	if err != nil {
 		return nil, err
@@ -95,6 +101,22 @@ func (g *volumes) Open(ctx context.Context, name string, write bool) (Volume, er
 		}
 		active = false
 	}
+}
+
+// seen is the map, where it is active here and can be read: it says itself that it is
+// the cluster's, and how long it is, and is never removed. So nobody has LVM read
+// the metadata of the whole group each time that a host or the master looks whether
+// anything is new, which is all the time. What is to be written to, LVM is asked for.
+func (g *volumes) seen() *layout.Volume {
+	v, err := layout.Open(g.Path(layout.MapName), false)
+	if err != nil {
+		return nil
+	}
+	if _, _, err := layout.ReadMap(v, g.cluster); err != nil {
+		_ = v.Close() // it was only read
+		return nil
+	}
+	return v
 }
 
 func (g *volumes) open(ctx context.Context, lv lvm.LV, active, write bool) (Volume, error) {

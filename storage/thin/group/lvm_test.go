@@ -156,6 +156,51 @@ func TestOpen(t *testing.T) {
 	}
 }
 
+// The map of an active volume is read without a command of LVM; not that of another
+// cluster, nor is one written to like that, nor read when it has become longer.
+func TestOpenMap(t *testing.T) {
+	const bytes = 1 << 20 // as it was written
+	for name, c := range map[string]struct {
+		of      uuid.UUID
+		size    int64 // of the device, in bytes
+		write   bool
+		reports int
+	}{
+		"to read":            {of: cluster, size: bytes},
+		"to write":           {of: cluster, size: bytes, write: true, reports: 1},
+		"of another cluster": {of: id, size: bytes, reports: 1},
+		"that was extended":  {of: cluster, size: 8192, reports: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, run := world(t, lv{layout.MapName, tag, 4096, true})
+			g.nodeOf(t, layout.MapName, 0)
+			if err := os.Truncate(g.Path(layout.MapName), bytes); err != nil {
+				t.Fatal(err)
+			}
+			dev, err := layout.Open(g.Path(layout.MapName), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := layout.CreateMap(dev, c.of, 1, layout.NewMap(layout.Geometry{BlockSize: layout.MinBlockSize, Blocks: 4})); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(dev.Close(), os.Truncate(g.Path(layout.MapName), c.size)); err != nil {
+				t.Fatal(err)
+			}
+			v, err := g.Open(t.Context(), layout.MapName, c.write)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := len(run.Lines()); got != c.reports {
+				t.Errorf("%d commands, want %d: %q", got, c.reports, run.Lines())
+			}
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // A mapping's device goes away with the one who looked; others stay.
 func TestWith(t *testing.T) {
 	for name, want := range map[string][]string{thin: {"lvchange -y -an vg/" + thin}, layout.MapName: nil} {

@@ -80,6 +80,19 @@ func (m *Master) change(ctx context.Context, do func(*session) error) error {
 	})
 }
 
+// watch looks at the map, as the master that this host is. It costs no command of
+// LVM, as that of read with write may.
+func (m *Master) watch(ctx context.Context, do func(*session) error) error {
+	return m.locked(ctx, func() error {
+		return m.read(ctx, false, func(s *session) error {
+			if err := m.reigns(s.m, s.stamp); err != nil {
+				return err
+			}
+			return do(s)
+		})
+	})
+}
+
 // read opens the map for the time of do.
 func (m *Master) read(ctx context.Context, write bool, do func(*session) error) error {
 	return group.With(ctx, m.Group, layout.MapName, write, func(dev group.Volume) error {

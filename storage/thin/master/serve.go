@@ -71,7 +71,7 @@ type ear struct {
 // look follows the map: whose slots to listen to. It fails once this host is not
 // the master any more.
 func (s *service) look(ctx context.Context) error {
-	err := s.change(ctx, func(now *session) error {
+	err := s.watch(ctx, func(now *session) error {
 		there := map[uint32]bool{}
 		for _, h := range now.m.Hosts {
 			if h.State != layout.Member {

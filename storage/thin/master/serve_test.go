@@ -5,6 +5,7 @@ package master_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,6 +78,41 @@ func TestServe(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// writes counts how often the map was opened to be written to.
+type writes struct {
+	group.Group
+	opened atomic.Int64
+}
+
+func (g *writes) Open(ctx context.Context, name string, write bool) (group.Volume, error) {
+	if name == layout.MapName && write {
+		g.opened.Add(1)
+	}
+	return g.Group.Open(ctx, name, write)
+}
+
+// A master that nobody asks anything only reads, which costs a group of LVM nothing.
+func TestServeIdle(t *testing.T) {
+	m, _, slots := served(t)
+	counted := &writes{Group: m.Group}
+	m.Group = counted
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- m.Serve(ctx, quick) }()
+	deadline, stop := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer stop()
+	if _, err := slots.Ask(deadline, 1, request.Grant{Blocks: 1}); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if n := counted.opened.Load(); n != 1 {
+		t.Errorf("the map was opened %d times to be written to, want once", n)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -158,6 +159,10 @@ func (w *world) check() {
 	}
 	data := w.data()
 	for _, v := range c.Map.Volumes {
+		// It may have been made long after it was asked for, when the master was back.
+		if of := w.clones[v.Name]; of != "" && w.wrote[v.Name] == nil {
+			w.wrote[v.Name] = maps.Clone(w.wrote[of])
+		}
 		at := map[uint64]uint64{}
 		if d, there := c.Images[v.Host].Devices[v.Number]; v.State.On() && there && d.Generation == v.Generation {
 			for _, r := range d.Runs {

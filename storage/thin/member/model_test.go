@@ -247,10 +247,7 @@ func (m *model) clone(t *rapid.T) {
 	h := m.host(t)
 	m.names++
 	name, uuid := fmt.Sprint("c", m.names), id(3000+m.names)
-	m.wrote[name] = map[uint64]uint32{}
-	for block, stamp := range m.wrote[v.Name] {
-		m.wrote[name][block] = stamp
-	}
+	m.clones[name] = v.Name // it has what the volume has when the master makes it
 	m.verb(t, h, func() error { return h.Clone(m.Context(), v.Name, uuid, name) })
 }
 

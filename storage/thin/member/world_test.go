@@ -57,6 +57,7 @@ type world struct {
 	disks  map[string]string // what tables call a logical volume
 	hosts  []*node
 	wrote  map[string]map[uint64]uint32 // by volume and virtual block
+	clones map[string]string            // what they are of, where that has to be known when they come
 	stamp  uint32
 	names  int
 	away   bool   // the master does not answer
@@ -102,7 +103,7 @@ func newWorld(t tester, dir string, hosts int) *world { return newWorldOf(t, dir
 func newWorldOf(t tester, dir string, hosts int, blocks uint64) *world {
 	w := &world{
 		tester: t, blocks: blocks, dir: dir, san: devmappertest.NewSAN(), g: grouptest.New(1 << 40),
-		disks: map[string]string{}, wrote: map[string]map[uint64]uint32{},
+		disks: map[string]string{}, wrote: map[string]map[uint64]uint32{}, clones: map[string]string{},
 	}
 	w.chief = &master.Master{
 		Group: w.g, Cluster: clusterID, Name: cluster, Layout: host.Layout{Root: filepath.Join(dir, "master")}, Log: slog.New(slog.DiscardHandler),

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestThinCluster has two hosts on one LUN be a thin cluster, run as an operator
@@ -18,13 +19,8 @@ import (
 func TestThinCluster(t *testing.T) {
 	lab{
 		hosts:   map[string][]labBoot{"alpha": {{"alpha", clusterAlpha, powerCut}}, "beta": {{"beta", clusterBeta, powerCut}}},
-		notices: append(clusterNotices(), "beta is done"),
+		notices: []string{"cluster made", "filled", "cloned", "alpha has diverged", "beta has diverged", "beta is done"},
 	}.run(t)
-}
-
-// clusterNotices are those of alphaWork and betaWork.
-func clusterNotices() []string {
-	return []string{"cluster made", "filled", "cloned", "alpha has diverged", "beta has diverged"}
 }
 
 // thin runs a verb of diskhook, which waits for a master that is emulated beside this
@@ -34,6 +30,11 @@ func (m labMachine) thin(args ...string) string {
 	if slices.Contains([]string{"create", "attach", "detach", "clone"}, args[0]) {
 		args = slices.Insert(args, 1, "--deadline", patience.String())
 	}
+	began := time.Now()
+	defer func() {
+		m.Helper()
+		m.Logf("%s, %s: thin %s took %v", m.name, m.uptime(), args[0], time.Since(began).Round(100*time.Millisecond))
+	}()
 	return m.run("diskhook", append([]string{"thin"}, args...)...)
 }
 
@@ -81,31 +82,31 @@ func labBlock(seed byte, at int64) []byte {
 
 const mib = 1 << 20
 
-func clusterAlpha(m labMachine) {
-	m.alphaWork()
-	m.await("beta is done")
-	m.thin("detach", "one")
-	m.cutPower()
-}
-
-func clusterBeta(m labMachine) {
-	m.betaWork()
-	m.tell("beta is done", "")
-	m.cutPower()
-}
-
-// alphaWork and betaWork are what two hosts do that nothing goes wrong with.
-func (m labMachine) alphaWork() {
+// makeCluster has a cluster on the LUN for both, with this host as its master.
+func (m labMachine) makeCluster() {
+	m.Helper()
 	m.run("vgcreate", "lun", "/dev/vdb")
 	m.thin("init-cluster", "--vg", "lun", "--size", "256M", "lab")
 	m.thin("on-master")
 	m.thin("init-host")
 	m.thin("init-host", "beta")
-	m.thin("on-join")
 	definition, err := os.ReadFile(labDefinition)
 	m.must(err)
 	m.tell("cluster made", string(definition))
+	m.thin("on-join")
+}
 
+// joinCluster joins what the other host has made.
+func (m labMachine) joinCluster() {
+	m.Helper()
+	m.write(labDefinition, m.await("cluster made"), 0o600)
+	m.must(os.Chmod(filepath.Dir(labDefinition), 0o700))
+	m.run("sync") // it is needed after a power cut
+	m.thin("on-join")
+}
+
+func clusterAlpha(m labMachine) {
+	m.makeCluster()
 	// What beta wrote is here after its detach, and beta has no device of it.
 	m.await("filled")
 	m.thin("attach", "one")
@@ -119,19 +120,13 @@ func (m labMachine) alphaWork() {
 	m.tell("alpha has diverged", "")
 	m.await("beta has diverged")
 	m.holdsOne()
+	m.await("beta is done")
+	m.thin("detach", "one")
+	m.cutPower()
 }
 
-func (m labMachine) betaWork() {
-	m.write(labDefinition, m.await("cluster made"), 0o600)
-	m.must(os.Chmod(filepath.Dir(labDefinition), 0o700))
-	m.run("sync") // it is needed after a power cut
-	m.thin("on-join")
-	m.clusterWork()
-}
-
-// clusterWork is what two hosts do that nothing goes wrong with.
-func (m labMachine) clusterWork() {
-	m.Helper()
+func clusterBeta(m labMachine) {
+	m.joinCluster()
 	m.thin("create", "one", "64M")
 	m.thin("attach", "one")
 	m.fill("one", 'b', 0, 4*mib)
@@ -148,6 +143,8 @@ func (m labMachine) clusterWork() {
 	m.await("alpha has diverged")
 	m.holdsTwo()
 	m.thin("detach", "two")
+	m.tell("beta is done", "")
+	m.cutPower()
 }
 
 // holdsOne wants what the two wrote to volume one.

@@ -18,21 +18,21 @@ import (
 	"diskhook/storage/thin/layout"
 )
 
-// TestThinCrash has each of the two hosts lose its power twice, after they have done
-// what TestThinCluster has them do.
+// TestThinCrash has each of the two hosts of TestThinCluster lose its power twice, in
+// the middle of a verb.
 func TestThinCrash(t *testing.T) {
 	lab{
 		hosts: map[string][]labBoot{
 			"alpha": {{"alpha", crashAlpha, powerCut}, {"alpha again", alphaAgain, powerCut}},
 			"beta":  {{"beta", crashBeta, powerCut}, {"beta again", betaAgain, powerCut}, {"beta at last", betaAtLast, powerCut}},
 		},
-		notices: append(crashNotices(), clusterNotices()...),
+		notices: crashNotices(),
 	}.run(t)
 }
 
 // crash is a power cut of one host of the thin cluster while a verb stands at a
 // failpoint, and while a guest writes a journal. The volumes come back on the other
-// host, and then the host comes back to the cluster.
+// host, which is the master then, and the host comes back to the cluster.
 type crash struct {
 	journal
 	at string // failpoint
@@ -47,15 +47,14 @@ func crashInHandOver() crash { return crash{journal{"handover", 32}, "thin.hando
 func crashInAttach() crash   { return crash{journal{"attach", 32}, "thin.attach.begun"} }
 func crashInDetach() crash   { return crash{journal{"detach", 32}, "thin.detach.stored"} }
 
-func (c crash) refused() string { return "refused after " + c.volume }
 func (c crash) welcome() string { return "may join again after " + c.volume }
 func (c crash) back() string    { return "is back after " + c.volume }
 
-// crashNotices are all that is pinned of crashes.
+// crashNotices are all that is pinned.
 func crashNotices() []string {
-	all := []string{"about to write", "no master", "out of space", "supplied", "no master again", "out of space again"}
+	all := []string{"cluster made", "about to write", "no master", "out of space", "supplied"}
 	for _, c := range []crash{crashInGrant(), crashInHandOver(), crashInAttach(), crashInDetach()} {
-		all = append(all, c.notice(), c.refused(), c.welcome(), c.back())
+		all = append(all, c.notice(), c.welcome(), c.back())
 	}
 	return all
 }
@@ -101,7 +100,6 @@ type labStatus struct {
 		Name string
 		UUID uuid.UUID
 	}
-	Pool struct{ Mode string }
 }
 
 func (m labMachine) status() (s labStatus) {
@@ -110,8 +108,8 @@ func (m labMachine) status() (s labStatus) {
 	return s
 }
 
-// awayTwice has no master while the other host needs one, twice.
-func (m labMachine) awayTwice() {
+// away has no master while the other host needs one.
+func (m labMachine) away() {
 	m.Helper()
 	m.await("about to write")
 	m.run("systemctl", "stop", masterUnit)
@@ -119,21 +117,19 @@ func (m labMachine) awayTwice() {
 	m.await("out of space")
 	m.run("systemctl", "start", masterUnit)
 	m.await("supplied")
-	m.run("systemctl", "stop", masterUnit)
-	m.tell("no master again", "")
-	m.await("out of space again")
-	m.run("systemctl", "start", masterUnit)
 }
 
-// starved writes until the pool has no block left, and the writer waits.
+// starved waits until the pool has no block left, and the writer waits.
 func (m labMachine) starved(w *writing) {
 	m.Helper()
-	m.within("out of space", func() bool { return m.status().Pool.Mode == "out_of_data_space" })
-	m.Logf("%s: out of space after %d records", m.name, w.acknowledged.Load())
+	m.within("out of space", func() bool {
+		return strings.Contains(m.run("dmsetup", "status", "--noflush", "--target", "thin-pool"), " out_of_data_space ")
+	})
+	m.Logf("%s, %s: out of space after %d records", m.name, m.uptime(), w.acknowledged.Load())
 }
 
 // grantCrash writes into a pool that runs out of space, and goes on when the master
-// is back. The second time the power goes while what it granted is put to use.
+// is back. Then the power goes while more that it granted is put to use.
 func (m labMachine) grantCrash() {
 	m.Helper()
 	c := crashInGrant()
@@ -145,14 +141,11 @@ func (m labMachine) grantCrash() {
 	m.tell("out of space", "")
 	m.more(w, 8)
 	m.tell("supplied", "")
-	m.await("no master again")
 	m.run("cp", "diskhook.failpoints", failing)
 	m.write("/run/systemd/system/"+monitorUnit+".d/failpoint.conf", "[Service]\nExecStart=\nExecStart="+failing+" -v thin monitor --cluster lab\n"+
 		"Environment="+strings.Join(c.stop(), " ")+"\n", 0o644)
 	m.run("systemctl", "daemon-reload")
 	m.run("systemctl", "restart", monitorUnit)
-	m.starved(w)
-	m.tell("out of space again", "")
 	m.reaches(c)
 	m.more(w, 4)
 	m.cutPower()
@@ -173,47 +166,45 @@ func (m labMachine) cutIn(c crash, args ...string) {
 }
 
 // recovers takes the volumes of a host back whose power was cut, once there is
-// evidence that it cannot write. It becomes the master for that.
+// evidence that it cannot write, lets the host in again, and wants all that it
+// wrote. It becomes the master for that, if it is not.
 func (m labMachine) recovers(c crash, host, boot string) {
 	m.Helper()
 	m.await(ended(boot))
-	m.reign()
-	if c == crashInGrant() {
+	s, first := m.status(), c == crashInGrant()
+	if first {
 		m.refused(m.try("", "diskhook", "thin", "recover", host), 7, "host "+host, "not fenced", "on-fenced")
 		m.refused(m.try(m.name+"\n", "diskhook", "thin", "on-fenced", host), 4, "in the place of its name")
+	} else {
+		if c == crashInHandOver() {
+			m.refused(m.try("", "diskhook", "thin", "on-master", "--epoch", fmt.Sprint(s.Epoch)), 4, "epoch")
+		}
+		m.thin("on-master", "--epoch", fmt.Sprint(s.Epoch+1))
 	}
 	if r := m.try(host+"\n", "diskhook", "thin", "on-fenced", host); r.code != 0 {
 		m.Fatalf("on-fenced: %s", r.output)
 	}
-	m.thinCheck(host)
-	// The metadata of a host that is fenced are looked at; nothing but that is wrong.
-	m.refused(m.try("", "diskhook", "thin", "check"), 8, "it is fenced", "1 problems")
+	m.thinCheck(s, host)
+	if first {
+		// The metadata of a host that is fenced are looked at; nothing but that is wrong.
+		m.refused(m.try("", "diskhook", "thin", "check"), 8, "it is fenced", "1 problems")
+	}
 	if text := m.thin("recover", host); strings.Contains(text, "suspect") {
 		m.Errorf("recover: %s", text)
 	}
 	m.thin("check")
+	m.thin("init-host", "--rejoin", host)
+	m.tell(c.welcome(), "")
 	m.thin("attach", c.volume)
 	m.acknowledged(c.journal)
-	m.thin("detach", c.volume)
-}
-
-// reign makes this host the master, if it is not.
-func (m labMachine) reign() {
-	m.Helper()
-	now := m.status().Epoch
-	var standing struct{ Master bool }
-	m.must(json.Unmarshal([]byte(m.thin("membership", "-o", "json")), &standing))
-	if standing.Master {
-		return
+	if first {
+		m.thin("detach", c.volume) // right after somebody had it open
 	}
-	m.refused(m.try("", "diskhook", "thin", "on-master", "--epoch", fmt.Sprint(now)), 4, "epoch")
-	m.thin("on-master", "--epoch", fmt.Sprint(now+1))
 }
 
 // thinCheck has thin_check(8) look at the metadata of a host that is off.
-func (m labMachine) thinCheck(host string) {
+func (m labMachine) thinCheck(s labStatus, host string) {
 	m.Helper()
-	s := m.status()
 	for _, h := range s.Hosts {
 		if h.Name != host {
 			continue
@@ -234,42 +225,35 @@ func (m labMachine) thinCheck(host string) {
 	m.Fatalf("no host %s: %+v", host, s)
 }
 
-// rejoins is refused with the pool that it had, is let in again, and has what the
-// other host saw on the journal's volume.
+// rejoins is let in again when its volumes have been recovered, and not before.
 func (m labMachine) rejoins(c crash) {
 	m.Helper()
-	m.refused(m.try("", "diskhook", "thin", "on-join"), 7, "host "+m.name, "init-host --rejoin "+m.name)
-	m.tell(c.refused(), "")
+	if c == crashInHandOver() {
+		m.refused(m.try("", "diskhook", "thin", "on-join"), 7, "host "+m.name, "init-host --rejoin "+m.name)
+	}
 	m.await(c.welcome())
 	m.thin("on-join")
-	m.thin("attach", c.volume)
-	m.acknowledged(c.journal)
-	m.thin("detach", c.volume)
 	m.tell(c.back(), "")
 }
 
-// welcomes lets a host in again that was recovered.
-func (m labMachine) welcomes(c crash, host string) {
-	m.Helper()
-	m.await(c.refused())
-	m.thin("init-host", "--rejoin", host)
-	m.tell(c.welcome(), "")
-	m.await(c.back())
-}
-
-// crashAlpha is what alpha does when two hosts have worked with nothing going wrong:
-// it is the master, and loses its power when it attaches a volume.
+// crashAlpha makes the cluster and two volumes that share blocks, is the master while
+// the other host loses its power, and loses its own when it attaches a volume.
 func crashAlpha(m labMachine) {
-	m.alphaWork()
-	m.awayTwice()
+	m.makeCluster()
+	m.thin("create", "one", "64M")
+	m.thin("attach", "one")
+	m.fill("one", 'b', 0, 4*mib)
+	m.thin("snapshot", "one", "two")
+	m.fill("one", 'a', 1*mib, 3*mib)
+	m.away()
 	m.recovers(crashInGrant(), "beta", "beta")
-	m.welcomes(crashInGrant(), "beta")
+	m.await(crashInGrant().back())
 	m.cutIn(crashInHandOver(), "attach", "two") // with volume one, too
 }
 
 // crashBeta is what beta does at the same time.
 func crashBeta(m labMachine) {
-	m.betaWork()
+	m.joinCluster()
 	m.grantCrash()
 }
 
@@ -277,12 +261,9 @@ func crashBeta(m labMachine) {
 func betaAgain(m labMachine) {
 	m.rejoins(crashInGrant())
 	m.recovers(crashInHandOver(), "alpha", "alpha")
-	m.thin("attach", "one")
-	m.holdsOne()
-	m.thin("detach", "one")
 	m.thin("attach", "two")
-	m.holdsTwo()
-	m.welcomes(crashInHandOver(), "alpha")
+	m.holds("two", 'b', 0, 4*mib)
+	m.await(crashInHandOver().back())
 	m.cutIn(crashInAttach(), "attach", "one") // with volume two, too
 }
 
@@ -290,12 +271,10 @@ func betaAgain(m labMachine) {
 func alphaAgain(m labMachine) {
 	m.rejoins(crashInHandOver())
 	m.recovers(crashInAttach(), "beta", "beta again")
-	m.thin("attach", "two")
-	m.holdsTwo()
 	m.thin("attach", "one")
 	m.holdsOne()
-	m.welcomes(crashInAttach(), "beta")
 	m.fill("one", 'd', 4*mib, 5*mib)
+	m.await(crashInAttach().back())
 	m.cutIn(crashInDetach(), "detach", "one")
 }
 
@@ -307,7 +286,7 @@ func betaAtLast(m labMachine) {
 	m.holdsOne()
 	m.holds("one", 'd', 4*mib, 5*mib)
 	m.thin("attach", "two")
-	m.holdsTwo()
+	m.holds("two", 'b', 0, 4*mib)
 	m.thin("on-leave")
 	m.thin("check", "--offline")
 	m.cutPower()

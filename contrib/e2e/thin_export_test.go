@@ -33,7 +33,7 @@ func TestThinExport(t *testing.T) {
 func thinExport(m machine) {
 	e := exporting{labMachine{machine: m, name: "alpha"}}
 	e.prepare()
-	e.configure(map[string]string{"lvm.timeout": `"10m"`}) // a busy machine emulates LVM slowly
+	e.configure(map[string]string{"lvm.timeout": labTimeout, "lvm.devices": `["/dev/mapper/disk-lab", "/dev/mapper/disk-far"]`})
 	for i, cluster := range []string{"lab", "far"} {
 		e.cluster(cluster, i)
 	}
@@ -132,8 +132,8 @@ func (e exporting) live() {
 			e.Errorf("%s: a stream that is %s of a volume that is written to", path, s.State)
 		}
 		e.behind(s)
-		e.refused(e.try("", "diskhook", "thin", "import", "--cluster", "far", "--from", "lab", path), 4, "it was exported while a host wrote", "thin snapshot one NEW")
 	}
+	e.refused(e.try("", "diskhook", "thin", "import", "--cluster", "far", "--from", "lab", "/root/live.text"), 4, "it was exported while a host wrote", "thin snapshot one NEW")
 	e.on("lab", "export", "--format", "xml", "one", "/root/live.xml")
 	e.restores("/root/live.xml")
 	// An image of something that moves would be of no moment at all.
@@ -250,15 +250,14 @@ func (e exporting) looks(cluster string) string {
 	}, "\n")
 }
 
-// refusals has nothing come of streams that are not whole, or of something else.
+// refusals has nothing come of what is not whole, or of something else. Unit tests
+// have streams that are damaged in every way.
 func (e exporting) refusals() {
 	e.Helper()
 	e.on("far", "create", "other", "8M")
 	e.on("far", "export", "other", "/root/other.text")
 	for script, path := range map[string]string{
-		"head -c -9 one.text": "cut.text", "sed 's/ private$/ base=1/' one.text": "forged.text", "head -c -9 one.json": "cut.json",
-		"sed '0,/\"length\": ./s//\"length\": 9/' one.json": "forged.json", "head -c 700K one.vhd": "cut.vhd",
-		"head -c 512 /dev/zero; tail -c +513 one.vhd": "forged.vhd",
+		"head -c -9 one.text": "cut.text", "sed '0,/\"length\": ./s//\"length\": 9/' one.json": "forged.json", "head -c 700K one.vhd": "cut.vhd",
 	} {
 		e.run("sh", "-euc", "cd /root; ("+script+") >"+path)
 	}
@@ -268,16 +267,10 @@ func (e exporting) refusals() {
 		flags      []string
 	}{
 		{"cut.text", "it is cut off", nil},
-		{"forged.text", "it ends with", nil},
-		{"cut.json", "cut off", nil},
 		{"forged.json", "it ends with", nil},
-		{"one.xml", "for thin_restore", nil},
 		{"one.vhd", "it is a VHD image", nil},
-		{"one.raw", "it begins with", nil},
 		{"other.text", "it is of cluster", nil},
 		{"cut.vhd", "beyond the end", []string{"--format", "vhd"}},
-		{"forged.vhd", "no dynamic VHD image", []string{"--format", "vhd"}},
-		{"one.text", "no dynamic VHD image", []string{"--format", "vhd"}},
 	} {
 		flags := r.flags
 		if flags == nil {
@@ -312,28 +305,22 @@ func (e exporting) killed(at string, args ...string) {
 	}
 }
 
-// imports copies one to the other cluster, and is killed on the way there.
+// imports copies one to the other cluster.
 func (e exporting) imports() {
 	e.Helper()
-	copying := []string{"import", "--cluster", "far", "--from", "lab", "/root/one.text"}
-	// The first is killed as it asks for space, the second as it asks for the volume.
-	for _, at := range []string{"thin.member.journaled", "thin.member.journaled", "thin.import.created", "thin.handover.committed", "thin.import.filled"} {
-		e.killed(at, copying...)
-	}
-	e.thin(copying...)
+	e.thin("import", "--cluster", "far", "--from", "lab", "/root/one.text")
 	e.arrived()
 	if !strings.Contains("\n"+e.on("lab", "status", "-o", "name")+"\n", "\none\n") {
 		e.Error("a copy took the original away")
 	}
-	e.refused(e.try("", "diskhook", append([]string{"thin"}, copying...)...), 4, "there is a volume of this name already", "--name")
 	e.on("far", "delete", "one")
 }
 
-// moves has it there, and no longer here.
+// moves has it there, and no longer here, though it is killed on the way.
 func (e exporting) moves() {
 	e.Helper()
 	moving := []string{"import", "--cluster", "far", "--from", "lab", "--move", "/root/one.text"}
-	for _, at := range []string{"thin.import.attached", "thin.import.complete", "thin.import.detached", "thin.import.moved"} {
+	for _, at := range []string{"thin.import.created", "thin.import.filled", "thin.import.complete", "thin.import.moved"} {
 		e.killed(at, moving...)
 	}
 	e.thin(moving...)

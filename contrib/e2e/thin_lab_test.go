@@ -189,6 +189,9 @@ func (m labMachine) uptime() string {
 	return seconds + " s"
 }
 
+// labTimeout is how long a command of LVM may take, as a busy machine emulates it slowly.
+const labTimeout = `"10m"`
+
 // prepare makes the guest a host of its own: both come from one image.
 func (m labMachine) prepare() {
 	m.Helper()
@@ -199,5 +202,9 @@ func (m labMachine) prepare() {
 	m.run("modprobe", "dm-thin-pool")
 	if !exists("/usr/bin/diskhook") {
 		m.install()
+		// Each device that LVM need not look at is time.
+		m.configure(map[string]string{"lvm.timeout": labTimeout, "lvm.devices": `["/dev/vdb"]`})
+		m.run("sync")
 	}
+	m.Logf("%s, %s: begins", m.name, m.uptime())
 }

@@ -40,6 +40,13 @@ func KeptBy(entry xmlrewrite.BoundDisk) string {
 	return Bound{Binding: b}.Kept()
 }
 
+// IsKept says whether an entry of the metadata, of whichever domain, is bound to what
+// keeps the data of b.
+func (b Bound) IsKept(entry xmlrewrite.BoundDisk) bool {
+	k, other, ok := recordedKind(entry)
+	return ok && k.Name() == b.Binding.Kind && b.Kept() == Bound{Binding: other}.Kept()
+}
+
 // keeper is a kind that keeps data under names of its own.
 type keeper interface{ kept(Binding) string }
 

@@ -58,8 +58,7 @@ func (s *Service) PlanApply(ctx context.Context, name string, written []bindings
 	if p.truths, err = s.replicasCurrent(ctx, d, p.binds); err != nil {
 		return nil, err
 	}
-	p.Notes = append(p.Notes, left(p.binds)...)
-	p.Notes = append(p.Notes, outgrown(p)...)
+	p.Notes = append(p.Notes, s.notes(p)...)
 	return p, s.planRoom(ctx, p)
 }
 
@@ -194,8 +193,8 @@ func (s *Service) Apply(ctx context.Context, p *Plan, w localdisk.Waiting) error
 }
 
 // bind defines what the plan says. Two domains that are bound at once to one
-// image would each find it free when they plan; so that is looked at again, one
-// domain of the host after the other.
+// image or volume would each find it free when they plan; so that is looked at
+// again, one domain of the host after the other.
 func (s *Service) bind(ctx context.Context, p *Plan) (Domain, error) {
 	if len(p.binds) == 0 {
 		return s.define(ctx, p)

@@ -10,34 +10,15 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/quorum"
-	"diskhook/xmlrewrite"
 )
 
 // Which disks replica sets are bound to, and what the sets know of it.
 
-func notBoundTo(d Domain, b bindings.Bound, other Facts) error {
-	for _, target := range targetsOf(b.Binding.Value, other) {
-		if other.UUID == d.UUID && target == b.Disk.Target {
-			continue
-		}
-		err := failure.New(failure.Conflict, "%s: disk %s: replica set %s is disk %s of domain %s", d, b.Disk.Target, b.Binding.Value, target, failure.OneLine(other.Name))
-		return failure.Hint(err, "build a set of its own with `diskhook quorum build`, or end the other binding with `diskhook domain revert %s %s`", failure.OneLine(other.Name), target)
-	}
-	return nil
-}
-
 // targetsOf are the targets of a domain that are bound to a set.
 func targetsOf(set string, f Facts) []string {
-	doc, err := xmlrewrite.Parse([]byte(f.XML))
-	if err != nil {
-		return nil // libvirt's own output, of a domain that is not ours to judge
-	}
-	metadata, err := doc.Metadata()
-	if err != nil || metadata == nil || metadata.Domain != f.UUID {
-		return nil
-	}
 	var targets []string
-	for _, e := range metadata.Disks {
+	_, entries := f.bound()
+	for _, e := range entries {
 		if e.Quorum != nil && e.Quorum.Set == set {
 			targets = append(targets, failure.OneLine(e.Target))
 		}

@@ -23,6 +23,8 @@
 // are kept out by a lock of the domain's, from that look to the end of the work
 // (lock.go); what somebody else does with virsh is not.
 //
+// What makes kinds of bindings differ here has a file for each, and a table: kinds.go.
+//
 // Metadata and receipts tell of each other (record.go): metadata that were
 // taken out of a definition are written again from the receipts (forgotten.go).
 //

@@ -67,19 +67,10 @@ func (s *Service) unbindable(ctx context.Context, d Domain, bound []bindings.Bou
 	if err != nil {
 		return err
 	}
-	if err := s.notShared(ctx, d, bound, others); err != nil {
+	if err := s.free(ctx, d, bound, others); err != nil {
 		return err
 	}
-	if err := s.replicasFit(ctx, d, bound, others); err != nil {
-		return err
-	}
-	if err := s.volumesFit(ctx, d, bound, others); err != nil {
-		return err
-	}
-	if err := s.imagesFit(ctx, d, bound, others); err != nil {
-		return err
-	}
-	if err := s.thinFits(ctx, d, bound, others); err != nil {
+	if err := s.fit(ctx, d, bound); err != nil {
 		return err
 	}
 	for _, b := range bound {

@@ -51,33 +51,43 @@ func (s *Service) numbered(ctx context.Context, d Domain, doc *xmlrewrite.Docume
 	return doc, nil
 }
 
-// replicasFit refuses a set that another domain is bound to, one whose size is
-// not that of the disk, and a way to serve it that this host does not have.
-func (s *Service) replicasFit(ctx context.Context, d Domain, bound []bindings.Bound, others []Facts) error {
-	for _, b := range bound {
-		if b.Binding.Kind != "quorum" {
+// replicas are the kind of binding.
+type replicas struct{ *Service }
+
+func (replicas) binds(b bindings.Binding) bool { return b.Kind == "quorum" }
+
+func (replicas) free(d Domain, b bindings.Bound, other Facts) error {
+	for _, target := range targetsOf(b.Binding.Value, other) {
+		if other.UUID == d.UUID && target == b.Disk.Target {
 			continue
 		}
-		set, err := s.Host.Quorum.Definition(b.Binding.Value)
-		if err != nil {
-			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
-		}
-		for _, other := range others {
-			if err := notBoundTo(d, b, other); err != nil {
-				return err
-			}
-		}
-		if err := s.sameSize(ctx, d, b, set); err != nil {
-			return err
-		}
-		if b.Binding.Option("transport", "") != quorum.VhostUser {
-			continue
-		}
-		if err := s.Quorum.ServesVhostUser(ctx); err != nil {
-			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, err)
-		}
+		return apart(d, b, "replica set "+b.Binding.Value, target, other, "build a set of its own with `diskhook quorum build`, or end the other binding with `diskhook domain revert %s %s`", failure.OneLine(other.Name), target)
 	}
 	return nil
+}
+
+// fits refuses a set whose size is not that of the disk, and a way to serve it that
+// this host does not have.
+func (k replicas) fits(ctx context.Context, d Domain, b bindings.Bound) error {
+	set, err := k.Host.Quorum.Definition(b.Binding.Value)
+	if err != nil {
+		return onDisk(d, b, err)
+	}
+	if err := k.sameSize(ctx, d, b, set); err != nil {
+		return err
+	}
+	if b.Binding.Option("transport", "") != quorum.VhostUser {
+		return nil
+	}
+	return onDisk(d, b, k.Quorum.ServesVhostUser(ctx))
+}
+
+// note says what becomes of the image that the disk had.
+func (replicas) note(_ *Plan, b bindings.Bound) string {
+	if b.Disk.Path == "" {
+		return ""
+	}
+	return fmt.Sprintf("disk %s: from its next start it is replica set %s; what is in %s stays there, and is not copied", b.Disk.Target, b.Binding.Value, b.Disk.Path)
 }
 
 // sameSize looks at the disk as it is now. The guest has its partitions there,
@@ -216,17 +226,6 @@ func (s *Service) ownTruth(d Domain, b bindings.Bound) (own bool, err error) {
 		}
 	}
 	return own, nil
-}
-
-// left says what becomes of the images that disks had.
-func left(bound []bindings.Bound) []string {
-	var notes []string
-	for _, b := range bound {
-		if b.Binding.Kind == "quorum" && b.Disk.Path != "" {
-			notes = append(notes, fmt.Sprintf("disk %s: from its next start it is replica set %s; what is in %s stays there, and is not copied", b.Disk.Target, b.Binding.Value, b.Disk.Path))
-		}
-	}
-	return notes
 }
 
 // planReplicas asks for the operator's word where what a guest wrote to a

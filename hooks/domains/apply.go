@@ -206,7 +206,7 @@ func (s *Service) bind(ctx context.Context, p *Plan) (Domain, error) {
 	defer release()
 	others, err := s.Libvirt.List(ctx, true)
 	if err == nil {
-		err = s.notShared(ctx, p.Domain, p.binds, others)
+		err = s.free(ctx, p.Domain, p.binds, others)
 	}
 	if err == nil {
 		err = s.unwritten(ctx, p)

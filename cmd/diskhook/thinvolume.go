@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -193,12 +194,20 @@ func thinCopy(
 }
 
 func thinDelete(p *program, c *cli.Context) error {
-	f, t, v, _, err := thinVolumeArgs(p, c)
+	f, t, words, err := thinMemberArgs(p, c, "VOLUME")
 	if err != nil {
 		return err
 	}
-	if _, err := ledger.Delete(t.known, v.Number); err != nil {
+	v, err := cluster.Volume(t.known, words[0])
+	switch {
+	case errors.Is(err, failure.NotFound) && !c.Bool("dry-run"):
+		v.Name = words[0] // an earlier try may have deleted it, and not know it
+	case err != nil:
 		return err
+	default:
+		if _, err := ledger.Delete(t.known, v.Number); err != nil {
+			return err
+		}
 	}
 	steps := t.ask("delete volume %s and what it holds", v.Name)
 	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {

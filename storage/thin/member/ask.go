@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/layout"
@@ -16,10 +18,74 @@ import (
 )
 
 // journal is what a host's header keeps of a request until it has an answer: the
-// message that is asked under the header's sequence.
+// message that is asked under the header's sequence. Code 0 is none.
 type journal struct {
-	Code uint16          `json:"code"`
-	Body json.RawMessage `json:"body"`
+	Code uint16          `json:"code,omitempty"`
+	Body json.RawMessage `json:"body,omitempty"`
+	// Volume is the one that a Delete is of: the map does not have it afterwards.
+	Volume *named `json:"volume,omitempty"`
+	// Gone is one that was deleted, of which the verb that asked for it was not told.
+	Gone *named `json:"gone,omitempty"`
+}
+
+// named is a volume as people call it.
+type named struct {
+	Name string    `json:"name"`
+	ID   uuid.UUID `json:"id"`
+}
+
+// about is the volume that a request deletes.
+func (s *session) about(r request.Request) *named {
+	if d, ok := r.(request.Delete); ok {
+		for _, v := range s.m.Volumes {
+			if v.Number == d.Volume {
+				return &named{v.Name, v.UUID}
+			}
+		}
+	}
+	return nil
+}
+
+// wasDeleted says that a volume that is not in the map any more went by an earlier
+// verb's request, whose answer came after the verb had given up. It counts once. As
+// long as there is none, that is the error.
+func (s *session) wasDeleted(volume string) (bool, error) {
+	j, err := s.journal()
+	switch {
+	case err != nil:
+		return false, err
+	case j.Volume.is(volume):
+		return false, s.pending
+	case !j.Gone.is(volume):
+		return false, nil
+	}
+	j.Gone = nil
+	return true, s.note(j)
+}
+
+func (n *named) is(volume string) bool {
+	return n != nil && (volume == n.Name || volume == n.ID.String())
+}
+
+// note has the header keep a journal.
+func (s *session) note(j journal) error {
+	var entry []byte
+	if j.Code != 0 || j.Gone != nil {
+		var err error
+		if entry, err = json.Marshal(j); err != nil {
+			return err
+		}
+	}
+	return s.commit(func(h *layout.HostHeader) { h.Journal = entry })
+}
+
+// journal is what the header keeps.
+func (s *session) journal() (journal, error) {
+	var j journal
+	if len(s.header.Journal) == 0 {
+		return j, nil
+	}
+	return j, json.Unmarshal(s.header.Journal, &j)
 }
 
 // ask has the master do something. The request is in the header before it is on its
@@ -55,7 +121,11 @@ func (s *session) send(ctx context.Context, r request.Request) (request.Reply, e
 	if err != nil {
 		return request.Reply{}, err
 	}
-	entry, err := json.Marshal(journal{m.Code, m.Body})
+	before, err := s.journal()
+	if err != nil {
+		return request.Reply{}, err
+	}
+	entry, err := json.Marshal(journal{m.Code, m.Body, s.about(r), before.Gone})
 	if err != nil {
 		return request.Reply{}, err
 	}
@@ -65,11 +135,12 @@ func (s *session) send(ctx context.Context, r request.Request) (request.Reply, e
 	if err := failpoint.Hit("thin.member.journaled"); err != nil {
 		return request.Reply{}, err
 	}
-	return s.conclude(ctx, r)
+	return s.conclude(ctx, r, before.Gone)
 }
 
-// conclude waits for the answer to the request that is in the journal.
-func (s *session) conclude(ctx context.Context, r request.Request) (request.Reply, error) {
+// conclude waits for the answer to the request that is in the journal. When it is done
+// the journal keeps that gone was deleted, and when it is refused what it kept before.
+func (s *session) conclude(ctx context.Context, r request.Request, gone *named) (request.Reply, error) {
 	wait, cancel := context.WithTimeout(ctx, s.Deadline)
 	defer cancel()
 	reply, err := s.Channel(s.own, s.epoch).Ask(wait, s.header.Sequence, r)
@@ -80,7 +151,14 @@ func (s *session) conclude(ctx context.Context, r request.Request) (request.Repl
 	if err := failpoint.Hit("thin.member.answered"); err != nil {
 		return reply, err
 	}
-	if failed := s.commit(func(h *layout.HostHeader) { h.Journal = nil }); failed != nil {
+	if err != nil {
+		before, failed := s.journal()
+		if failed != nil {
+			return reply, errors.Join(err, failed)
+		}
+		gone = before.Gone
+	}
+	if failed := s.note(journal{Gone: gone}); failed != nil {
 		return reply, errors.Join(err, failed)
 	}
 	return reply, err
@@ -114,11 +192,8 @@ func (s *session) settle(ctx context.Context) error {
 
 // journaled is the request that has no answer yet, nil if there is none.
 func (s *session) journaled() (request.Request, error) {
-	if len(s.header.Journal) == 0 {
-		return nil, nil
-	}
-	var entry journal
-	if err := json.Unmarshal(s.header.Journal, &entry); err != nil {
+	entry, err := s.journal()
+	if err != nil || entry.Code == 0 {
 		return nil, err
 	}
 	return request.Decode(layout.Message{Sequence: s.header.Sequence, Code: entry.Code, Body: entry.Body})
@@ -135,7 +210,15 @@ func (s *session) answer(ctx context.Context) error {
 	if r == nil {
 		return nil
 	}
-	if _, err = s.conclude(ctx, r); err == nil {
+	entry, err := s.journal()
+	if err != nil {
+		return err
+	}
+	gone := entry.Gone
+	if entry.Volume != nil {
+		gone = entry.Volume
+	}
+	if _, err = s.conclude(ctx, r, gone); err == nil {
 		s.late = r
 		return s.refresh(ctx)
 	}

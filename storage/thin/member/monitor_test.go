@@ -214,3 +214,33 @@ func TestRepeatedAfterALateAnswer(t *testing.T) {
 		t.Errorf("%d blocks, it had %d: what was done before counts once", after, before)
 	}
 }
+
+// A delete that gave up before the master's answer came is not told that there is no
+// such volume when it is run again, whatever verb was first to hear the answer; one of
+// a volume that never was, or that was deleted before, is.
+func TestDeleteRepeatedAfterALateAnswer(t *testing.T) {
+	for _, between := range []func(*node) error{
+		func(*node) error { return nil },
+		func(one *node) error { return one.Settle(t.Context()) },
+		func(one *node) error { _, err := one.Request(t.Context(), 3); return err },
+		func(one *node) error { return one.Create(t.Context(), id(901), "other", blockSize) },
+		func(one *node) error { // which is refused
+			_ = one.Resize(t.Context(), "v1", 512)
+			return nil
+		},
+	} {
+		w := stage(t)
+		one := w.hosts[0]
+		w.must(one.Create(t.Context(), id(900), "late", blockSize))
+		w.mute = true
+		for range 2 {
+			w.is(one.Delete(t.Context(), "late"), failure.Temporary, "")
+		}
+		w.mute = false
+		w.must(between(one))
+		w.is(one.Delete(t.Context(), "never"), failure.NotFound, "thin status")
+		w.must(one.Delete(t.Context(), "late"))
+		w.is(one.Delete(t.Context(), "late"), failure.NotFound, "thin status")
+		w.check()
+	}
+}

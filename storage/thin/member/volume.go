@@ -24,10 +24,16 @@ func (c *Member) Create(ctx context.Context, id uuid.UUID, name string, size uin
 	})
 }
 
-// Delete removes a volume that is offline; one that is gone is a failure.NotFound.
+// Delete removes a volume that is offline; one that is gone is a failure.NotFound,
+// unless it went by an earlier Delete that gave up before it was told.
 func (c *Member) Delete(ctx context.Context, name string) error {
 	return c.want(ctx, "delete", name, func(s *session) (request.Request, error) {
 		v, err := s.volume(name)
+		if errors.Is(err, failure.NotFound) {
+			if was, failed := s.wasDeleted(name); was || failed != nil {
+				return nil, failed
+			}
+		}
 		return request.Delete{Volume: v.Number}, err
 	})
 }

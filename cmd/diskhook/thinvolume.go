@@ -118,13 +118,16 @@ func thinAttach(p *program, c *cli.Context) error {
 }
 
 func thinDetach(p *program, c *cli.Context) error {
-	f, t, v, _, err := thinVolumeArgs(p, c)
-	if err != nil {
-		return err
-	}
 	gone := c.String("domain")
 	if gone != "" && !host.IsUUID(gone) {
 		return see(c, failure.New(failure.Usage, "--domain %q: not a UUID", gone))
+	}
+	f, t, v, _, err := thinVolumeArgs(p, c)
+	if gone != "" && t == nil && (errors.Is(err, cluster.ErrNoMember) || errors.Is(err, failure.NotFound)) {
+		return thinDisown(p, c, gone)
+	}
+	if err != nil {
+		return err
 	}
 	switch domain, err := t.Claims.Holder(v.Name); {
 	case err != nil:
@@ -143,6 +146,31 @@ func thinDetach(p *program, c *cli.Context) error {
 	}
 	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {
 		return "detached", t.DetachFrom(ctx, v.Name, gone)
+	})
+}
+
+// thinDisown is thinDetach on a host that is no member any more, so that it can be
+// stopped.
+func thinDisown(p *program, c *cli.Context, domain string) error {
+	f, t, words, err := thinArgs(p, c, "VOLUME")
+	if err != nil {
+		return err
+	}
+	here, err := t.local()
+	if err != nil {
+		return err
+	}
+	var steps []string
+	switch holder, err := here.Claims.Holder(words[0]); {
+	case err != nil:
+		return err
+	case holder != "" && holder != domain:
+		return claim.Refuse(words[0], holder)
+	case holder != "":
+		steps = []string{"# end the claim of domain " + domain + " on volume " + words[0]}
+	}
+	return p.change(f, c.Bool("dry-run"), thinVolume(words[0]), steps, func() (string, error) {
+		return "domain " + domain + " has it no more; there is nothing to be detached, as this host is no member", here.Disown(c.Context, words[0], domain)
 	})
 }
 

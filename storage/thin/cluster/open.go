@@ -4,6 +4,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 
 	"github.com/google/uuid"
 
@@ -12,6 +13,9 @@ import (
 	"diskhook/storage/thin/group"
 	"diskhook/storage/thin/layout"
 )
+
+// ErrNoMember says that a host's membership has ended.
+var ErrNoMember = errors.New("it is no member of the cluster any more")
 
 // Group is the volume group of a cluster; dev is where device nodes are, as
 // host.Layout says.
@@ -67,7 +71,7 @@ func Host(m layout.Map, word string) (layout.HostRecord, error) {
 func Member(m layout.Map, word string) (layout.HostRecord, error) {
 	h, err := Host(m, word)
 	if err == nil && h.State != layout.Member {
-		err = failure.New(failure.Precondition, "host %s: it is no member of the cluster any more (%s)", h.Name, h.Evidence)
+		err = failure.New(failure.Precondition, "host %s: %w (%s)", h.Name, ErrNoMember, h.Evidence)
 		err = failure.Hint(err, "stop its guests and run `diskhook thin stop` on it, or reboot it; then run `diskhook thin init-host --rejoin %s` on the master", h.Name)
 	}
 	return h, err

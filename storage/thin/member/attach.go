@@ -87,6 +87,8 @@ func (s *session) attach(ctx context.Context, v layout.VolumeRecord, o AttachOpt
 func (c *Member) Detach(ctx context.Context, name string) error { return c.DetachFrom(ctx, name, "") }
 
 // DetachFrom is Detach of a volume that a domain has by its claim, though it has gone.
+// On a host that is no member any more, or has what a former membership left, that is
+// Disown.
 func (c *Member) DetachFrom(ctx context.Context, name, domain string) error {
 	err := c.do(ctx, c.begin, func(s *session) error {
 		s.holder = domain
@@ -103,6 +105,9 @@ func (c *Member) DetachFrom(ctx context.Context, name, domain string) error {
 		}
 		return s.detach(ctx, v)
 	})
+	if domain != "" && (errors.Is(err, errGone) || errors.Is(err, errFormer)) {
+		err = c.Disown(ctx, name, domain)
+	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", name, err)
 	}

@@ -129,6 +129,30 @@ func (c *Member) Release(ctx context.Context, name, domain string) error {
 	return nil
 }
 
+// Disown ends the claim of a domain that has gone on a volume, on a host whose
+// membership has ended: there is nothing to be detached, the volume is another's or is
+// the master's to recover, but Stop would not take its device away. Neither the map nor
+// the disk is asked. A device that somebody has open is a failure.Conflict; no claim is
+// fine.
+func (c *Member) Disown(ctx context.Context, name, domain string) error {
+	l, err := c.locked(ctx)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	if err := c.unclaimed(name, domain); err != nil {
+		return err
+	}
+	info, err := c.Mapper.Info(ctx, c.deviceName(name))
+	switch {
+	case err == nil && info.Open > 0:
+		return c.inUse(name)
+	case err != nil && !errors.Is(err, failure.NotFound):
+		return err
+	}
+	return c.Claims.Drop(name)
+}
+
 // endClaim ends a domain's claim. It needs nothing but this host. detach says that
 // the volume is still to be detached.
 func (c *Member) endClaim(ctx context.Context, name, domain string) (detach bool, err error) {

@@ -279,3 +279,38 @@ func TestClaimIllegible(t *testing.T) {
 }
 
 func scribble(path string) error { return os.WriteFile(path, []byte("{"), 0o600) }
+
+// A domain that has gone keeps a volume on a host that is no member any more, until it
+// is said that it has gone: then the host can be stopped and let in again.
+func TestClaimOnAHostThatIsNoMember(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		w := stage(t)
+		one := w.hosts[0]
+		former := one.kernel
+		one.claim("v2", vm)
+		guest := one.guest("v2")
+		one.recovered()
+		if back {
+			one.letIn()
+		}
+		w.is(one.DetachFrom(t.Context(), "v2", vm), failure.Conflict, "fuser")
+		w.must(guest.Close())
+		w.is(one.Stop(t.Context()), failure.Conflict, "thin detach --domain "+vm)
+		w.is(one.DetachFrom(t.Context(), "v2", other), failure.Conflict, "thin detach --domain "+vm)
+		one.has("v2", vm)
+		for range 2 {
+			err := one.DetachFrom(t.Context(), "v2", vm)
+			w.must(err)
+		}
+		one.has("v2", "")
+		w.must(one.Stop(t.Context()))
+		if names, err := former.List(t.Context()); err != nil || len(names) != 0 {
+			t.Errorf("%q, %v", names, err)
+		}
+		if !back {
+			one.letIn()
+		}
+		one.start()
+		w.check()
+	}
+}

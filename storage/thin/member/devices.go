@@ -50,7 +50,7 @@ func (s *session) former(ctx context.Context) error {
 		if strings.HasPrefix(info.UUID, s.uuidOf("")) {
 			continue
 		}
-		err := failure.New(failure.Conflict, "mapped device %s: it is of a former membership of host %s in cluster %s and must not be used", info.Name, s.header.Name, s.Name)
+		err := failure.New(failure.Conflict, "mapped device %s: %w of host %s in cluster %s and must not be used", info.Name, errFormer, s.header.Name, s.Name)
 		return failure.Hint(err, "stop the guests that have such devices, then run `diskhook thin stop` and `diskhook thin start`")
 	}
 	return nil

@@ -130,8 +130,12 @@ func (s *session) belongs() error {
 	return nil
 }
 
-// errGone says that this host is no member any more.
-var errGone = errors.New("it is no member any more")
+// errGone says that this host is no member any more, errFormer that what it has in its
+// kernel is of a membership that has ended.
+var (
+	errGone   = errors.New("it is no member any more")
+	errFormer = errors.New("it is of a former membership")
+)
 
 func gone(host, cluster string) error {
 	err := failure.New(failure.Conflict, "host %s: %w of cluster %s: it was held for fenced, or left", host, errGone, cluster)

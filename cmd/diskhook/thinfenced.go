@@ -7,17 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 
+	"diskhook/storage/failure"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/membership"
 )
 
 func thinFencedVerb(p *program) *cli.Command {
 	return p.thinVerb("on-fenced", "say that a host cannot write any more", "HOST", thinOnFenced, epochFlag("default: the one that this host is master in"),
-		&cli.StringFlag{Name: "evidence", Usage: "how that is known: `KIND:TEXT`, KIND being fence-agent, sanlock or operator (default: you type the host's name)"}, dryRunFlag())
+		&cli.StringFlag{Name: "evidence", Usage: "how that is known: `KIND:TEXT`, KIND being fence-agent, sanlock or operator (default, at a terminal: you type the host's name)"}, dryRunFlag())
 }
 
 func thinOnFenced(p *program, c *cli.Context) error {
@@ -57,8 +60,13 @@ func thinOnFenced(p *program, c *cli.Context) error {
 	})
 }
 
-// typed asks whoever is at standard input to type the name of a host that is off.
+// typed asks whoever is at the terminal to type the name of a host that is off. What
+// comes out of a pipe is nobody's word.
 func (p *program) typed(host string) (membership.Evidence, error) {
+	if in, ok := p.stdin.(*os.File); !ok || !term.IsTerminal(int(in.Fd())) {
+		err := failure.New(failure.Usage, "host %s: nobody is at a terminal to say that it cannot write", harmless(host))
+		return membership.Evidence{}, failure.Hint(err, "say how that is known: `diskhook thin on-fenced --evidence KIND:TEXT %s`, KIND being fence-agent, sanlock or operator", host)
+	}
 	fmt.Fprintf(p.stderr, "Host %s must be switched off, or cut off from the disk: if it still writes, data are lost.\nType its name to say that it is: ", harmless(host))
 	line, err := bufio.NewReader(io.LimitReader(p.stdin, 256)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {

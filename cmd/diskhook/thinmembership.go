@@ -78,7 +78,7 @@ func thinOnLeave(p *program, c *cli.Context) error {
 	}
 	stop := systemctl("stop", t.masterUnit(), t.monitorUnit())
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String(), "stop the pool of this host unless a volume is in use"}, func() (string, error) {
-		if err := errors.Join(t.run(c.Context, stop), t.master().Resign(c.Context)); err != nil {
+		if err := t.resign(c.Context, stop); err != nil {
 			return "", err
 		}
 		err := here.Stop(c.Context) // by what the kernel has: it may be no member any more
@@ -127,7 +127,7 @@ func thinOnDemoted(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	steps := []string{systemctl("stop", t.masterUnit()).String(), "give the mastership up"}
+	steps := []string{"give the mastership up", systemctl("stop", t.masterUnit()).String()}
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), steps, func() (string, error) {
 		return "this host does not act as the master", t.stepDown(c.Context)
 	})
@@ -135,11 +135,27 @@ func thinOnDemoted(p *program, c *cli.Context) error {
 
 // stepDown ends what this host does as the master, verbs of an operator too.
 func (t *thinCluster) stepDown(ctx context.Context) error {
-	err := t.run(ctx, systemctl("stop", t.masterUnit()))
-	err = errors.Join(err, t.master().Resign(ctx))
+	err := t.resign(ctx, systemctl("stop", t.masterUnit()))
 	t.master().Release(ctx) // also after a unit that was killed
 	return err
 }
+
+// resign gives the mastership up and ends the unit. The mastership first: that takes a
+// moment, and nothing is begun after it, while a unit may take minutes to stop, and an
+// engine has less patience than that with this verb. Only where a change under way
+// keeps it waiting the unit is told meanwhile.
+func (t *thinCluster) resign(ctx context.Context, stop command.Cmd) error {
+	soon, cancel := context.WithTimeout(ctx, resignSoon)
+	defer cancel()
+	early := t.master().Resign(soon)
+	err := t.run(ctx, stop)
+	if early != nil {
+		err = errors.Join(err, t.master().Resign(ctx))
+	}
+	return err
+}
+
+const resignSoon = 5 * time.Second
 
 func thinMembership(p *program, c *cli.Context) error {
 	f, t, words, err := thinArgs(p, c, "[ENGINE]")

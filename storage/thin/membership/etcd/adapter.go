@@ -33,7 +33,8 @@ type Adapter struct {
 // pause is between two tries of what failed.
 const pause = 2 * time.Second
 
-// ending bounds what is done after the context has ended.
+// ending bounds each of what is done after the context has ended; the unit's
+// TimeoutStopSec has room for all of it.
 const ending = 30 * time.Second
 
 // Serve takes part until ctx ends, and then leaves in order: what this host did as
@@ -46,7 +47,7 @@ func (a *Adapter) Serve(ctx context.Context) error {
 	defer client.Close()
 	// etcd may be away when we are to end; then nothing below ends by itself.
 	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(2*ending, func() { _ = client.Close() })
+		time.AfterFunc(3*ending, func() { _ = client.Close() }) // on-demoted, its election, on-leave
 	})
 	defer stop()
 	for ctx.Err() == nil {

@@ -176,6 +176,7 @@ verb=$2
 shift 4
 [ "$verb" = membership ] || echo "`+name+` $verb $*" >>"$dir/told"
 [ ! -e "$dir/refuse-$verb-`+name+`" ] || { echo "refused" >&2; exit 1; }
+[ ! -e "$dir/hang-$verb-`+name+`" ] || { exec 9>&-; exec sleep 600; }
 disk=$(cat "$dir/epoch" 2>/dev/null || echo 0)
 case $verb in
 membership) echo "{\"epoch\":$disk}" ;;

@@ -38,14 +38,18 @@ func (a *Adapter) stand(ctx context.Context, s *concurrency.Session, k keys) err
 	}
 }
 
-// resign ends the mastership here before another may begin.
+// resign ends the mastership here before another may begin. A verb that takes longer
+// than it may does not keep others from being elected: it gives the mastership up on
+// the disk before it waits for anything.
 func (a *Adapter) resign(ctx context.Context, e *concurrency.Election) {
-	ctx, cancel := context.WithTimeout(ctx, ending)
-	defer cancel()
-	if err := a.Verbs.OnDemoted(ctx); err != nil {
+	here, stop := context.WithTimeout(ctx, ending)
+	defer stop()
+	if err := a.Verbs.OnDemoted(here); err != nil {
 		a.Log.Error("on-demoted", "cluster", a.Cluster, "err", err)
 	}
-	if err := e.Resign(ctx); err != nil {
+	there, cancel := context.WithTimeout(ctx, ending)
+	defer cancel()
+	if err := e.Resign(there); err != nil {
 		a.Log.Warn("etcd: resign", "err", err) // the lease does it
 	}
 }

@@ -77,6 +77,19 @@ func TestLeaves(t *testing.T) {
 	}
 }
 
+// A host that cannot lead, and takes long to say that it does not, keeps no other from
+// being elected, though its lease goes on.
+func TestSlowToStepDown(t *testing.T) {
+	l := newLab(t)
+	l.flag("refuse-on-master-alpha", true)
+	l.flag("hang-on-demoted-alpha", true)
+	l.host("alpha")
+	l.hear(1, "alpha on-demoted")
+	l.host("beta")
+	l.hear(1, "beta on-master")
+	l.is("alpha", joined)
+}
+
 // A master whose process was paused wakes up when another leads: it has the
 // mastership ended here, and is not fenced since it is heard of again.
 func TestMasterPauses(t *testing.T) {

@@ -3,19 +3,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/stream"
@@ -78,35 +72,4 @@ func (t *thinCluster) writeVHD(ctx context.Context, s stream.Stream, w io.Writer
 	return t.streams().Read(ctx, s, func(contents stream.Contents) error {
 		return contents.WriteVHD(ctx, w, s.Volume, time.Now())
 	})
-}
-
-// newFile writes a file that was not there, for good or not at all.
-func newFile(path string, write func(io.Writer) error) (err error) {
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		if err == nil {
-			err = failure.Hint(failure.New(failure.Conflict, "%s: it exists already", path), "name another file, or remove that one")
-		}
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".diskhook-export-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	out := bufio.NewWriterSize(f, 1<<20)
-	err = write(out)
-	if err == nil {
-		err = failure.Full(errors.Join(out.Flush(), f.Sync()))
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := atomicfile.Name(f.Name(), path); err != nil {
-		return err
-	}
-	return atomicfile.Sync(filepath.Dir(path))
 }

@@ -114,7 +114,7 @@ func (s *Service) ConnectStorageRepository(ctx context.Context, repoID, repoForm
 // Force also one of which this host's own note is damaged.
 // ErrBusy: tasks of this host run there. ErrInUse: this host uses an image of it.
 func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string, how Disconnect) error {
-	_, err := s.Connection(repoID)
+	c, err := s.Connection(repoID)
 	if damaged := errors.Is(err, failure.Precondition); err != nil && !(damaged && how.Force) {
 		return err
 	}
@@ -123,9 +123,9 @@ func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string
 		return err
 	}
 	defer unlock()
-	tasks, err := s.ListTasks(ctx, repoID)
-	if err != nil && !how.Force {
-		return failure.Hint(err, "`diskhook repo disconnect --force %s`", repoID)
+	tasks, away := s.ListTasks(ctx, repoID)
+	if away != nil && !how.Force {
+		return failure.Hint(away, "`diskhook repo disconnect --force %s`", repoID)
 	}
 	for _, t := range tasks {
 		if !t.Running || t.HostID != s.HostID {
@@ -144,7 +144,23 @@ func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string
 			return err
 		}
 	}
-	return atomicfile.Remove(s.connectionPath(repoID))
+	if err := atomicfile.Remove(s.connectionPath(repoID)); err != nil || away != nil {
+		return err
+	}
+	if err := s.leave(ctx, c); err != nil {
+		s.Log.Warn("leave", "repository", repoID, "error", err)
+	}
+	return nil
+}
+
+// leave has nothing of a repository stay active here for its own sake.
+func (s *Service) leave(ctx context.Context, c Connection) error {
+	r, err := s.open(ctx, c)
+	if err != nil {
+		return err
+	}
+	_, err = step(ctx, r, "leave", func(ctx context.Context) (struct{}, error) { return struct{}{}, r.place.Leave(ctx) })
+	return err
 }
 
 // unusedHere refuses a repository of which this host uses an image; ErrInUse.

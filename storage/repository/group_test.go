@@ -105,3 +105,29 @@ func TestHostsShareAGroup(t *testing.T) {
 		}
 	}
 }
+
+// A host that has disconnected a repository has nothing of it active, and one that goes on
+// with it does.
+func TestADisconnectedGroupIsLeft(t *testing.T) {
+	for _, lockType := range []string{"", "sanlock"} {
+		t.Run(lockType, func(t *testing.T) {
+			w := &world{TB: t, Dir: t.TempDir(), Format: clvm.Name, LockType: lockType}
+			w.connect()
+			id, err := w.on("h1").CreateVirtualDisk(t.Context(), "a", mib, "", nil, repository.Options{})
+			must(t, err)
+			for _, how := range []repository.Disconnect{{}, {Force: true}} {
+				must(t, w.on("h1").DisconnectStorageRepository(t.Context(), "a", how))
+				g, err := lvmtest.Load(w.path("groups", "a"))
+				must(t, err)
+				for name, v := range g.Volumes {
+					if _, on := v.On[w.group("h1").(clvm.Format).HostID]; on {
+						t.Errorf("%+v: %s is active", how, name)
+					}
+				}
+				_, err = w.on("h2").GetImage(t.Context(), "a", id)
+				must(t, err)
+				must(t, w.on("h1").ConnectStorageRepository(t.Context(), "a", w.Format, w.parameters("a")))
+			}
+		})
+	}
+}

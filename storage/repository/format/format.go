@@ -72,6 +72,9 @@ type Place interface {
 	Capabilities() Capabilities
 	// Close lets go of the place. Locks are released before.
 	Close() error
+	// Leave is Close by a host that does not use the place any more: nothing stays active
+	// on it that only documents and locks need. What another process has open does.
+	Leave(ctx context.Context) error
 }
 
 // Documents are read, and replaced as a whole. IDs are UUIDs.

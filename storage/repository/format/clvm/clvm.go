@@ -359,6 +359,16 @@ func (p *place) Close() error {
 	return p.area.dev.Close()
 }
 
+// Leave implements format.Place: nobody here needs the documents' volume, and the group can be
+// taken from this host.
+func (p *place) Leave(ctx context.Context) error {
+	err := p.Close()
+	if off := p.host.LVM.Deactivate(ctx, p.vg, documentsLV); !errors.Is(off, lvm.ErrInUse) {
+		err = errors.Join(err, off)
+	}
+	return err
+}
+
 // Capabilities implements format.Place.
 func (p *place) Capabilities() format.Capabilities {
 	c := format.Capabilities{

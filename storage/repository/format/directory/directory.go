@@ -75,6 +75,9 @@ func RootOf(formatName string, parameters map[string]string) (string, error) {
 	return path, nil
 }
 
+// Leave implements format.Place: nothing is active.
+func (*Place) Leave(context.Context) error { return nil }
+
 // Locks is the directory that formats may keep locks in.
 func (p *Place) Locks() string { return filepath.Join(p.Root, lockFolder) }
 

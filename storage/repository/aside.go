@@ -19,7 +19,8 @@ import (
 // needs nobody can tell. Two fixes are the way out. The first puts the document aside,
 // where it is kept and not read; volumes that no other image names may be its own, and
 // stay. The second forgets it, and lets these be cleaned. Both give something up, so
-// that they want to hear of which image.
+// that they want to hear of which image. Where a document has no place of its own, and
+// nobody can tell which one is damaged, it is a wreck, and goes the same way.
 
 // given finds images of which nothing but damaged documents is left.
 func (c *checking) given() {
@@ -30,6 +31,12 @@ func (c *checking) given() {
 			Summary: fmt.Sprintf("give image %s up, if its document cannot be brought back: put what is left of that aside, and keep all data that may be its own", id),
 		}, order{Kind: orderAside, Images: map[string]int64{id: 0}})
 	}
+	for _, w := range c.view.wrecks {
+		c.add(Fix{
+			Type: Mend, Images: []string{w.ID}, ByName: true,
+			Summary: "give the document up that was there, if it cannot be brought back: put what is left aside, and keep all data that may be its own; if it says that an image is in use, nobody knows that any more (" + failure.Line(w.Err) + ")",
+		}, order{Kind: orderWreck, Images: map[string]int64{w.ID: 0}})
+	}
 	if len(c.view.aside) == 0 {
 		return
 	}
@@ -39,12 +46,17 @@ func (c *checking) given() {
 			kept++
 		}
 	}
+	for _, d := range c.view.data {
+		if c.view.volumes[d.ID] == nil {
+			kept++
+		}
+	}
 	for _, id := range c.view.aside {
 		c.report.Problems = append(c.report.Problems, fmt.Sprintf(
-			"image %s: its damaged document was put aside, and %d volumes that no other image names are kept; copy it here from elsewhere if it is wanted, and have the rest cleaned by the fix that forgets it", id, kept))
+			"%s: a damaged document was put aside, and %d volumes that no other image names are kept; copy the image here from elsewhere if it is wanted, and have the rest cleaned by the fix that forgets it", id, kept))
 		c.add(Fix{
 			Type: Clean, Images: []string{id}, ByName: true, Bytes: -1,
-			Summary: fmt.Sprintf("forget the damaged document of image %s that was put aside; what it alone may have needed can be cleaned then", id),
+			Summary: fmt.Sprintf("forget the damaged document %s that was put aside; what it alone may have needed can be cleaned then", id),
 		}, order{Kind: orderForget, Images: map[string]int64{id: 0}})
 	}
 }
@@ -53,13 +65,12 @@ func (c *checking) given() {
 func (f *fixing) giveUp(ctx context.Context, o Options) error {
 	for id := range f.about.Images {
 		if o.Confirm != id {
-			err := failure.New(failure.Usage, "fix: it gives image %s/%s up, which was not confirmed", f.repo.id, id)
+			err := failure.New(failure.Usage, "fix: it gives %s/%s up, which was not confirmed", f.repo.id, id)
 			return failure.Hint(err, "name the fix: `diskhook repo fix %s FIX`", f.repo.id)
 		}
-		do := f.putAside
-		if f.about.Kind == orderForget {
-			do = f.forgetAside
-		}
+		do := map[string]func(context.Context, *update, string) error{
+			orderAside: f.putAside, orderForget: f.forgetAside, orderWreck: f.clearWreck,
+		}[f.about.Kind]
 		f.repo = f.repo.freeing()
 		return f.repo.change(ctx, func(u *update) error { return do(ctx, u, id) })
 	}
@@ -79,6 +90,30 @@ func (f *fixing) putAside(ctx context.Context, u *update, id string) error {
 	if err != nil {
 		return err
 	}
+	if err := keepAside(ctx, u, id, data); err != nil {
+		return err
+	}
+	return u.drop(ctx, format.Image, id)
+}
+
+// clearWreck puts aside what nobody can tell what it was.
+func (f *fixing) clearWreck(ctx context.Context, u *update, id string) error {
+	all, err := step(ctx, u.repo, "look for damage", u.place.Wrecks)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(all, func(w format.Wreck) bool { return w.ID == id })
+	if i < 0 {
+		return f.stale("document", id)
+	}
+	if err := keepAside(ctx, u, id, all[i].Data); err != nil {
+		return err
+	}
+	return u.alter(ctx, "clear", func(ctx context.Context, fence format.Fence) error { return u.place.ClearWreck(ctx, id, fence) })
+}
+
+// keepAside keeps what was found in the place of a document.
+func keepAside(ctx context.Context, u *update, id string, data []byte) error {
 	data = data[:min(len(data), format.MaxDocument)] // no document is any longer
 	kept, err := u.raw(ctx, format.Aside, id)
 	switch {
@@ -87,16 +122,13 @@ func (f *fixing) putAside(ctx context.Context, u *update, id string) error {
 			return u.place.WriteReserved(ctx, format.Aside, id, data, fence)
 		})
 	case err == nil && !bytes.Equal(kept, data):
-		err = failure.New(failure.Conflict, "image %s/%s: an earlier document of it was put aside already", u.id, id)
+		err = failure.New(failure.Conflict, "%s/%s: an earlier document of it was put aside already", u.id, id)
 		err = failure.Hint(err, "have that forgotten first: `diskhook repo check %s` names the fix", u.id)
 	}
 	if err == nil {
 		err = failpoint.Hit("repository.aside.kept")
 	}
-	if err != nil {
-		return err
-	}
-	return u.drop(ctx, format.Image, id)
+	return err
 }
 
 func (f *fixing) forgetAside(ctx context.Context, u *update, id string) error {

@@ -300,4 +300,5 @@ const (
 	orderLeaks    = "leaks"
 	orderAside    = "aside"
 	orderForget   = "forget"
+	orderWreck    = "wreck"
 )

@@ -96,7 +96,7 @@ func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix F
 		return f.strays(ctx)
 	case orderLeaks:
 		return f.leaks(ctx)
-	case orderAside, orderForget:
+	case orderAside, orderForget, orderWreck:
 		return f.giveUp(ctx, o)
 	}
 	return failure.New(failure.Usage, "fix: kind %q: %w", clip(about.Kind), ErrVersion)
@@ -273,7 +273,14 @@ func (f *fixing) wanted(what string, garbage []string, about map[string]int64) (
 // strays deletes data without a document, and entries of plans that are done.
 func (f *fixing) strays(ctx context.Context) error {
 	err := f.repo.change(ctx, func(u *update) error {
+		aside, err := u.list(ctx, format.Aside)
+		if err != nil {
+			return err
+		}
 		for _, d := range f.about.Data {
+			if len(aside) > 0 {
+				return f.stale("volume", d.ID)
+			}
 			v, err := u.volume(ctx, d.ID)
 			if err == nil && v.Format == d.Kind {
 				return f.stale("volume", d.ID)

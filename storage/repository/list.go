@@ -172,7 +172,7 @@ func (s *Service) listed(ctx context.Context, r *repo, id string) (Info, error) 
 
 // unreadable says that it is one document that cannot be read: others can.
 func unreadable(err error) bool {
-	return errors.Is(err, ErrDamaged) || errors.Is(err, ErrVersion) || errors.Is(err, syscall.EIO)
+	return errors.Is(err, failure.Problems) || errors.Is(err, ErrVersion) || errors.Is(err, syscall.EIO)
 }
 
 // Capacity is how much a repository holds.

@@ -26,6 +26,9 @@ import (
 // found by their names, and not looked into as to whether anybody needs them. So what is
 // not read again needs no less than the view says.
 func (u *update) refresh(ctx context.Context, v *view, images, volumes []string) error {
+	if err := u.wrecked(ctx, v); err != nil {
+		return err
+	}
 	operations, err := u.list(ctx, format.Operation)
 	if err != nil {
 		return err

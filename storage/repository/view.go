@@ -26,8 +26,9 @@ type view struct {
 	stops      []string
 	pins       map[string]*pins
 	damaged    []error
-	lost       []string        // images whose documents are damaged
-	aside      []string        // images whose damaged documents were put aside
+	lost       []string // images whose documents are damaged
+	aside      []string // images whose damaged documents were put aside, and wrecks
+	wrecks     []format.Wreck
 	newer      map[string]bool // volumes that were made after the scan; see refresh
 }
 
@@ -53,8 +54,19 @@ func (r *repo) scan(ctx context.Context) (*view, error) {
 	if v.pins, err = all[pins](ctx, r, format.Pin, v); err != nil {
 		return nil, err
 	}
-	v.aside, err = r.list(ctx, format.Aside)
-	return v, err
+	if v.aside, err = r.list(ctx, format.Aside); err != nil {
+		return nil, err
+	}
+	return v, r.wrecked(ctx, v)
+}
+
+// wrecked notes what else is damaged.
+func (r *repo) wrecked(ctx context.Context, v *view) (err error) {
+	v.wrecks, err = step(ctx, r, "look for damage", r.place.Wrecks)
+	for _, w := range v.wrecks {
+		v.damaged = append(v.damaged, w.Err)
+	}
+	return err
 }
 
 func (r *repo) list(ctx context.Context, kind format.Kind) ([]string, error) {
@@ -257,10 +269,10 @@ func (v *view) named(u uses, finished string) func(id string) bool {
 }
 
 // strays are data that no document speaks of, and entries of plans that are not
-// open.
+// open. As long as something is put aside that may be what spoke of the data.
 func (v *view) strays() (data []format.Data, entries []string) {
 	for _, d := range v.data {
-		if vol, ok := v.volumes[d.ID]; !ok || vol.Format != d.Kind {
+		if vol, ok := v.volumes[d.ID]; (!ok || vol.Format != d.Kind) && len(v.aside) == 0 {
 			data = append(data, d)
 		}
 	}

@@ -91,8 +91,23 @@ type Documents interface {
 	WriteReserved(ctx context.Context, kind Kind, id string, data []byte, fence Fence) error
 	// Remove is durable. That there is none is fine. It asks the fence as Write does.
 	Remove(ctx context.Context, kind Kind, id string, fence Fence) error
-	// List names those there are, in order.
+	// List names those there are, in order, but for what may be in wrecks.
 	List(ctx context.Context, kind Kind) ([]string, error)
+	// Wrecks are where a document was that cannot be read, and nobody can tell which. As
+	// long as there are some nothing that may be there is said not to exist: Read, Write and
+	// Remove of that are a failure.Problems. Where a document's place has its name there are
+	// none, and Read returns what is there.
+	Wrecks(ctx context.Context) ([]Wreck, error)
+	// ClearWreck has it be nothing any more, durably; one that is not as it was is an
+	// fs.ErrNotExist. It asks the fence as Write does.
+	ClearWreck(ctx context.Context, id string, fence Fence) error
+}
+
+// Wreck is what is left of a document.
+type Wreck struct {
+	ID   string // a UUID, the same as long as what is there does not change
+	Data []byte // as much of it as a document has room for
+	Err  error  // what is wrong, a failure.Problems
 }
 
 // Fence says whether a change still may be made: whoever asked for it has the

@@ -160,5 +160,8 @@ func (a *area) ill(s slot) error {
 	case damaged:
 	}
 	err := failure.New(failure.Problems, "lv %s: the slot at %d is %s: which document is missing nobody can tell", a.name, s.at, what)
-	return failure.Hint(err, "put a backup of the volume back; `dd if=/dev/%s bs=8192 skip=%d count=1 iflag=direct | hexdump -C` shows the slot", a.name, s.at/slotSize)
+	if s.at < bucketsAt {
+		return failure.Hint(err, "end what diskhook does there on all hosts, and then `dd if=/dev/zero of=/dev/%s bs=8192 seek=%d count=1 oflag=direct`: it says only which locks a host has", a.name, s.at/slotSize)
+	}
+	return failure.Hint(err, "put a backup of the volume back, or name the fix of `diskhook repo check` that puts it aside; `dd if=/dev/%s bs=8192 skip=%d count=1 iflag=direct | hexdump -C` shows the slot", a.name, s.at/slotSize)
 }

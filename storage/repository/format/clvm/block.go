@@ -98,6 +98,7 @@ type slot struct {
 	newest block // kindFree if there is none
 	half   int   // where newest is: 0 or 1
 	health health
+	bytes  []byte // all of it, if it is not whole
 }
 
 // decodeSlot reads a slot. One block that cannot be read is what a crash leaves of a
@@ -118,6 +119,9 @@ func decodeSlot(in []byte, at int64, area uuid.UUID) slot {
 		s.health = foreign
 	default:
 		s.health = damaged
+	}
+	if s.health != whole {
+		s.bytes = bytes.Clone(in)
 	}
 	return s
 }

@@ -61,8 +61,9 @@
 //
 // # How it fails
 //
-// A slot of which both blocks are unreadable is a failure.Problems: a document may
-// be missing, so nothing is said not to exist, and nothing is cleaned. No slot left is a
+// A slot of which both blocks are unreadable is a failure.Problems for what may be
+// there: a document may be missing, so that is not said not to exist, and nothing is
+// cleaned. The rest can be read, and a wreck be cleared once that was confirmed. No slot left is a
 // failure.NoSpace, a group that is away a failure.Precondition.
 package clvm
 

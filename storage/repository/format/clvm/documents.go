@@ -40,8 +40,9 @@ func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, most int, err e
 		for i := range all {
 			s := &all[i]
 			switch {
-			case s.health != whole:
+			case s.health != whole && kind != kinds[format.Aside]: // what is put aside was nowhere before
 				ill = a.ill(*s)
+			case s.health != whole:
 			case s.newest.kind == kindFree:
 				free = append(free, s)
 			case s.newest.kind == kind && s.newest.id == id:
@@ -178,24 +179,29 @@ func (p *place) List(ctx context.Context, kind format.Kind) ([]string, error) {
 		return nil, failure.New(failure.Usage, "%s: not listed", kind)
 	}
 	var ids []string
-	for from := 0; from < p.area.Buckets; from += listAtOnce {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	err := p.area.each(ctx, func(s slot) {
+		if s.health == whole && s.newest.kind == k {
+			ids = append(ids, s.newest.id.String())
 		}
-		n := min(listAtOnce, p.area.Buckets-from)
-		all, err := p.area.slots(bucketsAt+int64(from)*bucketSize, n*bucketSlots)
+	})
+	slices.Sort(ids)
+	return ids, err
+}
+
+// each reads all slots of documents.
+func (a *area) each(ctx context.Context, do func(slot)) error {
+	for from := 0; from < a.Buckets; from += listAtOnce {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(listAtOnce, a.Buckets-from)
+		all, err := a.slots(bucketsAt+int64(from)*bucketSize, n*bucketSlots)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, s := range all {
-			if err := p.area.ill(s); err != nil {
-				return nil, err
-			}
-			if s.newest.kind == k {
-				ids = append(ids, s.newest.id.String())
-			}
+			do(s)
 		}
 	}
-	slices.Sort(ids)
-	return ids, nil
+	return nil
 }

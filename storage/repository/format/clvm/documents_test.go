@@ -87,13 +87,50 @@ func TestADamagedSlotIsNotMissing(t *testing.T) {
 			must(t, err)
 			s.overwrite(at, damage.bytes(all[at:at+8192]))
 			_, read := p.Read(t.Context(), format.Image, id)
-			_, list := p.List(t.Context(), format.Volume)
-			for _, err := range []error{read, list, p.Write(t.Context(), format.Image, id, []byte("x"), pass), p.Remove(t.Context(), format.Image, id, pass)} {
+			for _, err := range []error{read, p.Write(t.Context(), format.Image, id, []byte("x"), pass), p.Remove(t.Context(), format.Image, id, pass)} {
 				if !errors.Is(err, failure.Problems) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), damage.words) || !strings.Contains(failure.HintOf(err), fmt.Sprintf("skip=%d ", at/8192)) {
 					t.Errorf("%v (%s)", err, failure.HintOf(err))
 				}
 			}
+			isCleared(t, p, id)
 		})
+	}
+}
+
+// isCleared wants one wreck, which hides nothing else, and has it cleared.
+func isCleared(t *testing.T, p format.Place, id string) {
+	t.Helper()
+	ctx := t.Context()
+	other := ""
+	for err := error(failure.Problems); errors.Is(err, failure.Problems); { // of another bucket
+		other = uuid.NewString()
+		err = p.Write(ctx, format.Image, other, []byte("other"), pass)
+	}
+	if all, err := p.List(ctx, format.Image); err != nil || len(all) != 1 || all[0] != other {
+		t.Errorf("%q: %v", all, err)
+	}
+	all, err := p.Wrecks(ctx)
+	if err != nil || len(all) != 1 || len(all[0].Data) != format.MaxDocument || !errors.Is(all[0].Err, failure.Problems) {
+		t.Fatalf("%+v: %v", all, err)
+	}
+	must(t, p.WriteReserved(ctx, format.Aside, all[0].ID, all[0].Data, pass))
+	if err := p.ClearWreck(ctx, uuid.NewString(), pass); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	lost := errors.New("lost")
+	if err := p.ClearWreck(ctx, all[0].ID, func() error { return lost }); !errors.Is(err, lost) {
+		t.Error(err)
+	}
+	must(t, p.ClearWreck(ctx, all[0].ID, pass))
+	if err := p.ClearWreck(ctx, all[0].ID, pass); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if _, err := p.Read(ctx, format.Image, id); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	must(t, p.Write(ctx, format.Image, id, []byte("again"), pass))
+	if all, err := p.Wrecks(ctx); err != nil || len(all) > 0 {
+		t.Errorf("%+v: %v", all, err)
 	}
 }
 

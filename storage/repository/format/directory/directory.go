@@ -78,6 +78,14 @@ func RootOf(formatName string, parameters map[string]string) (string, error) {
 // Leave implements format.Place: nothing is active.
 func (*Place) Leave(context.Context) error { return nil }
 
+// Wrecks implements format.Documents: a file has its document's name.
+func (*Place) Wrecks(context.Context) ([]format.Wreck, error) { return nil, nil }
+
+// ClearWreck implements format.Documents.
+func (*Place) ClearWreck(_ context.Context, id string, _ format.Fence) error {
+	return &fs.PathError{Op: "clear", Path: id, Err: fs.ErrNotExist}
+}
+
 // Locks is the directory that formats may keep locks in.
 func (p *Place) Locks() string { return filepath.Join(p.Root, lockFolder) }
 

@@ -8,11 +8,7 @@ import "diskhook/storage/repository/format"
 // kernel gives its local lock up.
 func Die(l format.Lock) {
 	h := l.(*held)
-	close(h.done)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.released = true
-	h.local.Release()
+	h.heart.Stop(h.local.Release)
 }
 
 // SlotOf is where a document is in the volume of documents.

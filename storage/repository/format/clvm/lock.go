@@ -7,16 +7,15 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
 	"diskhook/storage/repository/format"
+	"diskhook/storage/repository/format/heartbeat"
 )
 
 // Times in beats. A holder that could not renew its entry for mostBeats has lost its
@@ -33,16 +32,10 @@ type held struct {
 	place *place
 	name  string
 	local *lock.Lock
-	entry entry // Name "" if there is none
+	entry entry            // the heart's
+	heart *heartbeat.Heart // nil if there is no entry
 	taken bool
-
-	beaten atomic.Int64 // when the entry was renewed last, by sinceBoot
-	lost   atomic.Bool
-	failed atomic.Pointer[error]
-	done   chan struct{} // nil if nothing renews it
-
-	mu       sync.Mutex // of renewals and the end
-	released bool
+	kept  atomic.Bool // the lock is ours, and the entry has to stay there
 }
 
 // Lock implements format.Locks.
@@ -64,9 +57,9 @@ func (p *place) lock(ctx context.Context, name string, wait bool) (format.Lock, 
 	if err != nil {
 		return nil, err
 	}
-	if h.entry.Name != "" {
-		h.done = make(chan struct{})
-		go h.renew()
+	if h.heart != nil {
+		h.kept.Store(true)
+		h.heart.Start()
 	}
 	return h, nil
 }
@@ -86,6 +79,7 @@ func (p *place) acquire(ctx context.Context, name string, wait bool) (*held, err
 		return h, nil
 	}
 	h.entry = entry{Name: name, Nonce: uuid.NewString()[:8]}
+	h.heart = heartbeat.New(name, p.host.Beat, mostBeats*p.host.Beat, h.beat)
 	if err := h.enter(ctx, wait); err != nil {
 		h.leave()
 		local.Release()
@@ -102,7 +96,7 @@ func (h *held) enter(ctx context.Context, wait bool) error {
 	watch := h.place.watch(h.entry.Name)
 	for {
 		if !announced {
-			if err := h.beat(false); err != nil {
+			if err := h.heart.Beat(); err != nil {
 				return err
 			}
 			announced = true
@@ -129,8 +123,8 @@ func (h *held) enter(ctx context.Context, wait bool) error {
 		if err := pause(ctx); err != nil {
 			return err
 		}
-		if h.silence() > h.place.host.Beat {
-			if err := h.beat(false); err != nil {
+		if h.heart.Silence() > h.place.host.Beat {
+			if err := h.heart.Beat(); err != nil {
 				return err
 			}
 		}
@@ -150,45 +144,23 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// beat writes the entry, with a count that differs from the last. again: it has to be
-// there already.
-func (h *held) beat(again bool) error {
-	began := sinceBoot()
+// beat writes the entry, with a count that differs from the last.
+func (h *held) beat() error {
 	h.entry.Beat++
-	err := h.place.update(func(r *register) error {
-		if i := r.index(h.entry.Name); i >= 0 && r.Entries[i].Nonce == h.entry.Nonce {
+	return h.place.update(func(r *register) error {
+		i := r.index(h.entry.Name)
+		switch {
+		case i >= 0 && r.Entries[i].Nonce == h.entry.Nonce:
 			r.Entries[i] = h.entry
-			return nil
-		} else if again {
+		case h.kept.Load():
 			return failure.New(failure.Temporary, "lock %s: its entry was taken away", h.entry.Name)
-		} else if i >= 0 {
+		case i >= 0:
 			r.Entries[i] = h.entry // of a process that died: the local lock is ours
-			return nil
+		default:
+			r.Entries = append(r.Entries, h.entry)
 		}
-		r.Entries = append(r.Entries, h.entry)
 		return nil
 	})
-	if err != nil {
-		h.failed.Store(&err)
-		return err
-	}
-	h.beaten.Store(int64(began))
-	return nil
-}
-
-func (h *held) renew() {
-	for {
-		select {
-		case <-h.done:
-			return
-		case <-time.After(h.place.host.Beat):
-		}
-		h.mu.Lock()
-		if !h.released && h.Check() == nil {
-			_ = h.beat(true) // Check tells, once it has failed for long
-		}
-		h.mu.Unlock()
-	}
 }
 
 // leave takes the entry away. One that stays is judged dead by others in time.
@@ -201,33 +173,12 @@ func (h *held) leave() {
 	})
 }
 
-func (h *held) silence() time.Duration { return sinceBoot() - time.Duration(h.beaten.Load()) }
-
-// sinceBoot counts while the host is asleep, too (clock_gettime(2)).
-func sinceBoot() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return 0
-	}
-	return time.Duration(now.Nano())
-}
-
-// Check implements format.Lock. Who was silent for too long has lost the lock, even
-// if the disk answers again: another host may have taken it over meanwhile.
+// Check implements format.Lock.
 func (h *held) Check() error {
-	if h.entry.Name == "" {
+	if h.heart == nil {
 		return nil
 	}
-	silent := h.silence()
-	if silent < mostBeats*h.place.host.Beat && !h.lost.Load() {
-		return nil
-	}
-	h.lost.Store(true)
-	err := failure.New(failure.Temporary, "lock %s: it was not renewed for %v, and may be another host's", h.entry.Name, silent.Round(time.Second))
-	if why := h.failed.Load(); why != nil {
-		err = fmt.Errorf("%w: %w", err, *why)
-	}
-	return err
+	return h.heart.Check()
 }
 
 // TakenOver implements format.Lock.
@@ -240,25 +191,10 @@ func (h *held) File() *os.File { return h.local.File() }
 // Release implements format.Lock. Storage that hangs is left to the other hosts'
 // judgement.
 func (h *held) Release() {
-	defer h.local.Release()
-	if h.entry.Name == "" {
-		return
+	if h.heart != nil {
+		h.heart.Stop(h.leave)
 	}
-	if h.done != nil {
-		close(h.done)
-	}
-	left := make(chan struct{})
-	go func() {
-		defer close(left)
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.released = true
-		h.leave()
-	}()
-	select {
-	case <-left:
-	case <-time.After(mostBeats * h.place.host.Beat):
-	}
+	h.local.Release()
 }
 
 // Discard removes the local lock's file while it is held: whoever has opened it

@@ -11,6 +11,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
+	"diskhook/storage/repository/format/heartbeat"
 )
 
 // register is what a host says in its slot, which only that host writes: the locks
@@ -134,7 +135,7 @@ type watch struct {
 
 type sighting struct {
 	beat    uint64
-	since   time.Duration // sinceBoot
+	since   time.Duration // heartbeat.SinceBoot
 	changed bool
 }
 
@@ -189,7 +190,7 @@ func (w *watch) look(ctx context.Context) (rivals []int, buried bool, err error)
 
 // silent says that an entry has not changed for long enough.
 func (w *watch) silent(g grave, beat uint64) bool {
-	now := sinceBoot()
+	now := heartbeat.SinceBoot()
 	before, known := w.seen[g]
 	if !known || before.beat != beat {
 		w.seen[g] = sighting{beat, now, known}

@@ -11,10 +11,7 @@ import (
 // Die ends the holder of a lock as a crash would: nothing more is written.
 func Die(l format.Lock) {
 	h := l.(*held)
-	close(h.done)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.lock.Release()
+	h.heart.Stop(h.lock.Release)
 }
 
 // Unlock takes the lock from its holder, who does not notice.

@@ -10,15 +10,12 @@ import (
 	"io"
 	"os"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
+	"diskhook/storage/repository/format/heartbeat"
+	"github.com/google/uuid"
 )
 
 // record is what stands in a lock's file: who has it, and how often that was
@@ -46,18 +43,10 @@ const (
 
 type held struct {
 	lock  *lock.Lock
+	heart *heartbeat.Heart
 	every time.Duration
-	most  time.Duration // without a renewal
 	taken bool
-	done  chan struct{}
-
-	// beaten is when the record was written last (sinceBoot), failed why it
-	// could not be since. Check must not wait for a write that hangs.
-	beaten atomic.Int64
-	failed atomic.Pointer[error]
-
-	mu   sync.Mutex // held during a write
-	mine record
+	mine  record // the heart's
 }
 
 // take makes a lock that we have ours. It looks whether the one who had it
@@ -67,7 +56,8 @@ func (p *place) take(ctx context.Context, l *lock.Lock) (*held, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &held{lock: l, every: p.host.Beat, most: p.host.Silence, done: make(chan struct{}), mine: record{Host: p.host.HostID, Boot: p.host.BootID, Nonce: uuid.NewString()}}
+	h := &held{lock: l, every: p.host.Beat, mine: record{Host: p.host.HostID, Boot: p.host.BootID, Nonce: uuid.NewString()}}
+	h.heart = heartbeat.New(l.File().Name(), p.host.Beat, p.host.Silence, h.beat)
 	ended := was.Host == p.host.HostID && was.Boot == p.host.BootID // the kernel gave the lock up
 	if was.Nonce != "" && !was.Released && !ended {
 		if err := h.silent(ctx, was); err != nil {
@@ -76,14 +66,14 @@ func (p *place) take(ctx context.Context, l *lock.Lock) (*held, error) {
 		// A boot of our own that has ended writes no more.
 		h.taken = was.Host != p.host.HostID
 	}
-	err = h.write(func(*record) {})
+	err = h.heart.Beat()
 	for errors.Is(err, failure.NoSpace) && p.GiveUpSpare() {
-		err = h.write(func(*record) {}) // else nothing could be removed where there is no room
+		err = h.heart.Beat() // else nothing could be removed where there is no room
 	}
 	if err != nil {
 		return nil, err
 	}
-	go h.renew()
+	h.heart.Start()
 	return h, nil
 }
 
@@ -123,16 +113,18 @@ func readRecord(f *os.File) (record, error) {
 	return r, nil
 }
 
-// write changes the record and writes it, durably: past the cache of this host.
-func (h *held) write(change func(*record)) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	change(&h.mine)
+// beat writes the record with a new count.
+func (h *held) beat() error {
+	h.mine.Beat++
+	return h.write()
+}
+
+// write writes the record, durably: past the cache of this host.
+func (h *held) write() error {
 	b, err := json.Marshal(h.mine)
 	if err == nil && len(b) > recordSize {
 		err = failure.New(failure.Usage, "lock: host id %q is too long", h.mine.Host)
 	}
-	began := sinceBoot()
 	if err == nil {
 		_, err = h.lock.File().WriteAt([]byte(string(b)+strings.Repeat(" ", recordSize-len(b))), 0)
 	}
@@ -140,49 +132,13 @@ func (h *held) write(change func(*record)) error {
 		err = h.lock.File().Sync()
 	}
 	if err != nil {
-		err = fmt.Errorf("lock %s: renew: %w", h.lock.File().Name(), failure.Full(err))
-		h.failed.Store(&err)
-		return err
+		return fmt.Errorf("lock %s: renew: %w", h.lock.File().Name(), failure.Full(err))
 	}
-	h.beaten.Store(int64(began))
 	return nil
 }
 
-func (h *held) renew() {
-	for {
-		select {
-		case <-h.done:
-			return
-		case <-time.After(h.every):
-		}
-		if h.Check() != nil {
-			return // it may be another's by now: that a write lands makes it ours no more
-		}
-		_ = h.write(func(r *record) { r.Beat++ }) // Check tells, once it has failed for long
-	}
-}
-
-// sinceBoot counts while the host is asleep, too (clock_gettime(2)).
-func sinceBoot() time.Duration {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
-		return 0
-	}
-	return time.Duration(now.Nano())
-}
-
 // Check implements format.Lock.
-func (h *held) Check() error {
-	silent := sinceBoot() - time.Duration(h.beaten.Load())
-	if silent < h.most {
-		return nil
-	}
-	err := failure.New(failure.Temporary, "lock %s: it was not renewed for %v, and may be another host's", h.lock.File().Name(), silent.Round(time.Second))
-	if why := h.failed.Load(); why != nil {
-		err = fmt.Errorf("%w: %w", err, *why)
-	}
-	return err
-}
+func (h *held) Check() error { return h.heart.Check() }
 
 // TakenOver implements format.Lock.
 func (h *held) TakenOver() bool { return h.taken }
@@ -194,17 +150,11 @@ func (h *held) File() *os.File { return h.lock.File() }
 // holder take us for one that was not seen to end, which is safe. Storage that
 // hangs is left to the kernel, which gives the lock up with the process.
 func (h *held) Release() {
-	close(h.done)
-	released := make(chan struct{})
-	go func() {
-		defer close(released)
-		_ = h.write(func(r *record) { r.Released = true })
+	h.heart.Stop(func() {
+		h.mine.Released = true
+		_ = h.write()
 		h.lock.Release()
-	}()
-	select {
-	case <-released:
-	case <-time.After(h.most):
-	}
+	})
 }
 
 // Discard implements format.Lock. The file stays: another host may have it open,

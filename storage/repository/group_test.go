@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"diskhook/storage/command"
 	"diskhook/storage/lvm"
@@ -32,7 +33,7 @@ func (w *world) group(hostID string) format.Format {
 	dev := w.path("dev", hostID)
 	return clvm.Format{
 		LVM: &lvm.LVM{Run: groups{w, dev, hostID}}, Dev: dev, HostID: hostID, BootID: hostID + "-boot", Number: number,
-		Locks: w.path("locks", hostID), Cursors: w.path("cursors", hostID), Buckets: 8,
+		Locks: w.path("locks", hostID), Cursors: w.path("cursors", hostID), Buckets: 8, Beat: time.Second / 2,
 		Await: func(_ context.Context, path string) error { _, err := os.Stat(path); return err },
 	}
 }

@@ -27,11 +27,11 @@
 // On one host they are flock(2). Where others write, too, a lock is an entry in the
 // host's slot as well (register.go). Each host writes only its own, announces a lock, then
 // reads all others': of two that do so at once at least one sees the other. Entries are renewed.
-// A process that did not renew its own for 5 s has lost the lock for good, by its
-// own clock, and one whose entry has not changed for 8 s is taken for dead by others: they
+// A process that did not renew its own for 10 s has lost the lock for good, by its
+// own clock, and one whose entry has not changed for 15 s is taken for dead by others: they
 // note that and pass its entry over. The next holder is told (TakenOver) and starts in new volumes.
 // Check is asked right before a document is written; what is left is the time
-// between the two, in which a process would have to sleep for 8 s, and its host's lock
+// between the two, in which a process would have to sleep for 5 s, and its host's lock
 // manager let it.
 //
 // # Documents

@@ -43,7 +43,7 @@ func (s site) on(host string, number int) clvm.Format {
 	return clvm.Format{
 		LVM: &lvm.LVM{Run: lvmtest.Shared{State: s.state(), Dev: dev, Host: host}}, Dev: dev,
 		HostID: host, BootID: host + "-boot", Number: number, Locks: filepath.Join(root, "lock"), Cursors: filepath.Join(root, "cursors"),
-		Beat: time.Second, Buckets: 4,
+		Beat: time.Second / 2, Buckets: 4,
 		Await: func(_ context.Context, path string) error { _, err := os.Stat(path); return err },
 	}
 }

@@ -19,11 +19,11 @@ import (
 )
 
 // Times in beats. A holder that could not renew its entry for mostBeats has lost its
-// lock for good. Others wait longer than that before they take it over, so that what
-// it had sent to the disk by then has landed.
+// lock for good: a path of a LUN takes about 5 to fail over. Others wait longer than that
+// before they take it over, so that what it had sent to the disk by then has landed.
 const (
-	mostBeats  = 5
-	judgeBeats = 8
+	mostBeats  = 10
+	judgeBeats = 15
 )
 
 // held is a lock of this process: flock(2) among those on this host, and, where other

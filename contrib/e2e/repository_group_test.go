@@ -5,7 +5,9 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -19,26 +21,36 @@ func TestRepositoryGroup(t *testing.T) {
 }
 
 const (
-	sanSource = "/srv/one.raw" // of no whole number of extents
-	sanLarge  = 24<<20 + 3*512
+	sanSource = "/srv/one.raw"
+	sanLarge  = 6<<20 + 3*512 // of no whole number of extents
 )
 
 func repositoryGroup(m machine) {
 	m.install()
 	m.run("cp", "--remove-destination", "diskhook.failpoints", "/usr/bin/diskhook")
 	m.configure(map[string]string{"paths.roots": `["/srv"]`, "repository.deadline": `"2m"`})
-	m.run("dd", "if=/dev/urandom", "of="+sanSource, "bs=512", fmt.Sprint("count=", sanLarge/512), "status=none")
-	m.run("vgcreate", "-s", "1m", "san", "/dev/vdb")
+	m.noise(sanSource, sanLarge)
+	m.run("vgcreate", "-q", "-s", "1m", "san", "/dev/vdb")
 	s := m.group()
 	theirs := s.strangers()
 	m.scenario("a group that nobody guards", func(m machine) { s.in(m).refusesGroup() })
-	m.scenario("images", func(m machine) { s.in(m).groupImages() })
-	m.scenario("a worker dies in a copy", func(m machine) { s.in(m).diesInCopy() })
-	m.scenario("a worker dies in a merge", func(m machine) { s.in(m).diesInMerge() })
+	base, disk, middle := "", "", ""
+	m.scenario("a worker dies in a copy", func(m machine) { base = s.in(m).diesInCopy() })
+	m.scenario("images", func(m machine) { disk, middle = s.in(m).groupImages(base) })
+	m.scenario("a worker dies in a merge", func(m machine) { s.in(m).diesInMerge(base, disk, middle) })
 	m.scenario("all is given back", func(m machine) { s.in(m).groupEmptied() })
 	if now := s.ofStrangers(); now != theirs {
 		m.Errorf("what is not diskhook's was:\n%s\nand is:\n%s", theirs, now)
 	}
+}
+
+// noise makes a file of so many bytes that differ, the same each time.
+func (m machine) noise(path string, n int) {
+	m.Helper()
+	b := make([]byte, n)
+	_, err := rand.NewChaCha8([32]byte{}).Read(b)
+	m.must(err)
+	m.write(path, string(b), 0o644)
 }
 
 // group is this host as one that has the group.
@@ -53,8 +65,8 @@ func (m machine) group() site {
 func (s site) strangers() string {
 	s.Helper()
 	for letter, name := range strangers {
-		s.run("lvcreate", "-y", "-q", "-Zn", "-Wn", "-n", name, "-L", "4m", "--addtag", "theirs", "san")
-		s.run("qemu-io", "-f", "raw", "-t", "none", "-c", fmt.Sprintf("write -P %d 0 4M", letter+3), "/dev/san/"+name)
+		s.run("lvcreate", "-y", "-q", "-Zn", "-Wn", "-n", name, "-L", "2m", "--addtag", "theirs", "san")
+		s.must(os.WriteFile("/dev/san/"+name, bytes.Repeat([]byte{byte(letter + 3)}, 2<<20), 0))
 	}
 	return s.ofStrangers()
 }
@@ -64,12 +76,11 @@ var strangers = []string{"other", "7c9e6679-7425-40de-944b-e07fc1f90ae7.raw"}
 // ofStrangers is all that is to be known of them, with every byte.
 func (s site) ofStrangers() string {
 	s.Helper()
-	known := ""
+	volumes, nodes := []string{"--noheadings", "-o", "lv_name,lv_uuid,lv_size,lv_tags,lv_attr,seg_pe_ranges"}, []string{}
 	for _, name := range strangers {
-		known += s.run("lvs", "--noheadings", "-o", "lv_name,lv_uuid,lv_size,lv_tags,lv_attr,seg_pe_ranges", "san/"+name) +
-			" " + s.run("sha256sum", "/dev/san/"+name) + "\n"
+		volumes, nodes = append(volumes, "san/"+name), append(nodes, "/dev/san/"+name)
 	}
-	return known
+	return s.run("lvs", volumes...) + "\n" + s.run("sha256sum", nodes...)
 }
 
 // ours are the volumes of images, or those that are active on this host.
@@ -95,15 +106,13 @@ func (s site) idle() {
 
 func (s site) refusesGroup() {
 	create := func(set ...string) result {
-		args := []string{"repo", "create", "--format", "clvm-1.2", "--set", "vg=san"}
+		args := []string{"repo", "create", "--format", "clvm-1.2", "--set", "vg=san", "--set", "documents=256"}
 		for _, pair := range set {
 			args = append(args, "--set", pair)
 		}
 		return s.tries(append(args, "images")...)
 	}
 	s.refused(create(), 7, "nothing keeps two hosts from changing it at once", "--set writer="+s.id, "vgchange --lock-type sanlock san")
-	other := strings.Repeat("0b", 16)
-	s.refused(create("writer="+other), 7, "host "+other+" alone writes", "--set writer="+s.id)
 	if made := s.ours(false); len(made) > 0 || exists("/dev/san/dh_documents") {
 		s.Errorf("made: %q", made)
 	}
@@ -111,30 +120,40 @@ func (s site) refusesGroup() {
 	s.refused(create("writer="+s.id), 0) // the same again
 }
 
-// expect is a file with what an image should hold: source, and then what writes say.
-func (s site) expect(name, source string, writes ...string) string {
+// span is a part of an image in which all bytes are of one value.
+type span struct {
+	value byte
+	at, n int64
+}
+
+// expect is a file with what an image should hold: source, and then what was written.
+func (s site) expect(name, source string, written ...span) string {
 	s.Helper()
-	path := "/srv/" + name
-	s.run("cp", source, path)
-	for _, w := range writes {
-		s.run("qemu-io", "-f", "raw", "-c", w, path)
+	b, err := os.ReadFile(source)
+	s.must(err)
+	for _, w := range written {
+		copy(b[w.at:], bytes.Repeat([]byte{w.value}, int(w.n)))
 	}
+	path := "/srv/" + name
+	s.write(path, string(b), 0o644)
 	return path
 }
 
-// guest writes to a disk as a VM would.
-func (s site) guest(ref string, writes ...string) {
+// io writes to a volume as a VM would.
+func (s site) io(path string, write ...span) {
 	s.Helper()
-	path := s.does("image", "prepare", "-o", "name", "--write", "--holder", "vm", ref)
-	name := path[strings.LastIndex(path, "/")+1:]
-	_, kind, _ := strings.Cut(name, ".")
-	if !slices.Contains(s.ours(true), name) {
-		s.Errorf("%s is prepared and not active", name)
+	_, kind, _ := strings.Cut(path[strings.LastIndex(path, "/")+1:], ".")
+	args := []string{"-f", kind, "-t", "none"}
+	for _, w := range write {
+		args = append(args, "-c", fmt.Sprintf("write -P %d %d %d", w.value, w.at, w.n))
 	}
-	for _, w := range writes {
-		s.run("qemu-io", "-f", kind, "-t", "none", "-c", w, path)
-	}
-	s.refused(s.tries("image", "remove", ref), 4, "it is in use: by vm")
+	s.run("qemu-io", append(args, path)...)
+}
+
+// guest has a disk as long as it takes a VM to write to it.
+func (s site) guest(ref string, write ...span) {
+	s.Helper()
+	s.io(s.does("image", "prepare", "-o", "name", "--write", "--holder", "vm", ref), write...)
 	s.does("image", "release", "--holder", "vm", ref)
 }
 
@@ -145,55 +164,6 @@ func (s site) made(verb string, args ...string) string {
 }
 
 func imageID(ref string) string { return ref[strings.Index(ref, "/")+1:] }
-
-func (s site) groupImages() {
-	base := s.made("import", "images", sanSource)
-	s.holds(base, sanSource)
-	blank := s.made("create", "--size", "8M", "images")
-	s.run("truncate", "-s", "8M", "/srv/zero.raw")
-	s.holds(blank, "/srv/zero.raw") // on a disk that was full of 0xaa
-
-	disk := s.made("create", "--base", imageID(base), "images")
-	s.guest(disk, "write -P 7 1M 64k", "write -P 8 20M 1M")
-	first := s.expect("first.raw", sanSource, "write -P 7 1M 64k", "write -P 8 20M 1M")
-	snapshot := s.made("snapshot", disk)
-	s.guest(disk, "write -P 9 4M 512k")
-	second := s.expect("second.raw", first, "write -P 9 4M 512k")
-	s.holds(base, sanSource)
-	s.holds(snapshot, first)
-	s.holds(disk, second)
-	copied := s.made("copy", disk, "images")
-	s.holds(copied, second)
-
-	s.does("image", "resize", "--wait", copied, "40M")
-	grown := s.expect("grown.raw", second)
-	s.run("truncate", "-s", "40M", grown)
-	s.holds(copied, grown)
-	s.idle()
-
-	// Two readers of what lies below a disk: it goes when both have gone.
-	for _, holder := range []string{"one", "two"} {
-		s.does("image", "prepare", "-o", "name", "--holder", holder, snapshot)
-	}
-	s.does("image", "release", "--holder", "one", snapshot)
-	if active := s.ours(true); len(active) != 2 {
-		s.Errorf("a snapshot over another is in use, and active are %q", active)
-	}
-	s.does("image", "release", "--holder", "two", snapshot)
-	s.idle()
-
-	s.does("image", "remove", snapshot)
-	s.refused(s.tries("repo", "check", "images"), 8, "merge")
-	s.does("repo", "fix", "--all", "--wait", "images")
-	s.refused(s.tries("repo", "check", "--deep", "images"), 0)
-	s.holds(disk, second)
-	s.holds(base, sanSource)
-	s.idle()
-	for _, ref := range []string{disk, copied, blank, base} {
-		s.does("image", "remove", ref)
-	}
-	s.within("their space is free", func() bool { return s.tries("repo", "check", "images").code == 0 })
-}
 
 // dying has the work on images die at failpoints; alive lets it be.
 func (m machine) dying(points ...string) {
@@ -214,49 +184,86 @@ const imageFailpoints = "/run/systemd/system/diskhook-image-.service.d/failpoint
 func (s site) dies(ref string) {
 	s.Helper()
 	s.within("its worker has died", func() bool {
-		state := s.try("", "systemctl", "show", "-P", "SubState", "diskhook-image-"+imageID(ref)).output
 		st := s.status(ref)
 		if !st.Open {
 			s.Fatal("the work was done before anything could happen to it")
 		}
+		state := s.try("", "systemctl", "show", "-P", "SubState", "diskhook-image-"+imageID(ref)).output
 		return !st.Running && strings.TrimSpace(state) != "running"
 	})
 }
 
-func (s site) diesInCopy() {
+func (s site) diesInCopy() (base string) {
 	s.dying("transfer.chunk")
-	ref := "images/" + s.does("image", "import", "--kind", "disk", "images", sanSource)
-	s.dies(ref)
+	id := s.does("image", "import", "images", sanSource)
+	base = "images/" + id
+	s.dies(base)
 	s.alive()
-	if st := s.status(ref); st.State != "broken" {
+	if st := s.status(base); st.State != "broken" {
 		s.Errorf("half an image is %+v", st)
 	}
-	s.refused(s.tries("image", "prepare", "--holder", "vm", ref), 7)
-	s.does("image", "resume", "--wait", ref)
-	if st := s.status(ref); st.State != "optimized" {
+	s.refused(s.tries("image", "prepare", "--holder", "vm", base), 7)
+	s.does("image", "resume", "--wait", base)
+	if st := s.status(base); st.State != "optimized" {
 		s.Errorf("in the end it is %+v", st)
 	}
-	s.holds(ref, sanSource)
-	s.idle()
+	s.holds(base, sanSource)
+	return base
 }
 
-func (s site) diesInMerge() {
-	base := s.made("import", "images", sanSource)
-	disk := s.made("create", "--base", imageID(base), "images")
-	s.guest(disk, "write -P 5 1M 64k")
-	middle := s.made("snapshot", disk)
-	s.guest(disk, "write -P 6 2M 64k")
-	now := s.expect("merged.raw", sanSource, "write -P 5 1M 64k", "write -P 6 2M 64k")
+func (s site) groupImages(base string) (disk, middle string) {
+	blank := s.made("create", "--size", "2M", "images")
+	s.write("/srv/zero.raw", strings.Repeat("\x00", 2<<20), 0o644)
+	s.holds(blank, "/srv/zero.raw") // on a disk that was full of 0xaa
+
+	disk = s.made("create", "--base", imageID(base), "images")
+	written := []span{{7, 1 << 20, 64 << 10}, {8, 4 << 20, 1 << 20}}
+	path := s.does("image", "prepare", "-o", "name", "--write", "--holder", "vm", disk)
+	if name := path[strings.LastIndex(path, "/")+1:]; !slices.Contains(s.ours(true), name) {
+		s.Errorf("%s is prepared and not active", name)
+	}
+	s.refused(s.tries("image", "remove", disk), 4, "it is in use: by vm")
+	s.io(path, written...)
+	s.does("image", "release", "--holder", "vm", disk)
+	middle = s.made("snapshot", disk)
+	s.guest(disk, span{9, 2 << 20, 512 << 10})
+
+	first := s.expect("first.raw", sanSource, written...)
+	second := s.expect("second.raw", first, span{9, 2 << 20, 512 << 10})
+	copied := s.made("copy", disk, "images")
+	s.does("image", "resize", "--wait", copied, "9M")
+	grown := s.expect("grown.raw", second)
+	s.must(os.Truncate(grown, 9<<20))
+	s.holds(copied, grown)
+
+	// Two readers of what lies below a disk: it goes when both have gone.
+	s.does("image", "prepare", "-o", "name", "--holder", "other", middle)
+	s.holds(middle, first)
+	if active := s.ours(true); len(active) != 2 {
+		s.Errorf("a snapshot over another is in use, and active are %q", active)
+	}
+	s.does("image", "release", "--holder", "other", middle)
+	s.idle()
+	return disk, middle
+}
+
+// diesInMerge removes what lies between a disk and its base.
+func (s site) diesInMerge(base, disk, middle string) {
 	s.does("image", "remove", middle)
+	s.within("what is left of it can be merged", func() bool {
+		r := s.tries("repo", "check", "images")
+		return r.code == 8 && strings.Contains(r.output, "merge")
+	})
 	s.dying("repository.merge.header", "repository.merge.sunk")
 	s.does("repo", "fix", "--all", "images")
 	s.dies(disk)
 	s.alive()
 	s.does("image", "resume", "--wait", disk)
-	s.holds(disk, now)
-	s.holds(base, sanSource)
+	s.holds(disk, "/srv/second.raw")
 	s.does("repo", "fix", "--all", "--wait", "images")
-	s.holds(disk, now)
+	s.refused(s.tries("repo", "check", "--deep", "images"), 0)
+	s.holds(disk, "/srv/second.raw")
+	s.holds(base, sanSource)
 	s.idle()
 }
 

@@ -197,7 +197,7 @@ func (m labMachine) prepare() {
 	m.Helper()
 	m.run("hostname", m.name)
 	number, _ := slices.BinarySearch(slices.Sorted(maps.Keys(m.lab.hosts)), m.name)
-	m.write("/etc/machine-id", fmt.Sprintf("d15c%028x\n", number+1), 0o444)
+	m.write("/etc/machine-id", machineID(number)+"\n", 0o444)
 	m.write("/etc/hostname", m.name+"\n", 0o644)
 	m.run("modprobe", "dm-thin-pool")
 	if !exists("/usr/bin/diskhook") {
@@ -208,3 +208,6 @@ func (m labMachine) prepare() {
 	}
 	m.Logf("%s, %s: begins", m.name, m.uptime())
 }
+
+// machineID is that of the lab's host of that number, from 0 in the order of names.
+func machineID(number int) string { return fmt.Sprintf("d15c%028x", number+1) }

@@ -23,7 +23,7 @@ func thinClusterVerbs(p *program) []*cli.Command {
 			&cli.StringFlag{Name: "vg", Usage: "the shared volume group `VG`"},
 			&cli.StringFlag{Name: "dir", Usage: "a directory `DIR` of files instead, to try things: no host can start on it"},
 			&cli.StringFlag{Name: "capacity", Usage: "with --dir: let its files have `SIZE` together"},
-			&cli.StringFlag{Name: "size", Aliases: []string{"s"}, Usage: "give volumes `SIZE` together (default: nine tenths of what is free)"},
+			&cli.StringFlag{Name: "size", Aliases: []string{"s"}, Usage: "give volumes `SIZE` together (default: nine tenths of what is free, less in a small group)"},
 			&cli.StringFlag{Name: "block-size", Usage: "allocate in blocks of `SIZE`, a multiple of 64K (default: by the size)"},
 			dryRunFlag()),
 		p.thinVerb("init-host", "let a host into the cluster, this one by default (on the master)", "[HOST]", thinInitHost,
@@ -59,9 +59,12 @@ func thinInitCluster(p *program, c *cli.Context) error {
 	if _, is, err := t.master().Reigns(c.Context); err == nil && is {
 		return p.change(f, c.Bool("dry-run"), thinClusterNamed(d.Name), nil, nil) // it is made
 	}
+	if shape, err = t.master().Fill(c.Context, shape); err != nil {
+		return err
+	}
 	steps := []string{
 		"# write " + filepath.Join(p.layout.Definitions("clusters"), d.Name+".json"),
-		fmt.Sprintf("# make %s and %s in %s", layout.DataName, layout.MapName, d.VG+d.Dir),
+		fmt.Sprintf("# make %s of %s and %s in %s", layout.DataName, size(int64(shape.Bytes)), layout.MapName, d.VG+d.Dir),
 	}
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(d.Name), steps, func() (string, error) {
 		_, err := cluster.Load(p.layout, d.Name)
@@ -74,7 +77,12 @@ func thinInitCluster(p *program, c *cli.Context) error {
 		if fresh && errors.Is(err, layout.ErrExists) { // nothing was made
 			err = errors.Join(err, cluster.Forget(p.layout, d.Name))
 		}
-		return fmt.Sprintf("made: %d blocks of %s; this host is its master", g.Blocks, size(int64(g.BlockSize))), err
+		if err != nil {
+			return "", err
+		}
+		left, err := t.group.Free(c.Context)
+		return fmt.Sprintf("made: %d blocks of %s, %s together, and %s are left for hosts and volumes; this host is its master",
+			g.Blocks, size(int64(g.BlockSize)), size(int64(g.Blocks*g.BlockSize)), size(int64(left))), err
 	})
 }
 

@@ -23,7 +23,7 @@ const (
 
 // Shape is what a new cluster is to be.
 type Shape struct {
-	Bytes     uint64 // of global-thin-pool; 0: nine tenths of what is free
+	Bytes     uint64 // of global-thin-pool; 0: as Fill chooses
 	BlockSize uint64 // bytes; 0: as layout.GeometryFor chooses
 }
 
@@ -100,14 +100,37 @@ func (m *Master) vacant(ctx context.Context) error {
 	return nil
 }
 
+// What Fill leaves room for in a small group; a tenth of a large one is more.
+const (
+	roomForHosts   = 4
+	roomForVolumes = 16
+)
+
+// Fill is the shape with its length chosen, if it has none: nine tenths of what is free,
+// but what is left has room for the map, that has become twice as long, and for the
+// UUID.host of a few hosts and the UUID.thin of a few volumes, as long as that is not
+// more than half.
+func (m *Master) Fill(ctx context.Context, shape Shape) (Shape, error) {
+	if shape.Bytes != 0 {
+		return shape, nil
+	}
+	free, err := m.Group.Free(ctx)
+	if err != nil {
+		return shape, err
+	}
+	left := uint64(2*mapBytes + roomForVolumes*thinBytes)
+	if g, err := layout.GeometryFor(free, shape.BlockSize); err == nil { // else it is refused later
+		left += roomForHosts * ((hostBytes(g.Blocks, 0) + thinBytes - 1) / thinBytes * thinBytes)
+	}
+	shape.Bytes = free - min(max(left, free-free/10*9), free/2)
+	return shape, nil
+}
+
 // makeData makes global-thin-pool with its label.
 func (m *Master) makeData(ctx context.Context, shape Shape) (layout.Geometry, error) {
-	if shape.Bytes == 0 {
-		free, err := m.Group.Free(ctx)
-		if err != nil {
-			return layout.Geometry{}, err
-		}
-		shape.Bytes = free / 10 * 9
+	shape, err := m.Fill(ctx, shape)
+	if err != nil {
+		return layout.Geometry{}, err
 	}
 	// The smallest that two blocks fit into; a data volume that is there already
 	// keeps its length.
@@ -119,7 +142,7 @@ func (m *Master) makeData(ctx context.Context, shape Shape) (layout.Geometry, er
 		return layout.Geometry{}, err
 	}
 	var g layout.Geometry
-	err := group.With(ctx, m.Group, layout.DataName, true, func(dev group.Volume) error {
+	err = group.With(ctx, m.Group, layout.DataName, true, func(dev group.Volume) error {
 		var err error
 		if g, err = layout.GeometryFor(uint64(dev.Size()), shape.BlockSize); err != nil {
 			return failure.Wrap(failure.Usage, err)

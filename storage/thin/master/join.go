@@ -41,7 +41,7 @@ func (m *Master) Join(ctx context.Context, n Newcomer) (uint32, error) {
 			return err
 		}
 		number = given
-		if err := s.Group.Create(ctx, layout.Host.Name(n.UUID), s.hostBytes(n.Metadata)); err != nil {
+		if err := s.Group.Create(ctx, layout.Host.Name(n.UUID), hostBytes(s.m.Blocks, n.Metadata)); err != nil {
 			return err
 		}
 		if slices.Equal(next.Hosts, s.m.Hosts) {
@@ -58,12 +58,13 @@ func (m *Master) Join(ctx context.Context, n Newcomer) (uint32, error) {
 	return number, err
 }
 
-// hostBytes is how long a UUID.host has to be.
-func (s *session) hostBytes(window uint64) uint64 {
+// hostBytes is how long a UUID.host has to be in a cluster of so many blocks. window is
+// how long each of its windows is to be, 0 as long as metadata may become.
+func hostBytes(blocks, window uint64) uint64 {
 	if window == 0 {
 		// Every block is mapped by disk 0 or a volume, and those of bases by both;
 		// the kernel needs room to split and copy besides.
-		packed := metadata.Content{DataBlocks: s.m.Blocks, Devices: 64, Mappings: s.m.Blocks}.PackedBlocks()
+		packed := metadata.Content{DataBlocks: blocks, Devices: 64, Mappings: blocks}.PackedBlocks()
 		window = max(4<<20, 3*packed*metadata.BlockSize)
 	}
 	window = (min(max(window, layout.MinWindow), layout.MaxWindow) + metadata.BlockSize - 1) / metadata.BlockSize * metadata.BlockSize

@@ -290,10 +290,13 @@ func imageRemove(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	o := repository.Options{PostZero: c.Bool("post-zero"), Discard: c.Bool("discard")}
 	if _, err := s.GetImage(c.Context, ref.repo, ref.id); err != nil {
 		return err
 	}
-	o := repository.Options{PostZero: c.Bool("post-zero"), Discard: c.Bool("discard")}
+	if err := s.PreviewRemove(c.Context, ref.repo, ref.id, o); err != nil {
+		return err
+	}
 	steps := []string{"remove image " + ref.String()}
 	if o.PostZero {
 		steps = append(steps, "overwrite with zeros what no other image reads, the rest once none does")
@@ -315,13 +318,13 @@ func imageResize(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	info, err := s.GetImage(c.Context, ref.repo, ref.id)
+	var steps []string
+	from, to, err := s.PreviewResize(c.Context, ref.repo, ref.id, bytes)
 	if err != nil {
 		return err
 	}
-	var steps []string
-	if info.Size != bytes {
-		steps = append(steps, fmt.Sprintf("make image %s %d bytes large, from %d", ref, bytes, info.Size))
+	if from != to {
+		steps = append(steps, fmt.Sprintf("make image %s %d bytes large, from %d", ref, to, from))
 	}
 	return p.change(f, c.Bool("dry-run"), imageOf(ref), steps, func() (string, error) {
 		err := s.ResizeVirtualDisk(c.Context, ref.repo, ref.id, bytes, repository.Options{})

@@ -168,15 +168,14 @@ func imagePrepare(p *program, c *cli.Context) error {
 	if c.String("holder") == "" {
 		return see(c, failure.New(failure.Usage, "--holder is missing: who uses the image"))
 	}
-	if _, err := s.GetImage(c.Context, ref.repo, ref.id); err != nil {
-		return err
-	}
+	asked := repository.Preparing{Holder: c.String("holder"), Write: c.Bool("write"), Force: c.Bool("force")}
 	if c.Bool("dry-run") {
-		return p.change(f, true, imageOf(ref), []string{"prepare image " + ref.String() + " for " + c.String("holder")}, nil)
+		if _, err := s.PreviewImage(c.Context, ref.repo, ref.id, asked); err != nil {
+			return err
+		}
+		return p.change(f, true, imageOf(ref), []string{"prepare image " + ref.String() + " for " + asked.Holder}, nil)
 	}
-	at, err := s.PrepareImage(c.Context, ref.repo, ref.id, repository.Preparing{
-		Holder: c.String("holder"), Write: c.Bool("write"), Force: c.Bool("force"),
-	})
+	at, err := s.PrepareImage(c.Context, ref.repo, ref.id, asked)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -153,19 +153,23 @@ func ofIDs(fixes []repository.Fix, repo string, ids []string) ([]repository.Fix,
 const rounds = 20
 
 // fixAll does the fixes, and with --all what they lead to. One that is stale by
-// the time it is its turn is left to the next check.
+// the time it is its turn is left to the next check. Work that was begun here is not begun
+// again: if it goes on, somebody is at it, and if it failed, it would fail again.
 func (p *program) fixAll(c *cli.Context, f format, s *repository.Service, repo string, fixes []repository.Fix) (string, error) {
-	did := 0
-	seen := map[string]bool{}
+	did, since := 0, time.Now().Truncate(time.Millisecond)
+	seen, begun := map[string]bool{}, map[string]bool{}
 	var failed error
 	for range rounds {
 		before := did
 		for _, x := range fixes {
-			if seen[x.ID] {
+			if seen[x.ID] || x.Resumes && begun[x.Images[0]] {
 				continue
 			}
 			seen[x.ID] = true
 			err := s.FixStorageRepository(c.Context, repo, x, confirmed(x))
+			for _, image := range x.Images {
+				begun[image] = begun[image] || !errors.Is(err, repository.ErrStaleFix)
+			}
 			if err == nil && c.Bool("wait") {
 				err = p.awaitAll(c.Context, f, s, repo, x.Images)
 			}
@@ -186,7 +190,22 @@ func (p *program) fixAll(c *cli.Context, f format, s *repository.Service, repo s
 		}
 		fixes = unnamed(report.Fixes)
 	}
-	return strings.TrimSpace(fmt.Sprintf("%d fixes", did)), failed
+	if !c.Bool("wait") {
+		failed = errors.Join(failed, failedSince(c.Context, s, repo, since))
+	}
+	return fmt.Sprintf("%d fixes", did), failed
+}
+
+// failedSince is the work of a repository that has failed since then, by the clock of this
+// host: nobody waited for it.
+func failedSince(ctx context.Context, s *repository.Service, repo string, since time.Time) error {
+	tasks, err := s.ListTasks(ctx, repo)
+	for _, t := range tasks {
+		if !t.Running && t.LastError != "" && t.HostID == s.HostID && !t.Updated.Before(since) {
+			err = errors.Join(err, left(imageRef{repo, t.ImageID}, t.Status))
+		}
+	}
+	return err
 }
 
 func (p *program) awaitAll(ctx context.Context, f format, s *repository.Service, repo string, images []string) error {

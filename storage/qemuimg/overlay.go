@@ -5,6 +5,7 @@ package qemuimg
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -35,12 +36,13 @@ func FullSize(virtual int64) int64 {
 // Format makes a file or block device that is there a qcow2 image of size
 // bytes with nothing in it, on top of a layer, which it does not open. It does
 // not flush. A layer in the image's own directory may be named by its file name
-// alone, so that the header is true wherever that directory is mounted.
-func (q *QemuImg) Format(ctx context.Context, path string, size int64, below imagecheck.Layer) error {
+// alone, so that the header is true wherever that directory is mounted. locks are inherited,
+// here and by what follows: the program may outlive us.
+func (q *QemuImg) Format(ctx context.Context, path string, size int64, below imagecheck.Layer, locks ...*os.File) error {
 	if err := named(below.Path); err != nil {
 		return err
 	}
-	return q.change(ctx, path, "make an image", formatArgs(path, size, below)...)
+	return q.change(ctx, locks, path, "make an image", formatArgs(path, size, below)...)
 }
 
 // ExplainFormat is the command that Format runs, quoted for a shell.
@@ -58,16 +60,16 @@ func formatArgs(path string, size int64, below imagecheck.Layer) []string {
 
 // SetBacking writes into the header of a qcow2 image on what layer it lies.
 // Nothing else of the image changes, and it does not flush.
-func (q *QemuImg) SetBacking(ctx context.Context, path string, below imagecheck.Layer) error {
+func (q *QemuImg) SetBacking(ctx context.Context, path string, below imagecheck.Layer, locks ...*os.File) error {
 	if err := named(below.Path); err != nil {
 		return err
 	}
-	return q.change(ctx, path, "set its backing file", "rebase", "-q", "-u", "-f", imagecheck.QCOW2, "-b", below.Path, "-F", below.Format, "--", path)
+	return q.change(ctx, locks, path, "set its backing file", "rebase", "-q", "-u", "-f", imagecheck.QCOW2, "-b", below.Path, "-F", below.Format, "--", path)
 }
 
 // RemoveBacking is SetBacking for an image that lies on nothing any more.
-func (q *QemuImg) RemoveBacking(ctx context.Context, path string) error {
-	return q.change(ctx, path, "remove its backing file", "rebase", "-q", "-u", "-f", imagecheck.QCOW2, "-b", "", "--", path)
+func (q *QemuImg) RemoveBacking(ctx context.Context, path string, locks ...*os.File) error {
+	return q.change(ctx, locks, path, "remove its backing file", "rebase", "-q", "-u", "-f", imagecheck.QCOW2, "-b", "", "--", path)
 }
 
 // named takes a path, or the name of a file beside the image that means nothing
@@ -86,15 +88,15 @@ func plain(path string) error {
 	return nil
 }
 
-func (q *QemuImg) change(ctx context.Context, path, what string, args ...string) error {
+func (q *QemuImg) change(ctx context.Context, locks []*os.File, path, what string, args ...string) error {
 	if err := plain(path); err != nil {
 		return err
 	}
-	_, err := q.Run.Run(ctx, command.Cmd{Name: program, Args: args, User: q.User, Limits: copyLimits, Timeout: lookTimeout})
+	_, err := q.Run.Run(ctx, command.Cmd{Name: program, Args: args, User: q.User, Limits: copyLimits, Files: locks, Timeout: lookTimeout})
 	return classify(path, what, err)
 }
 
 // Resize makes a qcow2 image larger; what is added reads zero. It does not flush.
-func (q *QemuImg) Resize(ctx context.Context, path string, size int64) error {
-	return q.change(ctx, path, "resize", "resize", "-q", "-f", imagecheck.QCOW2, "--", path, strconv.FormatInt(size, 10))
+func (q *QemuImg) Resize(ctx context.Context, path string, size int64, locks ...*os.File) error {
+	return q.change(ctx, locks, path, "resize", "resize", "-q", "-f", imagecheck.QCOW2, "--", path, strconv.FormatInt(size, 10))
 }

@@ -36,6 +36,8 @@ type Fix struct {
 	// ByName fixes give something up. They are done only if Options.Confirm says what:
 	// the first of Images.
 	ByName bool `json:"by_name,omitempty"`
+	// Resumes says that it goes on with work that was begun before, on the one of Images.
+	Resumes bool `json:"resumes,omitempty"`
 	// Data means nothing to callers.
 	Data string `json:"data"`
 }
@@ -146,11 +148,12 @@ func (c *checking) open(ctx context.Context, img *image) error {
 		return err
 	}
 	types := map[string]FixType{verbRemove: Clean, verbOptimize: Optimize, verbMerge: Merge}
-	fix := Fix{Type: Mend, Images: []string{img.ID}, Summary: "go on with " + img.Plan.Verb, Bytes: -1}
+	fix := Fix{Type: Mend, Images: []string{img.ID}, Summary: "go on with " + img.Plan.Verb, Bytes: -1, Resumes: true}
 	if t, ok := types[img.Plan.Verb]; ok {
 		fix.Type = t
 	}
-	c.add(fix, order{Kind: orderGoOn, Images: map[string]int64{img.ID: img.Gen}, Plan: img.Plan.Nonce})
+	// No generation: the plan is the same when work on it failed after a stage that changed the image.
+	c.add(fix, order{Kind: orderGoOn, Images: map[string]int64{img.ID: 0}, Plan: img.Plan.Nonce})
 	return nil
 }
 

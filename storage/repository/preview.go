@@ -68,6 +68,41 @@ func (s *Service) admissible(ctx context.Context, r *repo, img *image, holders [
 	return err
 }
 
+// PreviewResize is what ResizeVirtualDisk would do now: it refuses what that would refuse,
+// and says how large the disk is and would be then, which is the same where there is nothing to do.
+func (s *Service) PreviewResize(ctx context.Context, repoID, diskID string, size int64) (from, to int64, err error) {
+	if err := CheckImage(repoID, diskID); err != nil {
+		return 0, 0, err
+	}
+	if size, err = checkSize(size); err != nil {
+		return 0, 0, err
+	}
+	r, err := s.connected(ctx, repoID)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer r.close()
+	disk, to, err := s.resizable(ctx, &update{repo: r}, diskID, size)
+	if err != nil {
+		return 0, 0, err
+	}
+	return disk.Size, to, nil
+}
+
+// PreviewRemove refuses what RemoveImage would refuse now, and changes nothing.
+func (s *Service) PreviewRemove(ctx context.Context, repoID, imageID string, o Options) error {
+	if err := checkImageID(imageID); err != nil {
+		return err
+	}
+	r, err := s.target(ctx, repoID, o)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	_, _, err = s.removable(ctx, &update{repo: r}, imageID, o)
+	return err
+}
+
 // version is Prepared.Version: each preparation for writing saves the document.
 func (i *image) version() string {
 	if i.Kind == Snapshot {

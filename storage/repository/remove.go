@@ -28,18 +28,9 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 	defer r.close()
 	r = r.freeing()
 	err = r.change(ctx, func(u *update) error {
-		img, err := u.image(ctx, imageID)
-		if err != nil || img.Weak && !img.leaves(o.erasure()) {
+		img, again, err := s.removable(ctx, u, imageID, o)
+		if err != nil || again {
 			return err
-		}
-		if err := s.unused(ctx, r, imageID); err != nil {
-			return err
-		}
-		if cut, err := u.pendingCut(ctx, img); err != nil {
-			return err
-		} else if cut != "" {
-			err := fmt.Errorf("image %s/%s: %w: snapshot %s of it is not done", r.id, imageID, ErrBusy, cut)
-			return failure.Hint(err, "`diskhook image status %s/%s`, or remove that first", r.id, cut)
 		}
 		if err := u.drop(ctx, format.Pin, imageID); err != nil {
 			return err // those of an earlier boot
@@ -51,6 +42,24 @@ func (s *Service) RemoveImage(ctx context.Context, repoID, imageID string, o Opt
 	}
 	s.proceed(ctx, r, imageID, o)
 	return nil
+}
+
+// removable returns an image that can be removed now, or why it cannot; again: that was done
+// already, as it is asked for.
+func (s *Service) removable(ctx context.Context, u *update, imageID string, o Options) (img *image, again bool, err error) {
+	img, err = u.image(ctx, imageID)
+	if err != nil || img.Weak && !img.leaves(o.erasure()) {
+		return img, err == nil, err
+	}
+	if err := s.unused(ctx, u.repo, imageID); err != nil {
+		return nil, false, err
+	}
+	cut, err := u.pendingCut(ctx, img)
+	if err == nil && cut != "" {
+		err = fmt.Errorf("image %s/%s: %w: snapshot %s of it is not done", u.id, imageID, ErrBusy, cut)
+		err = failure.Hint(err, "`diskhook image status %s/%s`, or remove that first", u.id, cut)
+	}
+	return img, false, err
 }
 
 // hide makes an image weak, and whoever works on it stop.
@@ -91,25 +100,14 @@ func (s *Service) ResizeVirtualDisk(ctx context.Context, repoID, diskID string, 
 		return err
 	}
 	defer r.close()
-	size = r.diskSize(size)
 	grown := false
 	err = r.change(ctx, func(u *update) error {
-		disk, err := s.snapshottable(ctx, u, diskID) // what changes a disk asks the same of it
+		disk, size, err := s.resizable(ctx, u, diskID, size)
 		if err != nil {
 			return err
-		}
-		if size < disk.Size {
-			return failure.New(failure.Usage, "image %s/%s: it has %d bytes, and cannot shrink to %d", r.id, diskID, disk.Size, size)
 		}
 		if grown = size > disk.Size; !grown {
 			return nil
-		}
-		top, err := u.volume(ctx, disk.Volume)
-		if err != nil {
-			return err
-		}
-		if err := r.room(ctx, r.empty(top.Format, size)-r.empty(top.Format, disk.Size), "to grow the disk"); err != nil {
-			return err
 		}
 		return u.begin(ctx, disk, &plan{Nonce: uuid.NewString(), Verb: verbResize, Stages: []string{stageGrow}, Size: size})
 	})
@@ -117,6 +115,28 @@ func (s *Service) ResizeVirtualDisk(ctx context.Context, repoID, diskID string, 
 		s.proceed(ctx, r, diskID, o)
 	}
 	return err
+}
+
+// resizable returns a disk that can be made of so many bytes now, and how many they are
+// here; or why it cannot.
+func (s *Service) resizable(ctx context.Context, u *update, diskID string, size int64) (*image, int64, error) {
+	size = u.diskSize(size)
+	disk, err := s.snapshottable(ctx, u, diskID) // what changes a disk asks the same of it
+	if err != nil {
+		return nil, 0, err
+	}
+	if size < disk.Size {
+		return nil, 0, failure.New(failure.Usage, "image %s/%s: it has %d bytes, and cannot shrink to %d", u.id, diskID, disk.Size, size)
+	}
+	if size == disk.Size {
+		return disk, size, nil
+	}
+	top, err := u.volume(ctx, disk.Volume)
+	if err != nil {
+		return nil, 0, err
+	}
+	more := u.empty(top.Format, size) - u.empty(top.Format, disk.Size)
+	return disk, size, u.room(ctx, more, "to grow the disk")
 }
 
 // SetUserData replaces what callers keep with an image.

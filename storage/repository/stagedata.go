@@ -136,7 +136,7 @@ func (w *worker) overlay(ctx context.Context) error {
 	if _, err := w.make(ctx, v, qemuimg.FullSize(v.Size)); err != nil {
 		return err
 	}
-	if err := w.Images.Format(ctx, w.repo.place.Path(v.ID, v.Format), v.Size, w.backing(below)); err != nil {
+	if err := w.Images.Format(ctx, w.repo.place.Path(v.ID, v.Format), v.Size, w.backing(below), w.locks()...); err != nil {
 		return err
 	}
 	return w.completed(ctx, v)

@@ -80,8 +80,8 @@ func (w *worker) laid(ctx context.Context, v *volume, path string, over imageche
 			return err
 		}
 	}
-	if !fresh && !always && w.Images.SetBacking(ctx, path, over) == nil {
+	if !fresh && !always && w.Images.SetBacking(ctx, path, over, w.locks()...) == nil {
 		return nil // it may name the path of another host
 	}
-	return w.Images.Format(ctx, path, v.Size, over)
+	return w.Images.Format(ctx, path, v.Size, over, w.locks()...)
 }

@@ -289,7 +289,7 @@ func (w *worker) linkPart(ctx context.Context, id string, below func(context.Con
 	if err := w.repo.openVolumes(ctx, chain{v}, true); err != nil {
 		return err
 	}
-	if err := w.Images.SetBacking(ctx, w.repo.place.Path(v.ID, v.Format), w.backing(lower)); err != nil {
+	if err := w.Images.SetBacking(ctx, w.repo.place.Path(v.ID, v.Format), w.backing(lower), w.locks()...); err != nil {
 		return err
 	}
 	return w.completed(ctx, v)
@@ -319,7 +319,7 @@ func (w *worker) enlarge(ctx context.Context, v *volume, size int64) error {
 		return err
 	}
 	if v.Format == imagecheck.QCOW2 {
-		if err := w.Images.Resize(ctx, w.repo.place.Path(v.ID, v.Format), size); err != nil {
+		if err := w.Images.Resize(ctx, w.repo.place.Path(v.ID, v.Format), size, w.locks()...); err != nil {
 			return err
 		}
 	}

@@ -56,9 +56,9 @@ func (w *worker) relink(ctx context.Context) error {
 		path := w.repo.place.Path(c[0].ID, c[0].Format)
 		var err error
 		if len(c) > 2 {
-			err = w.Images.SetBacking(ctx, path, w.backing(c[2]))
+			err = w.Images.SetBacking(ctx, path, w.backing(c[2]), w.locks()...)
 		} else {
-			err = w.Images.RemoveBacking(ctx, path)
+			err = w.Images.RemoveBacking(ctx, path, w.locks()...)
 		}
 		if err != nil {
 			return err

@@ -30,6 +30,9 @@ type plan struct {
 	Disk string `json:"disk,omitempty"`
 	// Old are volumes that are not needed after this.
 	Old []string `json:"old,omitempty"`
+	// Left are the new volumes of whoever had the plan before it was taken over: he may
+	// still write to them. Those of the one before him have gone; see startOver.
+	Left []string `json:"left,omitempty"`
 	// Erase is what has to be done with data before it is deleted.
 	Erase *erasure `json:"erase,omitempty"`
 	// Layers are an imported image's.
@@ -86,7 +89,7 @@ func (p *plan) makes() []string {
 	for _, part := range p.Parts {
 		ids = append(ids, part.Copy)
 	}
-	return append(ids, p.Old...)
+	return slices.Concat(ids, p.Old, p.Left)
 }
 
 // creates says that the image is nothing before its plan is done.

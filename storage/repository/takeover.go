@@ -9,19 +9,29 @@ import (
 	"slices"
 
 	"github.com/google/uuid"
+
+	"diskhook/storage/repository/format"
 )
 
 // startOver gives the plan new volumes: who had the lock before may wake up and
-// write to the old ones.
+// write to the old ones. What an earlier takeover left is discarded, so that the plan fits its
+// document however often it is taken over: who wrote there lost the work two holders ago, and
+// data that he still has open stays until a check finds it.
 func (w *worker) startOver(ctx context.Context) error {
-	if w.img.Plan.Verb == verbMerge {
+	begun := w.img.Plan.Verb != verbMerge || w.img.Plan.Volume != ""
+	if !begun {
 		if err := w.relinked(ctx); err != nil {
 			return err
 		}
 	}
-	return w.commit(ctx, func(_ *update, img *image) error {
+	var gone []format.Data
+	err := w.commit(ctx, func(u *update, img *image) (err error) {
 		p := img.Plan
-		if p.Verb == verbMerge {
+		if gone, err = u.forsake(ctx, p.Left); err != nil {
+			return err
+		}
+		p.Left = nil
+		if !begun {
 			// What he changes in place nobody may use any more: it is copied.
 			p.Volume, p.Size, p.From, p.Here = uuid.NewString(), img.Size, img.ID, true
 			p.Old = append(p.Old, img.Volume)
@@ -29,18 +39,18 @@ func (w *worker) startOver(ctx context.Context) error {
 			p.Stages = append(p.Stages, stageSweep)
 			return nil
 		}
-		if p.Volume != "" {
+		if p.Volume != "" && len(p.Parts) == 0 {
 			v, err := w.repo.volume(ctx, p.Volume)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 			if err == nil && !v.Complete {
-				p.Old = append(p.Old, p.Volume)
+				p.Left = append(p.Left, p.Volume)
 				p.Volume = uuid.NewString()
 			}
 		}
 		for i := range p.Parts {
-			p.Old = append(p.Old, p.Parts[i].Copy)
+			p.Left = append(p.Left, p.Parts[i].Copy)
 			p.Parts[i].Copy = uuid.NewString()
 		}
 		if len(p.Parts) > 0 {
@@ -48,6 +58,31 @@ func (w *worker) startOver(ctx context.Context) error {
 		}
 		return nil
 	})
+	if err == nil {
+		if failed := w.repo.free(ctx, gone); failed != nil {
+			w.Log.Warn("volumes of work that was taken over", "image", w.id, "error", failed)
+		}
+	}
+	return err
+}
+
+// forsake removes the documents of volumes that only a plan knows of, and returns the data
+// that is left.
+func (u *update) forsake(ctx context.Context, ids []string) (gone []format.Data, err error) {
+	for _, id := range ids {
+		v, err := u.volume(ctx, id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = u.drop(ctx, format.Volume, id)
+		}
+		if err != nil {
+			return nil, err
+		}
+		gone = append(gone, format.Data{ID: id, Kind: v.Format})
+	}
+	return gone, nil
 }
 
 // relinked lets the document say what the header does, where a merge was left between

@@ -260,5 +260,7 @@ func (p *Place) Check() error {
 			return failure.Denied(err)
 		}
 	}
+	// Who used one may have died before he made another.
+	p.spent.Store(len(p.spareNames()) < spares)
 	return nil
 }

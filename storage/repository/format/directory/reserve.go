@@ -9,8 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
@@ -26,6 +28,9 @@ const (
 	spareSize = 4096
 	// takenPrefix is that of a spare which somebody is writing to.
 	takenPrefix = ".taken-"
+	// takenFor is how long one may be taken before who did that is dead: it takes
+	// moments. If he lives, his write fails when it is to be seen, and changes nothing.
+	takenFor = time.Hour
 )
 
 // WriteReserved implements format.Documents. Where the file system is full the document is
@@ -75,6 +80,8 @@ func (p *Place) GiveUpSpare() bool {
 func (p *Place) takeSpare() string {
 	dir := filepath.Join(p.Root, reserveFolder)
 	for _, name := range p.spareNames() {
+		now := []unix.Timespec{{Nsec: unix.UTIME_NOW}, {Nsec: unix.UTIME_NOW}} // where the files are
+		_ = unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(dir, name), now, 0)
 		taken := filepath.Join(dir, takenPrefix+name)
 		if os.Rename(filepath.Join(dir, name), taken) == nil {
 			p.spent.Store(true)
@@ -98,9 +105,22 @@ func (p *Place) spareNames() []string {
 	return names
 }
 
+// deserted removes the spares that somebody had taken who died.
+func (p *Place) deserted() {
+	dir := filepath.Join(p.Root, reserveFolder)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		name, taken := strings.CutPrefix(e.Name(), takenPrefix)
+		if st, err := e.Info(); taken && host.IsUUID(name) && err == nil && time.Since(st.ModTime()) > takenFor {
+			_ = os.Remove(filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
 // refill makes the spares that are missing, as many as there is room for: that is no
 // failure of what was asked for.
 func (p *Place) refill() {
+	p.deserted()
 	missing := spares - len(p.spareNames())
 	if missing <= 0 {
 		p.spent.Store(false)

@@ -39,7 +39,11 @@ func imageList(p *program, c *cli.Context) error {
 		l.names = append(l.names, words[0]+"/"+i.ID)
 		l.rows = append(l.rows, []string{i.ID, string(i.Kind), size(i.Size), string(i.State), i.Base, strings.Join(i.Holders, ", "), goesOn(i.Status)})
 	}
-	return p.print(f, l)
+	if err := p.print(f, l); err != nil || page.Next == "" {
+		return err
+	}
+	fmt.Fprintf(p.stderr, "diskhook: repository %s: there may be more images: go on with --after %s\n", words[0], page.Next)
+	return nil
 }
 
 // goesOn is the work on an image in one cell.

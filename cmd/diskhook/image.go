@@ -67,7 +67,7 @@ func imageCommand(p *program) *cli.Command {
 			verb("resume", "go on with work that stopped: on one image, or all", "REPO[/IMAGE]", imageResume, waitFlag(), dryRunFlag()),
 			verb("prepare", "make an image usable on this host, and keep it as it is for that", "REPO/IMAGE", imagePrepare, holder(),
 				&cli.BoolFlag{Name: "write", Usage: "for writing, which only one can"},
-				&cli.BoolFlag{Name: "force", Usage: "take it from holders on other hosts: your word that these are dead"}, dryRunFlag()),
+				&cli.StringSliceFlag{Name: "dead", Usage: "take it from holders on `HOST`: your word that this one is off (repeatable)"}, dryRunFlag()),
 			verb("release", "end what prepare began", "REPO/IMAGE", imageRelease, holder(), dryRunFlag()),
 			{
 				Name: "work", Usage: "do the work on one image (started by diskhook itself)", ArgsUsage: "REPO/IMAGE", Hidden: true,

@@ -168,7 +168,7 @@ func imagePrepare(p *program, c *cli.Context) error {
 	if c.String("holder") == "" {
 		return see(c, failure.New(failure.Usage, "--holder is missing: who uses the image"))
 	}
-	asked := repository.Preparing{Holder: c.String("holder"), Write: c.Bool("write"), Force: c.Bool("force")}
+	asked := repository.Preparing{Holder: c.String("holder"), Write: c.Bool("write"), Dead: c.StringSlice("dead")}
 	if c.Bool("dry-run") {
 		if _, err := s.PreviewImage(c.Context, ref.repo, ref.id, asked); err != nil {
 			return err

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"strings"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/imagelock"
 	"diskhook/storage/repository/format"
 )
 
@@ -21,9 +23,10 @@ type Preparing struct {
 	// reboot of this host: a domain's uuid.
 	Holder string
 	Write  bool
-	// Force takes the image from holders on other hosts, which the caller
-	// knows to be dead.
-	Force bool
+	// Dead takes the image from holders on these hosts, by their ids: the caller's word
+	// that they are off, given host by host. A guest that is seen to have the image open
+	// all the same keeps it.
+	Dead []string
 }
 
 // Prepared is an image that may be used.
@@ -56,13 +59,13 @@ func (s *Service) PrepareImage(ctx context.Context, repoID, imageID string, p Pr
 		return Prepared{}, err
 	}
 	defer r.close()
-	cut, again, err := s.pin(ctx, r, imageID, p)
+	cut, again, taken, err := s.pin(ctx, r, imageID, p)
 	if cut != "" {
 		// A snapshot of it was promised: it goes on in a new volume first.
 		if err := s.work(ctx, r, cut); err != nil {
 			return Prepared{}, err
 		}
-		cut, again, err = s.pin(ctx, r, imageID, p)
+		cut, again, taken, err = s.pin(ctx, r, imageID, p)
 	}
 	if err == nil && cut != "" {
 		err = fmt.Errorf("image %s/%s: %w: a snapshot of it is being made", repoID, imageID, ErrBusy)
@@ -72,7 +75,7 @@ func (s *Service) PrepareImage(ctx context.Context, repoID, imageID string, p Pr
 	}
 	ready, err := s.usable(ctx, r, imageID, p.Write)
 	if err != nil && !again { // else it is in use, whatever has become of it since
-		err = errors.Join(err, s.unpin(context.WithoutCancel(ctx), r, imageID, p.Holder))
+		err = errors.Join(err, s.unpin(context.WithoutCancel(ctx), r, imageID, p.Holder, taken...))
 	}
 	if err != nil {
 		return Prepared{}, err
@@ -102,9 +105,9 @@ func (s *Service) usable(ctx context.Context, r *repo, imageID string, write boo
 	return Prepared{Path: layers[0].Path, Format: layers[0].Format, Size: img.Size, Layers: layers, Version: img.version()}, nil
 }
 
-// pin notes the holder; again says that he has the image already. cut is the snapshot
-// that has to be made first.
-func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing) (cut string, again bool, err error) {
+// pin notes the holder; again says that he has the image already, taken who was said to be
+// dead. cut is the snapshot that has to be made first.
+func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing) (cut string, again bool, taken []holder, err error) {
 	err = r.change(ctx, func(u *update) error {
 		img, err := u.visible(ctx, imageID)
 		if err != nil {
@@ -124,9 +127,14 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 			return err
 		}
 		again = slices.ContainsFunc(holders, s.me(p).same)
-		holders, err = s.admit(u, img, holders, p)
-		if err != nil {
+		taken = slices.DeleteFunc(slices.Clone(holders), func(h holder) bool { return !slices.Contains(p.Dead, h.Host) })
+		if holders, err = s.admit(u, img, holders, p); err != nil {
 			return err
+		}
+		if len(taken) > 0 {
+			if err := u.unopened(ctx, img, p.Write); err != nil {
+				return err
+			}
 		}
 		if err := u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: holders}); err != nil || !p.Write {
 			return err
@@ -137,7 +145,36 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 		}
 		return u.saveImage(ctx, img) // a new generation: copies of it begin anew
 	})
-	return cut, again, err
+	return cut, again, taken, err
+}
+
+// unopened refuses an image of which a program is seen to have the volume open, as QEMU has:
+// ErrInUse. Storage without such locks, and devices, show nothing; those of a shared group open on
+// one host only.
+func (r *repo) unopened(ctx context.Context, img *image, write bool) error {
+	c, err := r.chain(ctx, img)
+	if err != nil || r.place.Capabilities().Stale {
+		return err
+	}
+	_, err = step(ctx, r, "look for an image lock", func(context.Context) (struct{}, error) {
+		f, err := os.OpenFile(r.place.Path(c[0].ID, c[0].Format), os.O_RDWR, 0)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer f.Close()
+		look := imagelock.Read
+		if write {
+			look = imagelock.Write
+		}
+		return struct{}{}, look(f)
+	})
+	switch {
+	case errors.Is(err, imagelock.ErrNoLocks), errors.Is(err, fs.ErrNotExist): // what is not there is told of next
+		return nil
+	case errors.Is(err, failure.Conflict):
+		return fmt.Errorf("image %s/%s: %w: its host is not dead: %w", r.id, img.ID, ErrInUse, err)
+	}
+	return err
 }
 
 // pendingCut is the snapshot that is being made of a disk, "" if none is.
@@ -203,9 +240,11 @@ func (h holder) same(other holder) bool { return h.Name == other.Name && h.Host 
 // admit adds the holder to those there are; ErrInUse. Who writes already goes on to, also
 // when he asks again for less.
 func (s *Service) admit(u *update, img *image, holders []holder, p Preparing) ([]holder, error) {
-	if p.Force {
-		holders = slices.DeleteFunc(holders, func(h holder) bool { return h.Host != s.HostID })
+	if slices.Contains(p.Dead, s.HostID) {
+		err := failure.New(failure.Usage, "image %s/%s: host %s is this one, and lives", u.id, img.ID, s.HostID)
+		return nil, failure.Hint(err, "`diskhook image release --holder NAME %s/%s` takes it from who is here", u.id, img.ID)
 	}
+	holders = slices.DeleteFunc(holders, func(h holder) bool { return slices.Contains(p.Dead, h.Host) })
 	me := s.me(p)
 	me.Write = me.Write || slices.ContainsFunc(holders, func(h holder) bool { return h.same(me) && h.Write })
 	others := slices.DeleteFunc(slices.Clone(holders), me.same)
@@ -267,13 +306,14 @@ func (s *Service) ReleaseImage(ctx context.Context, repoID, imageID, holderName 
 	return s.unpin(ctx, r.freeing(), imageID, holderName)
 }
 
-func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string) error {
+// unpin forgets a holder on this host; others get it back from whom he had taken it.
+func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string, others ...holder) error {
 	return r.change(ctx, func(u *update) error {
 		holders, err := s.holders(ctx, r, imageID)
 		if err != nil {
 			return err
 		}
-		left := slices.DeleteFunc(holders, s.me(Preparing{Holder: name}).same)
+		left := append(slices.DeleteFunc(holders, s.me(Preparing{Holder: name}).same), others...)
 		if len(left) > 0 {
 			err = u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: left})
 		} else {

@@ -171,7 +171,7 @@ func TestWhatIsUsedIsLeftAlone(t *testing.T) {
 	reboot.BootID = "boot-2"
 	must(t, reboot.FixStorageRepository(ctx, "a", report.Fixes[0], none))
 	w.repair("a")
-	_, err = w.on("h2").PrepareImage(ctx, "a", disk, repository.Preparing{Holder: "mine", Write: true, Force: true})
+	_, err = w.on("h2").PrepareImage(ctx, "a", disk, repository.Preparing{Holder: "mine", Write: true, Dead: []string{"h1"}})
 	must(t, err)
 	must(t, w.on("h2").ReleaseImage(ctx, "a", disk, "mine"))
 	w.holds("a", disk, w.path("now.raw"))

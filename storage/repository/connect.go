@@ -140,6 +140,11 @@ func (s *Service) DisconnectStorageRepository(ctx context.Context, repoID string
 		}
 	}
 	if !how.Force {
+		alone, err := s.nobodyPrepares(ctx, repoID)
+		if err != nil {
+			return err
+		}
+		defer alone.Release()
 		if err := s.unusedHere(ctx, repoID); err != nil {
 			return err
 		}

@@ -108,6 +108,11 @@ func (s *Service) usable(ctx context.Context, r *repo, imageID string, write boo
 // pin notes the holder; again says that he has the image already, taken who was said to be
 // dead. cut is the snapshot that has to be made first.
 func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing) (cut string, again bool, taken []holder, err error) {
+	release, err := s.stayConnected(ctx, r) // whoever disconnects it sees the holder, or is done
+	if err != nil {
+		return "", false, nil, err
+	}
+	defer release()
 	err = r.change(ctx, func(u *update) error {
 		img, err := u.visible(ctx, imageID)
 		if err != nil {

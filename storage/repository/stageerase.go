@@ -88,10 +88,17 @@ func (u *update) wish(ctx context.Context, v *view, img *image) error {
 		}
 	}
 	for _, id := range sorted(v.near(img)) {
-		vol := v.volumes[id]
-		if vol == nil || theirs[id] {
+		if v.volumes[id] == nil || theirs[id] {
 			continue
 		}
+		vol, err := u.volume(ctx, id) // the view may be older than a merge that goes on
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		v.volumes[id] = vol
 		wanted := img.Plan.Erase.and(vol.Erase)
 		if vol.Erase != nil && *wanted == *vol.Erase {
 			continue

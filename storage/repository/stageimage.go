@@ -329,8 +329,10 @@ func (w *worker) enlarge(ctx context.Context, v *volume, size int64) error {
 	if err := failpoint.Hit("repository.grown"); err != nil {
 		return err
 	}
-	v.Size = size
-	return w.repo.saveVolume(ctx, v)
+	return w.amend(ctx, v, func(_ *update, v *volume) error {
+		v.Size = size
+		return nil
+	})
 }
 
 // extend gives a volume the room that an image of a size may take. Where zeros have

@@ -69,9 +69,15 @@ func (w *worker) relink(ctx context.Context) error {
 		if err := w.flush(ctx, c[0]); err != nil {
 			return err
 		}
-		// It has got some of what is to be erased once nobody reads it.
-		c[0].Below, c[0].Erase = c[1].Below, c[0].Erase.and(c[1].Erase)
-		return w.repo.saveVolume(ctx, c[0])
+		return w.amend(ctx, c[0], func(u *update, v *volume) error {
+			lower, err := u.volume(ctx, c[1].ID)
+			if err != nil {
+				return err
+			}
+			// It has got some of what is to be erased once nobody reads it.
+			v.Below, v.Erase = lower.Below, v.Erase.and(lower.Erase)
+			return nil
+		})
 	})
 }
 
@@ -116,7 +122,11 @@ func (w *worker) sinkInto(ctx context.Context, c chain) error {
 	if err := w.repo.openVolumes(ctx, chain{into}, true); err != nil {
 		return err
 	}
-	if err := w.repo.saveVolume(ctx, into); err != nil {
+	err := w.amend(ctx, into, func(_ *update, v *volume) error {
+		v.Erase = v.Erase.and(c[0].Erase)
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	if err := w.enlarge(ctx, into, c[0].Size); err != nil {
@@ -208,10 +218,28 @@ func (w *worker) inPlace(ctx context.Context, do func(chain) error) error {
 		return err
 	}
 	// A new generation first: who copies its bytes finds out.
-	if err := w.repo.saveVolume(ctx, c[0]); err != nil {
+	if err := w.amend(ctx, c[0], func(*update, *volume) error { return nil }); err != nil {
 		return err
 	}
 	return do(c)
+}
+
+// amend changes a volume's document as it is by now, and saves it: others may have noted
+// meanwhile what has to become of its data.
+func (w *worker) amend(ctx context.Context, v *volume, change func(*update, *volume) error) error {
+	return w.repo.change(ctx, func(u *update) error {
+		now, err := u.volume(ctx, v.ID)
+		if err == nil {
+			err = change(u, now)
+		}
+		if err == nil {
+			err = u.saveVolume(ctx, now)
+		}
+		if err == nil {
+			*v = *now
+		}
+		return err
+	})
 }
 
 // lockVolume keeps everybody from using a volume; ErrBusy.

@@ -117,9 +117,22 @@ func (t thinDisks) Release(ctx context.Context, cluster, volume, domain string) 
 	}
 	m, err := t.member(ctx, cluster)
 	if err != nil {
-		return err
+		return errors.Join(err, t.endClaim(ctx, cluster, volume, domain))
 	}
 	return m.Release(ctx, volume, domain)
+}
+
+// endClaim is Release where the disk does not answer.
+func (t thinDisks) endClaim(ctx context.Context, name, volume, domain string) error {
+	d, err := cluster.Load(t.p.layout, name)
+	if err != nil {
+		return err
+	}
+	here, err := t.p.openCluster(t.config, d).local()
+	if err != nil {
+		return err
+	}
+	return here.EndClaim(ctx, volume, domain)
 }
 
 // ReleaseRest is bindings.Thin's.

@@ -9,7 +9,8 @@
 //
 // A claim holds in the boot in which it was made: no domain outlives its host. What
 // is left of one of an earlier boot is that the volume came here for a domain's sake,
-// so that the next domain's end still detaches it.
+// so that the next domain's end still detaches it; or, of one whose domain had ended,
+// that it is still to be detached.
 //
 // Claims are written by who has the cluster's lock on this host, and may be read by
 // anybody at any time.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
@@ -64,10 +65,16 @@ func (s *session) claim(ctx context.Context, v layout.VolumeRecord, domain strin
 	if err = s.fetch(ctx, v); err == nil {
 		return nil
 	}
-	if errors.Is(err, request.ErrRefused) && !here { // there is nothing to be given back
+	if errors.Is(err, request.ErrRefused) && !s.has(v.Number) { // there is nothing to be given back
 		err = errors.Join(err, s.Claims.Drop(v.Name))
 	}
 	return err
+}
+
+// has says whether the map has a volume at this host. It may be so after a refusal: the
+// master was asked for other things once it had begun to attach it.
+func (s *session) has(number uint32) bool {
+	return slices.ContainsFunc(s.here(layout.Attaching, layout.Attached, layout.Detaching), func(v layout.VolumeRecord) bool { return v.Number == number })
 }
 
 // claimable refuses a volume that somebody else uses here.
@@ -153,6 +160,13 @@ func (c *Member) Disown(ctx context.Context, name, domain string) error {
 	return c.Claims.Drop(name)
 }
 
+// EndClaim is what Release does while the disk cannot be read: the domain has the volume
+// no more, and the monitor of this host detaches it when it can.
+func (c *Member) EndClaim(ctx context.Context, name, domain string) error {
+	_, err := c.endClaim(ctx, name, domain)
+	return err
+}
+
 // endClaim ends a domain's claim. It needs nothing but this host. detach says that
 // the volume is still to be detached.
 func (c *Member) endClaim(ctx context.Context, name, domain string) (detach bool, err error) {
@@ -180,7 +194,7 @@ func (c *Member) endClaim(ctx context.Context, name, domain string) (detach bool
 // monitor comes back to it.
 func (s *session) giveBack(ctx context.Context, name string) error {
 	last, err := s.Claims.Last(name)
-	if err != nil || last == nil || !last.Ended || last.Boot != s.Claims.Boot {
+	if err != nil || last == nil || !last.Ended {
 		return err
 	}
 	v, err := s.volume(name)
@@ -206,7 +220,9 @@ func (s *session) stays(v layout.VolumeRecord) error {
 	return s.Claims.Drop(v.Name)
 }
 
-// ended are the volumes whose domains have ended and that are still to be detached.
+// ended are the volumes whose domains have ended and that are still to be detached, in
+// an earlier boot, too: what a start that was refused then has asked the master for may
+// be done only now.
 func (c *Member) ended() ([]string, error) {
 	names, err := c.Claims.Volumes()
 	if err != nil {
@@ -218,7 +234,7 @@ func (c *Member) ended() ([]string, error) {
 		if err != nil {
 			return nil, err
 		}
-		if last != nil && last.Ended && last.Boot == c.Claims.Boot {
+		if last != nil && last.Ended {
 			ended = append(ended, name)
 		}
 	}

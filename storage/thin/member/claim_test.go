@@ -3,12 +3,14 @@
 package member_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"testing"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/request"
 )
 
 const (
@@ -210,6 +212,62 @@ func TestClaimWhileMasterIsAway(t *testing.T) {
 	if v := w.record("v2"); v.State != layout.Attached {
 		t.Errorf("%+v", v)
 	}
+}
+
+// What a start that was refused has asked the master for is given back, though the host
+// booted before the master did it.
+func TestRefusedStartBeforeABoot(t *testing.T) {
+	for _, mute := range []bool{false, true} {
+		w := stage(t)
+		one := w.hosts[0]
+		w.away, w.mute = !mute, mute
+		_, err := one.Claim(t.Context(), "v2", vm)
+		w.is(err, failure.Temporary, "")
+		w.is(one.Release(t.Context(), "v2", vm), failure.Temporary, "")
+		one.boot()
+		w.away, w.mute = false, false
+		one.start()
+		one.LowWater = 0
+		w.must(one.watch(t, func(round int, err error) bool {
+			w.must(err)
+			last, err := one.Claims.Last("v2")
+			return err == nil && last == nil || round == 20
+		}))
+		if v := w.record("v2"); v.State != layout.Offline {
+			t.Errorf("%+v", v)
+		}
+		w.hosts[1].claim("v2", other)
+		w.hosts[1].reads("v2")
+		w.check()
+	}
+}
+
+// refusing is a master that does not do one kind of request.
+type refusing struct{ request.Channel }
+
+func (r refusing) Ask(ctx context.Context, sequence uint64, what request.Request) (request.Reply, error) {
+	if _, ok := what.(request.FinishAttach); ok {
+		return request.Reply{}, failure.Wrap(failure.NoSpace, request.ErrRefused)
+	}
+	return r.Channel.Ask(ctx, sequence, what)
+}
+
+// A start that is refused after the master has begun to attach the volume leaves it to be
+// given back, and not to nobody.
+func TestRefusedAfterTheAttachHasBegun(t *testing.T) {
+	w := stage(t)
+	one := w.hosts[0]
+	sound := one.Channel
+	one.Channel = func(own layout.Device, epoch uint64) request.Channel { return refusing{sound(own, epoch)} }
+	_, err := one.Claim(t.Context(), "v2", vm)
+	w.is(err, failure.NoSpace, "")
+	one.has("v2", vm)
+	one.Channel = sound
+	one.release("v2", vm)
+	if v := w.record("v2"); v.State != layout.Offline {
+		t.Errorf("%+v", v)
+	}
+	w.check()
 }
 
 // A program that is killed before any of its steps leaves a claim wherever the volume

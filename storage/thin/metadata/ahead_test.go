@@ -127,3 +127,22 @@ func TestWrittenReadsTheDisk(t *testing.T) {
 		}
 	}
 }
+
+// thin_check takes an image for sound whose devices all came out of turn.
+func TestToolsAgreeOnDevicesAhead(t *testing.T) {
+	randomly(t, "5", func(t *testing.T, p pool) {
+		path := newImage(t)
+		f := open(t, path)
+		b, err := metadata.NewBuilder(f, metadataBlocks, p.Superblock)
+		must(t, err)
+		for _, d := range slices.Backward(p.devices) {
+			must(t, b.Ahead(d.Device))
+			for _, run := range d.Runs {
+				must(t, b.Map(run))
+			}
+		}
+		must(t, b.Finish())
+		equal(t, "the image", read(t, f), p.used())
+		tool(t, "thin_check", path)
+	})
+}

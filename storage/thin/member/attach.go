@@ -83,7 +83,8 @@ func (s *session) attach(ctx context.Context, v layout.VolumeRecord, o AttachOpt
 
 // Detach takes a volume away from this host: its mapping is stored, and the volume
 // offline. No guest of another volume waits for it. One that is offline is fine;
-// one that somebody has open, or that a domain has, is a failure.Conflict.
+// one that somebody has open, that a domain has, or that is a local copy, is a
+// failure.Conflict.
 func (c *Member) Detach(ctx context.Context, name string) error { return c.DetachFrom(ctx, name, "") }
 
 // DetachFrom is Detach of a volume that a domain has by its claim, though it has gone.
@@ -102,6 +103,9 @@ func (c *Member) DetachFrom(ctx context.Context, name, domain string) error {
 		if v.Host != s.header.Number {
 			err := failure.New(failure.Conflict, "it is at host %s", s.hostName(v.Host))
 			return failure.Hint(err, "run `diskhook thin detach %s` on %s", name, s.hostName(v.Host))
+		}
+		if err := s.Labels.Labelled(name); err != nil {
+			return err
 		}
 		return s.detach(ctx, v)
 	})

@@ -46,6 +46,9 @@ func (c *Member) Claim(ctx context.Context, name, domain string) (string, error)
 func (s *session) claim(ctx context.Context, v layout.VolumeRecord, domain string) error {
 	last, err := s.claimable(ctx, v, domain)
 	if err == nil {
+		err = s.Labels.Labelled(v.Name)
+	}
+	if err == nil {
 		err = s.attachable(v)
 	}
 	if err != nil {
@@ -330,6 +333,9 @@ func (s *session) preview(ctx context.Context, name, domain string) (Preview, er
 	last, err := s.Claims.Last(name)
 	if err == nil {
 		err = s.unclaimed(v.Name, s.holder)
+	}
+	if err == nil {
+		err = s.Labels.Labelled(v.Name)
 	}
 	if err == nil {
 		err = s.attachable(v)

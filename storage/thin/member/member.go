@@ -41,5 +41,7 @@ type Member struct {
 	Dev string
 	// Claims are which domains have volumes of the cluster here.
 	Claims claim.Store
+	// Labels are which volumes are local copies of this host.
+	Labels claim.Labels
 	Log    *slog.Logger
 }

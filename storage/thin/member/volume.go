@@ -25,7 +25,8 @@ func (c *Member) Create(ctx context.Context, id uuid.UUID, name string, size uin
 }
 
 // Delete removes a volume that is offline; one that is gone is a failure.NotFound,
-// unless it went by an earlier Delete that gave up before it was told.
+// unless it went by an earlier Delete that gave up before it was told. A local copy of
+// this host is a failure.Conflict.
 func (c *Member) Delete(ctx context.Context, name string) error {
 	return c.want(ctx, "delete", name, func(s *session) (request.Request, error) {
 		v, err := s.volume(name)
@@ -33,6 +34,9 @@ func (c *Member) Delete(ctx context.Context, name string) error {
 			if was, failed := s.wasDeleted(name); was || failed != nil {
 				return nil, failed
 			}
+		}
+		if err == nil {
+			err = s.Labels.Labelled(name)
 		}
 		return request.Delete{Volume: v.Number}, err
 	})

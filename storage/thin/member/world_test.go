@@ -175,7 +175,8 @@ func (h *node) boot() {
 		Channel: func(layout.Device, uint64) request.Channel { return channel{h} }, Deadline: time.Minute,
 		Locks: filepath.Join(h.w.dir, fmt.Sprint("locks", h.n)), Links: filepath.Join(h.w.dir, fmt.Sprint("links", h.n)),
 		Dev: "/dev", Claims: claim.Store{Dir: filepath.Join(h.w.dir, fmt.Sprint("claims", h.n)), Boot: fmt.Sprint("boot-", h.boots)},
-		Log: slog.New(slog.DiscardHandler),
+		Labels: claim.Labels{Dir: filepath.Join(h.w.dir, fmt.Sprint("labels", h.n))},
+		Log:    slog.New(slog.DiscardHandler),
 	}
 }
 

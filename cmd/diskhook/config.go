@@ -57,14 +57,14 @@ func settings(c host.Config) []setting {
 	duration := func(d host.Duration) string { return time.Duration(d).String() }
 	return []setting{
 		{Key: "paths.roots", Value: orEmpty(c.Paths.Roots), Meaning: "directories below which a source may lie"},
-		{Key: "local.backend", Value: c.Local.Backend, Meaning: "where local copies live: dir, lvm or lvmthin"},
+		{Key: "local.backend", Value: c.Local.Backend, Meaning: "where local copies live: dir, lvm, lvmthin or thin"},
 		{Key: "local.vg", Value: c.Local.VG, Meaning: "volume group of lvm and lvmthin"},
 		{Key: "local.pool", Value: c.Local.Pool, Meaning: "thin pool of lvmthin, in that group"},
 		{Key: "local.dir", Value: c.Local.Dir, Meaning: "directory of dir"},
-		{Key: "local.sparse", Value: c.Local.Sparse, Meaning: "dir: do not preallocate"},
+		{Key: "local.sparse", Value: c.Local.Sparse, Meaning: "dir: do not preallocate; thin: ask the cluster for blocks only as they are written"},
 		{Key: "local.deadline", Value: duration(c.Local.Deadline), Meaning: "how long a libvirt start waits for a copy"},
 		{Key: "local.reserve", Value: int64(c.Local.Reserve), Meaning: "bytes to leave free in file system or volume group"},
-		{Key: "local.pool_reserve", Value: c.Local.PoolReserve, Meaning: "percent of the thin pool to leave free"},
+		{Key: "local.pool_reserve", Value: c.Local.PoolReserve, Meaning: "percent of the thin pool, or of the thin cluster, to leave free"},
 		{Key: "local.rate", Value: int64(c.Local.Rate), Meaning: "bytes per second of one copy; 0 is no limit"},
 		{Key: "local.io_class", Value: c.Local.IOClass, Meaning: "how copies ask for a disk: best-effort, after others, or idle, when nobody else wants it"},
 		{Key: "local.cache", Value: c.Local.Cache, Meaning: "auto: copy a template once and clone it, where clones are cheap; or off"},
@@ -77,7 +77,7 @@ func settings(c host.Config) []setting {
 		{Key: "quorum.hang_timeout", Value: duration(c.Quorum.HangTimeout), Meaning: "after which a silent replica is cut off"},
 		{Key: "repository.host_id", Value: c.Repository.HostID, Meaning: "this host's number in storage repositories"},
 		{Key: "repository.deadline", Value: duration(c.Repository.Deadline), Meaning: "how long a repository may be silent"},
-		{Key: "thin.cluster", Value: c.Thin.Cluster, Meaning: "this host's thin cluster"},
+		{Key: "thin.cluster", Value: c.Thin.Cluster, Meaning: "this host's thin cluster, also for local copies of backend thin"},
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 // kernelHost is the host whose kernel a script has: it does what diskhooks call for.
 type kernelHost struct {
 	nodes string // directory of device nodes
+	loops bool   // thin devices can be read and written: their nodes are loop devices
 	san   *devmappertest.SAN
 
 	mu     sync.Mutex
@@ -68,7 +69,7 @@ func (c *kernelConnection) answer(call KernelCall, a *KernelAnswer) (err error) 
 		if err := k.Remove(ctx, call.Name); err != nil {
 			return err
 		}
-		return os.Remove(c.node(info))
+		return errors.Join(unloop(c.node(info)), os.Remove(c.node(info)))
 	case "info":
 		a.Info, err = k.Info(ctx, call.Name)
 	case "list":
@@ -115,11 +116,23 @@ func (h *kernelHost) load(ctx context.Context, k *devmappertest.Kernel, call Ker
 	if err != nil {
 		return err
 	}
+	thin, isThin := t[0].Target.(devmapper.Thin)
+	size := int64(t[0].Length) * 512
 	if call.Op == "load" {
-		return k.Load(ctx, call.Name, t)
+		if err := k.Load(ctx, call.Name, t); err != nil || !isThin || !h.loops {
+			return err
+		}
+		info, err := k.Info(ctx, call.Name)
+		if err != nil {
+			return err
+		}
+		return reloop(h.node(info), h.content(thin.ID), size)
 	}
 	if a.Info, err = k.Create(ctx, call.Name, call.UUID, t); err != nil {
 		return err
+	}
+	if isThin && h.loops {
+		return loop(h.node(a.Info), h.content(thin.ID), size)
 	}
 	if err := os.WriteFile(h.node(a.Info), nil, 0o600); err != nil {
 		return err

@@ -27,6 +27,7 @@ type kernels struct {
 
 // kernel: a host with device-mapper.
 // kernel open NAME, kernel close NAME: somebody has a device open, or no more.
+// kernel loops: what is written to thin devices can be read again.
 // kernel reboot: no device is there any more.
 func (k *kernels) command(ts *testscript.TestScript, _ bool, args []string) {
 	k.mu.Lock()
@@ -52,12 +53,16 @@ func (k *kernels) command(ts *testscript.TestScript, _ bool, args []string) {
 		b, err := h.kernel.Open(context.Background(), args[1])
 		ts.Check(err)
 		h.guests[args[1]] = b
+	case args[0] == "loops":
+		h.loops = true
+		ts.Defer(h.unloopAll)
 	case args[0] == "close":
 		ts.Check(h.guests[args[1]].Close())
 	case args[0] == "reboot":
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.kernel.Crash()
+		h.unloopAll()
 		h.kernel = devmappertest.NewKernel(h.san)
 		ts.Check(os.RemoveAll(filepath.Join(ts.Getenv("DISKHOOK_ROOT"), "run")))
 	default:

@@ -92,7 +92,7 @@ func (p *program) printCopies(f format, entries []localdisk.Entry) error {
 	return p.print(f, l)
 }
 
-// placeOf is where a copy is: VG/LV, or its file.
+// placeOf is where a copy is: VG/LV, CLUSTER/VOLUME, or its file.
 func placeOf(c localdisk.Copy) string {
 	if filepath.IsAbs(c.Home) && c.Path != "" {
 		return c.Path
@@ -100,7 +100,7 @@ func placeOf(c localdisk.Copy) string {
 	if c.Home == "" {
 		return "" // there is nothing yet
 	}
-	return c.Home + "/" + c.Name
+	return strings.TrimPrefix(c.Home, "thin:") + "/" + c.Name
 }
 
 // stateOf is a copy's state, with how far it is while somebody works on it.

@@ -75,7 +75,7 @@ func (p *program) localService(config host.Config, log *slog.Logger) (*localdisk
 	return &localdisk.Service{
 		Layout: p.layout, Config: config, Run: command.System{Log: log}, Log: log,
 		Program: pathOf("DISKHOOK_PROGRAM", self), User: reader, Owner: owner,
-		Images: bindings.ImagesOf(p.images(config, log)),
+		Images: bindings.ImagesOf(p.images(config, log)), Thin: thinDisks{p, config, log},
 	}, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"diskhook/storage/host"
+	"diskhook/storage/localdisk"
 	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/member"
@@ -22,7 +23,7 @@ func thinFlag() cli.Flag {
 	return &cli.StringSliceFlag{Name: "thin", Usage: "make a disk a volume of a thin cluster: `DISK`=VOLUME[,cluster=NAME] (repeatable)"}
 }
 
-// thinDisks are the thin clusters of this host, as bindings need them. A cluster is
+// thinDisks are the thin clusters of this host, as bindings and localdisk need them. A cluster is
 // opened for one call: only a domain with such a disk needs what that takes.
 type thinDisks struct {
 	p      *program
@@ -54,6 +55,11 @@ func (t thinDisks) member(ctx context.Context, name string) (*member.Member, err
 		m.Deadline = patienceWithin(ctx)
 	}
 	return m, err
+}
+
+// Pool is localdisk.Pools'.
+func (t thinDisks) Pool(ctx context.Context, cluster string) (localdisk.Pool, error) {
+	return t.member(ctx, cluster)
 }
 
 // patienceWithin is how long to wait for the master at a time: a verb asks it up to

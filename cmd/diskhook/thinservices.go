@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -80,10 +81,11 @@ func (t *thinCluster) member(ctx context.Context) (*member.Member, error) {
 // stop its pool, whether it is a member still or not.
 func (t *thinCluster) local() (*member.Member, error) {
 	claims, err := claim.Open(t.layout, t.Name)
+	labels, noName := claim.OpenLabels(t.layout, t.Name)
 	return &member.Member{
 		Name: t.Name, Cluster: t.UUID, Mapper: t.mapper, Windows: t.windows, Locks: t.layout.Locks(),
-		Links: thinLinks(t.layout), Dev: t.layout.Dev(), Claims: claims, Closing: deviceClosing, Log: t.log,
-	}, err
+		Links: thinLinks(t.layout), Dev: t.layout.Dev(), Claims: claims, Labels: labels, Closing: deviceClosing, Log: t.log,
+	}, errors.Join(err, noName)
 }
 
 // thinLinks is the directory in which each cluster has one with links to its volumes.

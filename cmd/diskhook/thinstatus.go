@@ -11,6 +11,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"diskhook/storage/failure"
+	"diskhook/storage/localdisk"
 	"diskhook/storage/thin/claim"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/master"
@@ -47,8 +48,12 @@ func thinStatus(p *program, c *cli.Context) error {
 		if v.Own != nil {
 			own = size(int64(*v.Own))
 		}
+		domain := v.Domain
+		if v.LocalCopy {
+			domain += " (local copy)"
+		}
 		volumes.names = append(volumes.names, v.Name)
-		volumes.rows = append(volumes.rows, []string{v.Name, size(int64(v.Size)), v.State, v.Host, own, size(int64(v.Shared)), strconv.FormatUint(v.Generation, 10), v.Domain})
+		volumes.rows = append(volumes.rows, []string{v.Name, size(int64(v.Size)), v.State, v.Host, own, size(int64(v.Shared)), strconv.FormatUint(v.Generation, 10), domain})
 	}
 	if f == asNames {
 		return p.print(f, volumes)
@@ -72,14 +77,20 @@ func (t *thinCluster) withPool(ctx context.Context, s *status.Status) {
 	s.WithPool(here.Number, *here.Pool)
 }
 
-// withDomains adds which domains of this host have volumes. A claim that cannot be
-// read is told by whoever needs it.
+// withDomains adds which domains of this host have volumes, or local copies in them.
+// What cannot be read of that is told by whoever needs it.
 func (t *thinCluster) withDomains(s *status.Status) {
 	claims, err := claim.Open(t.layout, t.Name)
+	labels, noName := claim.OpenLabels(t.layout, t.Name)
 	for i, v := range s.Volumes {
 		holder, unread := claims.Holder(v.Name)
-		if s.Volumes[i].Domain = holder; err != nil || unread != nil {
-			t.log.Warn("which domain has the volume is not known", "cluster", t.Name, "volume", v.Name, "err", errors.Join(err, unread))
+		label, damaged := labels.Of(v.Name)
+		s.Volumes[i].Domain = holder
+		if label != nil && label.Volume == v.UUID {
+			s.Volumes[i].Domain, s.Volumes[i].LocalCopy = localdisk.OwnerOf(label.Tags), true
+		}
+		if failed := errors.Join(err, noName, unread, damaged); failed != nil {
+			t.log.Warn("which domain has the volume is not known", "cluster", t.Name, "volume", v.Name, "err", failed)
 		}
 	}
 }

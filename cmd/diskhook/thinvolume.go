@@ -135,6 +135,9 @@ func thinDetach(p *program, c *cli.Context) error {
 	case domain != "" && domain != gone:
 		return claim.Refuse(v.Name, domain)
 	}
+	if err := t.Labels.Labelled(v.Name); err != nil {
+		return err
+	}
 	var steps []string
 	if v.State.On() {
 		if v.Host != t.record.Number {
@@ -233,6 +236,9 @@ func thinDelete(p *program, c *cli.Context) error {
 	case err != nil:
 		return err
 	default:
+		if err := t.Labels.Labelled(v.Name); err != nil {
+			return err
+		}
 		if _, err := ledger.Delete(t.known, v.Number); err != nil {
 			return err
 		}

@@ -20,7 +20,7 @@ import (
 
 // local binds disks to copies on this machine (package localdisk):
 //
-//	local=lvm|lvmthin|dir,fill=now|start|instant,template=none|overlay,on-stop=keep|discard,host=MACHINE-ID
+//	local=lvm|lvmthin|dir|thin,fill=now|start|instant,template=none|overlay,on-stop=keep|discard,host=MACHINE-ID
 type local struct{}
 
 func (local) Name() string { return "local" }
@@ -79,6 +79,10 @@ func (local) Check(b Binding) error {
 	if b.Value != "" && !slices.Contains(localdisk.Backends(), b.Value) {
 		return wrong("local", b.Value, localdisk.Backends())
 	}
+	if b.Value == "thin" && b.From == Property {
+		err := failure.New(failure.Usage, "local=thin is not for VMs of oVirt: VDSM knows the volumes of its own storage only")
+		return failure.Hint(err, "use lvm, lvmthin or dir")
+	}
 	for name, value := range b.Options {
 		values, known := localOptions[name]
 		switch {
@@ -120,6 +124,9 @@ func (b Binding) oneOverlay() error {
 	case b.Options["fill"] == fillInstant:
 		err := failure.New(failure.Usage, "fill=instant and template=overlay cannot be had together: the copy would lie on its source and on a template")
 		return failure.Hint(err, "use one of them")
+	case b.Value == "thin":
+		err := failure.New(failure.Usage, "template=overlay is not for thin: there are no templates in a thin cluster")
+		return failure.Hint(err, "leave template out, or use lvm or dir")
 	case b.Value == "lvmthin":
 		err := failure.New(failure.Usage, "template=overlay is not for lvmthin, whose copies are snapshots of the template by themselves")
 		return failure.Hint(err, "leave template out")

@@ -18,6 +18,10 @@ func (h *Host) IsLocal(path string) bool {
 			return true
 		}
 	}
+	// Other volumes of a thin cluster are sources like any.
+	if within(path, filepath.Join(h.Layout.Run(), "thin")) && localdisk.NamesCopy(filepath.Base(path)) {
+		return true
+	}
 	// device-mapper doubles the hyphens of both names (dm names, lvm(8)).
 	return strings.HasPrefix(path, "/dev/mapper/"+strings.ReplaceAll(h.Config.Local.VG, "-", "--")+"-")
 }

@@ -40,14 +40,15 @@ type Paths struct {
 
 // Local configures local copies.
 type Local struct {
-	Backend  string   `toml:"backend"`  // lvm, lvmthin or dir
+	Backend  string   `toml:"backend"`  // lvm, lvmthin, dir or thin
 	VG       string   `toml:"vg"`       // volume group of lvm and lvmthin
 	Pool     string   `toml:"pool"`     // thin pool of lvmthin, in VG
 	Dir      string   `toml:"dir"`      // directory of dir
-	Sparse   bool     `toml:"sparse"`   // dir: do not preallocate
+	Sparse   bool     `toml:"sparse"`   // dir, thin: do not preallocate
 	Deadline Duration `toml:"deadline"` // how long a libvirt hook waits for a copy
 	Reserve  Size     `toml:"reserve"`  // bytes to leave free in file system or VG
-	// PoolReserve is the share of a thin pool, in percent, to leave free.
+	// PoolReserve is the share of a thin pool, or of a thin cluster, in percent, to
+	// leave free.
 	PoolReserve int  `toml:"pool_reserve"`
 	Rate        Size `toml:"rate"` // bytes per second of one copy; 0 is no limit
 	// IOClass is that of copies, ioprio_set(2): "best-effort", the lowest of the
@@ -168,7 +169,7 @@ func (c *Config) correct(defaults Config) error {
 		defined string
 		format  string
 	}{
-		{&c.Local.Backend, oneOf(c.Local.Backend, "lvm", "lvmthin", "dir"), defaults.Local.Backend, "local.backend: %q is not lvm, lvmthin or dir"},
+		{&c.Local.Backend, oneOf(c.Local.Backend, "lvm", "lvmthin", "dir", "thin"), defaults.Local.Backend, "local.backend: %q is not lvm, lvmthin, dir or thin"},
 		{&c.Local.VG, LVMName(c.Local.VG), defaults.Local.VG, "local.vg: %q is not a volume group name"},
 		{&c.Local.Pool, LVMName(c.Local.Pool), defaults.Local.Pool, "local.pool: %q is not a logical volume name"},
 		{&c.Local.Dir, filepath.IsAbs(c.Local.Dir), defaults.Local.Dir, "local.dir: %q is not absolute"},

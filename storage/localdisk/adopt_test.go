@@ -165,6 +165,9 @@ func (w *world) tagged(old, tag string) {
 		}
 		path = found[0]
 	}
+	if w.backend == "thin" {
+		path = w.path("var/lib/diskhook/thin/san.labels/dh_" + domain + "_vda.json")
+	}
 	b, err := os.ReadFile(path)
 	must(w.t, err)
 	must(w.t, os.WriteFile(path, bytes.ReplaceAll(b, []byte(old), []byte(tag)), 0o644))

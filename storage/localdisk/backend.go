@@ -104,6 +104,7 @@ func backends() map[string]func(*Service) backend {
 		"lvm":     func(s *Service) backend { return newVolumes(s, "") },
 		"lvmthin": func(s *Service) backend { return newVolumes(s, s.Config.Local.Pool) },
 		"dir":     func(s *Service) backend { return newDirectory(s) },
+		"thin":    func(s *Service) backend { return newThin(s) },
 	}
 }
 

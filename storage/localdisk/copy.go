@@ -26,7 +26,8 @@ type Copy struct {
 	State State  `json:"state"`
 	UUID  string `json:"uuid,omitempty"`
 	Name  string `json:"name,omitempty"`
-	// Home and HomeID are volume group and its UUID, or the directory.
+	// Home and HomeID are volume group and its UUID, or the directory, or the thin
+	// cluster with its UUID.
 	Home   string `json:"home,omitempty"`
 	HomeID string `json:"home_id,omitempty"`
 	Path   string `json:"path,omitempty"` // node or file
@@ -124,6 +125,9 @@ func (c Copy) awaitNode(ctx context.Context) error {
 func (c Copy) String() string {
 	if c.file() {
 		return "file " + c.Path
+	}
+	if cluster, is := strings.CutPrefix(c.Home, thinHome); is {
+		return "volume " + cluster + "/" + c.Name
 	}
 	return "lv " + c.Home + "/" + c.Name
 }

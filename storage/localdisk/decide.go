@@ -4,7 +4,6 @@ package localdisk
 
 import (
 	"fmt"
-	"path/filepath"
 	"strings"
 
 	"diskhook/storage/command"
@@ -172,6 +171,9 @@ func use(o Observed) Decision {
 		return replace(o)
 	case o.Copy.Sick != "":
 		err := failure.New(failure.Precondition, "%s: %s: %s", o.Disk, o.Copy, o.Copy.Sick)
+		if sortOf(o.Copy.Home) == thinBackend {
+			return Decision{Veto, failure.Hint(err, "see `diskhook thin status`, put that right, then start again")}
+		}
 		return Decision{Veto, failure.Hint(err, "repair the volume group, then start again")}
 	case o.Below != nil:
 		return Decision{Veto, o.Below}
@@ -211,7 +213,7 @@ func veto(why func(Observed) error) func(Observed) Decision {
 
 func lost(o Observed) error {
 	what := "the volume"
-	if filepath.IsAbs(o.Receipt.Home) {
+	if sortOf(o.Receipt.Home) == "dir" {
 		what = "the file or its file system"
 	}
 	err := failure.New(failure.NotFound, "%s: its local copy %s is gone, and the guest has written to it", o.Disk, o.Receipt.Place())

@@ -24,7 +24,7 @@ type Disk struct {
 	Image  string `json:"image,omitempty"`
 	Volume string `json:"volume,omitempty"`
 
-	Backend string `json:"backend"` // lvm, lvmthin or dir
+	Backend string `json:"backend"` // lvm, lvmthin, dir or thin
 	OnStop  string `json:"on_stop"` // keep or discard
 
 	// Copy is the UUID of the copy that the binding names; "" if it names none.
@@ -154,6 +154,10 @@ func (d Disk) Validate() error {
 		return bad("image id without a volume id", d.Image)
 	case !slices.Contains(Backends(), d.Backend):
 		return failure.Hint(bad("backend", d.Backend), "use one of %s", strings.Join(Backends(), ", "))
+	case d.Backend == thinBackend && d.OVirt():
+		return failure.Hint(bad("backend", d.Backend), "use another one for VMs of oVirt: VDSM knows the volumes of its own storage only")
+	case d.Backend == thinBackend && (len(d.Target) > maxThinTarget || d.Template):
+		return bad("disk of backend", d.Backend)
 	case d.OnStop != Keep && d.OnStop != Discard:
 		return failure.Hint(bad("on-stop", d.OnStop), "use keep or discard")
 	case strings.ContainsFunc(d.Host, notHex):

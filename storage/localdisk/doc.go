@@ -5,15 +5,15 @@
 //
 // # What a copy is
 //
-// A copy is a logical volume (backends lvm, lvmthin) or a raw file (dir). It
-// is absent, updating or ready:
+// A copy is a logical volume (backends lvm, lvmthin), a raw file (dir) or a volume
+// of this host in a thin cluster (thin). It is absent, updating or ready:
 //
 //	absent ──create──▶ updating ──copy, zero tail, flush──▶ ready
 //	   ▲                  │
 //	   └──────remove──────┘
 //
-// Updating is the tag UPDATING on the volume, or the suffix .partial of the
-// file. It goes in one step, after the data has reached the disk and after the
+// Updating is the tag UPDATING on the volume, or in the label that a host keeps of
+// the cluster's, or the suffix .partial of the file. It goes in one step, after the data has reached the disk and after the
 // receipt has. So whatever is not updating is complete.
 //
 // # What a receipt is

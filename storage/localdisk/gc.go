@@ -198,6 +198,9 @@ func removeCommand(c Copy) string {
 	if c.file() {
 		return "rm " + c.Path
 	}
+	if cluster, is := strings.CutPrefix(c.Home, thinHome); is {
+		return "diskhook thin delete --cluster " + cluster + " " + c.Name
+	}
 	return "lvremove " + c.Home + "/" + c.Name
 }
 

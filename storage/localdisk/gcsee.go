@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -78,12 +77,12 @@ func (s *Service) see(ctx context.Context) (sight, error) {
 }
 
 // hides is why a copy that was not seen may be there all the same; nil is that
-// it is not. Of a cursor it is known whether its copy is a file.
+// it is not. Of a cursor it is known whether its copy is one of LVM.
 func (seen sight) hides(f aboutFile) error {
 	for _, p := range seen.places {
 		err := seen.unseen[p.home]
 		switch {
-		case f.kind == kindCursor && host.IsUUID(f.uuid) != filepath.IsAbs(p.home), f.kind == kindSidecar:
+		case f.kind == kindCursor && host.IsUUID(f.uuid) == (p.kind == "lvm"), f.kind == kindSidecar:
 		case f.kind != kindCursor && p.note == "":
 		case err != nil:
 			return err

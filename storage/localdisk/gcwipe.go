@@ -37,12 +37,14 @@ func ParseWipe(text string) (Wipe, error) {
 // wipe makes the data of a copy that is going to be removed unreadable, as w
 // says. It is called under the lock of its disk, of a copy that is not open.
 func (s *Service) wipe(ctx context.Context, f foundCopy, w Wipe) error {
-	if w == WipeNone {
+	if w == WipeNone || !f.Copy.file() && f.Copy.Size == 0 { // there is only the word of it
 		return nil
 	}
 	b := s.backend(f.disk())
-	if v, is := b.(*volumes); is && w == WipeZero {
-		if err := v.mayZero(ctx, f.Copy); err != nil {
+	if thin, is := b.(interface {
+		mayZero(context.Context, Copy) error
+	}); is && w == WipeZero {
+		if err := thin.mayZero(ctx, f.Copy); err != nil {
 			return err
 		}
 	}
@@ -86,6 +88,11 @@ func (b *volumes) mayZero(ctx context.Context, c Copy) error {
 	if lv, ok := report.LV(c.Name); !ok || lv.Pool == "" {
 		return nil
 	}
-	err = failure.New(failure.Precondition, "wipe: it is thin, and zeros would take all of its %d bytes from the pool", c.Size)
+	return zerosTake(c)
+}
+
+// zerosTake refuses to have zeros written to a thin volume.
+func zerosTake(c Copy) error {
+	err := failure.New(failure.Precondition, "wipe: it is thin, and zeros would take all of its %d bytes from the pool", c.Size)
 	return failure.Hint(err, "use discard, or none: the pool hands out no block before it has zeroed it")
 }

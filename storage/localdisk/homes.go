@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -31,7 +32,7 @@ import (
 // home is a note.
 type home struct {
 	Schema string `json:"schema"` // "diskhook.home/v1"
-	Home   string `json:"home"`   // volume group, or directory
+	Home   string `json:"home"`   // volume group, directory, or thin:CLUSTER
 	Inode  uint64 `json:"inode,omitempty"`
 }
 
@@ -48,18 +49,36 @@ type place struct {
 
 // String names it in messages.
 func (p place) String() string {
-	if filepath.IsAbs(p.home) {
+	switch sortOf(p.home) {
+	case "dir":
 		return "dir " + p.home
+	case thinBackend:
+		return "thin cluster " + strings.TrimPrefix(p.home, thinHome)
 	}
 	return "vg " + p.home
+}
+
+// sortOf is a backend that finds all copies of a home: dir, thin, or lvm for both of
+// LVM's.
+func sortOf(home string) string {
+	switch {
+	case filepath.IsAbs(home):
+		return "dir"
+	case strings.HasPrefix(home, thinHome):
+		return thinBackend
+	}
+	return "lvm"
 }
 
 // at is the service as if copies went to that home.
 func (s *Service) at(home string) *Service {
 	there := *s
-	if filepath.IsAbs(home) {
+	switch sortOf(home) {
+	case "dir":
 		there.Config.Local.Dir = home
-	} else {
+	case thinBackend:
+		there.Config.Thin.Cluster = strings.TrimPrefix(home, thinHome)
+	default:
 		there.Config.Local.VG = home
 	}
 	return &there
@@ -90,14 +109,15 @@ func (s *Service) noteHome(in string) error {
 }
 
 // places are those where copies go now, of which kinds of volumes share one, and
-// those that are noted.
+// those that are noted. A thin cluster is one only if it is: to look at it costs
+// its disk's answer, also where no copy was ever made there.
 func (s *Service) places() ([]place, error) {
 	var all []place
 	index := func(home string) int {
 		return slices.IndexFunc(all, func(p place) bool { return p.home == home })
 	}
 	for _, kind := range Backends() {
-		if home := backends()[kind](s).home(); index(home) < 0 {
+		if home := backends()[kind](s).home(); index(home) < 0 && kind != thinBackend {
 			all = append(all, place{home: home, kind: kind})
 		}
 	}
@@ -119,10 +139,8 @@ func (s *Service) places() ([]place, error) {
 			all[i].note, all[i].inode = path, noted.Inode
 			continue
 		}
-		p := place{home: noted.Home, kind: "lvm", note: path, inode: noted.Inode, former: true}
-		if filepath.IsAbs(p.home) {
-			p.kind = "dir"
-		}
+		p := place{home: noted.Home, kind: sortOf(noted.Home), note: path, inode: noted.Inode}
+		p.former = p.home != backends()[p.kind](s).home()
 		all = append(all, p)
 	}
 	return all, nil
@@ -189,7 +207,7 @@ func (s *Service) Away(ctx context.Context) ([]string, error) {
 	}
 	var away []string
 	for _, p := range places {
-		if p.note == "" || !p.former && !filepath.IsAbs(p.home) {
+		if p.note == "" || !p.former && p.kind == "lvm" {
 			continue
 		}
 		if _, err := s.in(ctx, p); err != nil {
@@ -209,7 +227,7 @@ func (s *Service) leftBehind(ctx context.Context, o *Observed) error {
 	}
 	for _, p := range places {
 		d := o.Disk
-		if d.Home = p.home; !p.former || filepath.IsAbs(p.home) != (d.Backend == "dir") {
+		if d.Home = p.home; !p.former || p.kind != sortOf(s.backend(o.Disk).home()) {
 			continue
 		}
 		if _, err := s.in(ctx, p); errors.Is(err, failure.Precondition) {

@@ -251,6 +251,14 @@ func ownerOf(c Copy) string {
 	return ""
 }
 
+// NamesCopy says whether a volume is called as a copy is. One of oVirt's is called
+// otherwise.
+func NamesCopy(volume string) bool { return ownerOf(Copy{Name: volume}) != "" }
+
+// OwnerOf is the UUID of the domain whose disk's copy a volume is by its tags; "" is
+// that they do not say.
+func OwnerOf(tags []string) string { return tagged(Copy{Tags: tags}, tagVM) }
+
 func tagged(c Copy, prefix string) string {
 	for _, t := range c.Tags {
 		if id, ok := strings.CutPrefix(t, prefix); ok && host.IsUUID(id) {

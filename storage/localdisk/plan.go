@@ -4,7 +4,6 @@ package localdisk
 
 import (
 	"context"
-	"path/filepath"
 
 	"diskhook/storage/qemuimg"
 	"diskhook/storage/transfer"
@@ -63,7 +62,7 @@ func (s *Service) FillCommands(ctx context.Context, o Observed, dec Decision) []
 		if clone = s.planClone(ctx, d); clone != nil {
 			source.Present = 1
 		}
-		fill = engine.Explain(source, transfer.Target{Path: b.target(d), Block: !filepath.IsAbs(b.home()), Zeroed: zeroed, Size: size})
+		fill = engine.Explain(source, transfer.Target{Path: b.target(d), Block: sortOf(b.home()) != "dir", Zeroed: zeroed, Size: size})
 		fill = append(fill, verifies(d)...)
 		fill = append(fill, "write "+receipt)
 	case Adopt:

@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -95,7 +97,11 @@ func service() *localdisk.Service {
 		config.Local.Reserve = host.Size(reserve)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	return &localdisk.Service{Layout: layout, Config: config, Run: command.System{Log: log}, Log: log, Program: os.Getenv("DISKHOOK_TEST_BINARY")}
+	s := &localdisk.Service{Layout: layout, Config: config, Run: command.System{Log: log}, Log: log, Program: os.Getenv("DISKHOOK_TEST_BINARY")}
+	if os.Getenv("DISKHOOK_TEST_POOL") != "" {
+		s.Thin = thePool()
+	}
+	return s
 }
 
 func fulfil() error {
@@ -136,7 +142,11 @@ func newWorld(t *testing.T, backend string) *world {
 	t.Setenv(lvmtest.EnvState, w.path("lvm"))
 	t.Setenv(lvmtest.EnvDev, w.path("dev"))
 	must(t, os.WriteFile(w.path("etc/machine-id"), []byte("0123456789abcdef0123456789abcdef\n"), 0o644))
-	if backend != "dir" {
+	if backend == "thin" {
+		t.Setenv("DISKHOOK_TEST_POOL", "1")
+		t.Cleanup(func() { must(t, thePool().reboot()) })
+	}
+	if w.lvm() {
 		must(t, os.Symlink(exe, w.path("tools/lvm")))
 		must(t, lvmtest.Create(w.path("lvm"), "ovirt-local", "pool0", 256<<20))
 		t.Cleanup(func() { must(t, lvmtest.Reboot(w.path("lvm"))) })
@@ -178,6 +188,9 @@ func (w *world) makeSource() {
 	w.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", top, w.flat)
 }
 
+// lvm says that the backend is one of LVM's.
+func (w *world) lvm() bool { return strings.HasPrefix(w.backend, "lvm") }
+
 func (w *world) path(name string) string { return filepath.Join(w.root, name) }
 
 func (w *world) disk() localdisk.Disk {
@@ -212,6 +225,11 @@ func (w *world) ready() bool {
 		_, err := os.Stat(w.path("var/lib/diskhook/local/dh_" + domain + "_vda.raw"))
 		return err == nil
 	}
+	if w.backend == "thin" {
+		label, err := thePool().labels.Of("dh_" + domain + "_vda")
+		must(w.t, err)
+		return label != nil && !slices.Contains(label.Tags, "UPDATING")
+	}
 	g, err := lvmtest.Load(w.path("lvm"))
 	must(w.t, err)
 	v := g.Volumes["dh_"+domain+"_vda"]
@@ -228,13 +246,19 @@ func (w *world) content() string {
 	if w.backend == "dir" {
 		return w.path("var/lib/diskhook/local/dh_" + domain + "_vda.raw")
 	}
+	if w.backend == "thin" {
+		return w.path("pool/dh_" + domain + "_vda.img")
+	}
 	return w.path("lvm/dh_" + domain + "_vda.img")
 }
 
 // reboot takes away what does not survive one.
 func (w *world) reboot() {
+	if w.backend == "thin" {
+		must(w.t, thePool().reboot())
+	}
 	must(w.t, os.RemoveAll(w.path("run")))
-	if w.backend != "dir" {
+	if w.lvm() {
 		must(w.t, lvmtest.Reboot(w.path("lvm")))
 	}
 }

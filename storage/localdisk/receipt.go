@@ -33,7 +33,7 @@ type Receipt struct {
 	Backend string `json:"backend"`
 	Name    string `json:"name"` // of volume or file
 	Copy    string `json:"copy"` // UUID of volume or file
-	Home    string `json:"home"` // volume group, or directory
+	Home    string `json:"home"` // volume group, directory, or thin:CLUSTER
 	HomeID  string `json:"home_id,omitempty"`
 	OnStop  string `json:"on_stop"`
 
@@ -176,12 +176,12 @@ func (r Receipt) Key() string {
 	return Disk{Target: r.Target, Image: r.Image, Volume: r.Volume}.Key()
 }
 
-// Place is where the copy is to be: VG/LV, or the path of its file.
+// Place is where the copy is to be: VG/LV, CLUSTER/VOLUME, or the path of its file.
 func (r Receipt) Place() string {
 	if filepath.IsAbs(r.Home) {
 		return filepath.Join(r.Home, r.Name+suffix(r.Format(), Ready))
 	}
-	return r.Home + "/" + r.Name
+	return strings.TrimPrefix(r.Home, thinHome) + "/" + r.Name
 }
 
 // LeftRaw is where the raw copy is that was begun, and is not the disk; "" is

@@ -44,6 +44,9 @@ func (s *Service) begun(c Copy) bool {
 	if c.State != Updating || c.UUID == "" || strings.ContainsRune(c.UUID, filepath.Separator) {
 		return false
 	}
+	if !c.file() && c.Size == 0 {
+		return false // there is only the word of it
+	}
 	if !c.file() { // its node may not be there
 		_, err := os.Stat(s.cursorPath(c))
 		return err == nil

@@ -21,8 +21,8 @@ import (
 	"diskhook/storage/progress"
 )
 
-// Service does the work on local copies. All fields but User, Owner and
-// Images are needed. It keeps no state between calls and may be used from any goroutine.
+// Service does the work on local copies. All fields but User, Owner,
+// Images and Thin are needed. It keeps no state between calls and may be used from any goroutine.
 type Service struct {
 	Layout host.Layout
 	Config host.Config
@@ -38,6 +38,8 @@ type Service struct {
 	Owner *Owner
 	// Images are those of storage repositories; nil: there are none here.
 	Images Images
+	// Thin is this host's side of thin clusters; nil: there are none here.
+	Thin Pools
 }
 
 // Owner is the numeric owner of a node or file.

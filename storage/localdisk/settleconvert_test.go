@@ -93,7 +93,7 @@ func (w *world) isRaw(content string) {
 	if len(all) != 1 || all[0].Copy.State != localdisk.Ready || all[0].Copy.Format != "raw" || all[0].Copy.UUID != r.Copy {
 		w.t.Errorf("there are %+v", all)
 	}
-	if w.backend != "dir" && w.volume(r.Name).Active {
+	if w.lvm() && w.volume(r.Name).Active {
 		w.t.Error("it is active")
 	}
 	w.becomesRaw()
@@ -181,7 +181,7 @@ func TestConvertThatFailsLeavesNothing(t *testing.T) {
 					t.Errorf("receipt %+v", r)
 				}
 				w.onlyCopy()
-				if backend != "dir" && w.volume("dh_"+domain+"_vda").Active {
+				if w.lvm() && w.volume("dh_"+domain+"_vda").Active {
 					t.Error("the overlay is active")
 				}
 				w.shows(after)

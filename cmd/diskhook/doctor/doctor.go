@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"diskhook/storage/command"
@@ -65,7 +66,7 @@ type Host struct {
 func (h *Host) at(path string) string { return filepath.Join("/", h.Layout.Root, path) }
 
 // lvmUsed says whether local copies live in LVM by default.
-func (h *Host) lvmUsed() bool { return h.Config.Local.Backend != "dir" }
+func (h *Host) lvmUsed() bool { return strings.HasPrefix(h.Config.Local.Backend, "lvm") }
 
 type check struct {
 	name string

@@ -39,7 +39,7 @@ type Copy struct {
 type Copies struct {
 	Cluster   uuid.UUID
 	All       []Copy
-	Runs      bool   // the pool does
+	Stopped   error  // that the pool does not run; nil: it does
 	BlockSize uint64 // of the pool
 	Slack     uint64 // what the pool can allocate at once
 	Free      uint64 // what the cluster could grant
@@ -74,8 +74,10 @@ func (s *session) copies(ctx context.Context, labelled []string) (Copies, error)
 	}
 	switch status, err := s.poolStatus(ctx); {
 	case err == nil:
-		out.Runs, out.Slack = true, status.Free()*s.m.BlockSize
-	case !errors.Is(err, failure.NotFound):
+		out.Slack = status.Free() * s.m.BlockSize
+	case errors.Is(err, failure.NotFound):
+		out.Stopped = s.stopped()
+	default:
 		return out, err
 	}
 	seen := map[string]bool{}
@@ -101,7 +103,7 @@ func (s *session) copies(ctx context.Context, labelled []string) (Copies, error)
 // UUID than the label's is somebody else's.
 func (s *session) copyOf(ctx context.Context, name string) (Copy, error) {
 	out := Copy{Name: name}
-	out.Label, out.Damaged = s.Labels.Of(name)
+	out.Label, out.Damaged = s.Labels.Of(name) // again: one that is made meanwhile has it
 	if out.Label != nil {
 		out.UUID = out.Label.Volume
 	}

@@ -93,6 +93,9 @@ func TestCopy(t *testing.T) {
 	if c := one.copy(); c.Active {
 		t.Errorf("%+v", c)
 	}
+	stopped, err := one.Copies(t.Context())
+	w.must(err)
+	w.is(stopped.Stopped, failure.Precondition, "thin start")
 	one.boot()
 	one.start()
 	w.must(one.HoldCopies(t.Context(), map[string]uuid.UUID{copyName: copyID}))
@@ -178,7 +181,7 @@ func TestCopyWithoutRoom(t *testing.T) {
 	all, err := one.Copies(t.Context())
 	w.must(err)
 	m, _ := w.readMap()
-	if all.Cluster != clusterID || !all.Runs || all.Total != blocks*blockSize || all.BlockSize != blockSize ||
+	if all.Cluster != clusterID || all.Stopped != nil || all.Total != blocks*blockSize || all.BlockSize != blockSize ||
 		all.Free != m.Owned(layout.Owner{Kind: layout.Free}).Blocks()*blockSize || all.Slack == 0 {
 		t.Errorf("%+v", all)
 	}

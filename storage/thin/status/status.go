@@ -73,6 +73,8 @@ type Volume struct {
 	Shared uint64 `json:"shared"`
 	// Domain is the UUID of the domain of this host that has it, for who asks.
 	Domain string `json:"domain,omitempty"`
+	// LocalCopy says that it is the local copy of a disk of that domain, on this host.
+	LocalCopy bool `json:"local_copy,omitempty"`
 }
 
 // Pool is a host's pool as the kernel tells.

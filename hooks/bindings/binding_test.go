@@ -75,6 +75,8 @@ func TestParseRefuses(t *testing.T) {
 		"vda:local=dir,image=" + stranger + ",repo=r": {failure.Usage, "not for VMs of oVirt"},
 		"vda:local=dir,repo=r":                        {failure.Usage, "belong together"},
 		"vda:thin=x":                                  {failure.Usage, "not for VMs of oVirt"},
+		"local=thin":                                  {failure.Usage, "not for VMs of oVirt"},
+		"local=thin,template=overlay":                 {failure.Usage, "no templates in a thin cluster"},
 		strings.Repeat("x", 5000):                     {failure.Usage, "5000 bytes"},
 		strings.Repeat("local=dir;", 300):             {failure.Usage, "256"},
 	} {
@@ -116,6 +118,7 @@ func TestProperties(t *testing.T) {
 		"empty":    {map[string]string{"localdisk": ""}, failure.Usage, "localdisk"},
 		"wrong":    {map[string]string{"localdisk": "zfs"}, failure.Usage, "zfs"},
 		"path":     {map[string]string{"localdisk": "../../dev/sda"}, failure.Usage, "localdisk"},
+		"thin":     {map[string]string{"localdisk": "thin"}, failure.Usage, "not for VMs of oVirt"},
 		"quorum":   {map[string]string{"quorum": "db"}, failure.Usage, "DISK=SET"},
 		"not ours": {map[string]string{"diskhook": "thin=x"}, failure.Usage, "not for VMs of oVirt"},
 	} {

@@ -79,6 +79,9 @@ func (local) Check(b Binding) error {
 	if b.Value != "" && !slices.Contains(localdisk.Backends(), b.Value) {
 		return wrong("local", b.Value, localdisk.Backends())
 	}
+	if err := b.oneOverlay(); err != nil {
+		return err
+	}
 	if b.Value == "thin" && b.From == Property {
 		err := failure.New(failure.Usage, "local=thin is not for VMs of oVirt: VDSM knows the volumes of its own storage only")
 		return failure.Hint(err, "use lvm, lvmthin or dir")
@@ -96,7 +99,7 @@ func (local) Check(b Binding) error {
 			return notForVDSM(name + "=" + value)
 		}
 	}
-	if err := errors.Join(b.oneOverlay(), b.checkFrom()); err != nil {
+	if err := b.checkFrom(); err != nil {
 		return err
 	}
 	if host := b.Options["host"]; host != "" && !isMachineID(host) {

@@ -67,6 +67,12 @@ func (s *Service) roomFor(ctx context.Context, disks []pending) error {
 	return nil
 }
 
+// Available refuses, as the least copy would be, a place that is not there now, or has
+// no room beside what is kept free: the one where copies go by default.
+func (s *Service) Available(ctx context.Context) error {
+	return s.backend(Disk{Backend: s.Config.Local.Backend}).room(ctx, []int64{1})
+}
+
 // roomOf is what b has whenever it is called.
 func roomOf(ctx context.Context, b backend) room {
 	return func(sizes []int64) error { return b.room(ctx, sizes) }

@@ -70,8 +70,14 @@ func (h *Host) version(ctx context.Context, t tool) string {
 
 // storage looks where the configured backend keeps copies.
 func storage(ctx context.Context, h *Host) []Finding {
-	if h.lvmUsed() {
+	switch {
+	case h.lvmUsed():
 		return volumeGroup(ctx, h)
+	case h.Config.Local.Backend == "thin":
+		if err := h.Local.Available(ctx); err != nil {
+			return []Finding{failed(err)}
+		}
+		return []Finding{ok("thin cluster: the pool of this host runs, and there is room")}
 	}
 	return []Finding{fileSystem(h)}
 }

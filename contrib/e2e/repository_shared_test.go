@@ -81,8 +81,7 @@ func groupAlpha(m labMachine) {
 
 	// It dies, with the disk in use and in the middle of a copy.
 	s.does("image", "prepare", "-o", "name", "--write", "--holder", "vm", disk)
-	m.write(imageFailpoints, "[Service]\nEnvironment=DISKHOOK_FAILPOINT=transfer.chunk=sleep:1h DISKHOOK_FAILPOINT_LOG=/run/passed\n", 0o644)
-	m.run("systemctl", "daemon-reload")
+	m.run("systemctl", "set-environment", "DISKHOOK_FAILPOINT=transfer.chunk=sleep:1h", "DISKHOOK_FAILPOINT_LOG=/run/passed")
 	halved := "images/" + s.does("image", "copy", spare, "images")
 	s.within("the copy is in the middle", func() bool { return s.passed("transfer.chunk") })
 	m.tell("alpha dies", halved)
@@ -101,7 +100,8 @@ func groupBeta(m labMachine) {
 	s.groupFiles()
 	refs := strings.Fields(m.await("group made"))
 	base, disk := refs[0], refs[1]
-	m.run("vgchange", "-q", "--lock-start", "san")
+	// LVM does not wait for udev to make the node of the volume with the leases.
+	m.within("the group's locks are there", func() bool { return m.try("", "vgchange", "-q", "--lock-start", "san").code == 0 })
 	s.does("repo", "connect", "--format", "clvm-1.2", "--set", "vg=san", "images")
 
 	// What lies below the disk both have; the disk only one has, for LVM as well.

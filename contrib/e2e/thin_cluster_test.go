@@ -23,19 +23,24 @@ func TestThinCluster(t *testing.T) {
 	}.run(t)
 }
 
-// thin runs a verb of diskhook, which waits for a master that is emulated beside this
-// host longer than it would.
-func (m labMachine) thin(args ...string) string {
-	m.Helper()
-	if slices.Contains([]string{"create", "attach", "detach", "clone"}, args[0]) {
+// patient has a verb wait longer than it would for a master that is emulated, beside
+// this host or on it.
+func patient(args ...string) []string {
+	if slices.Contains([]string{"create", "attach", "detach", "snapshot", "clone", "delete", "import"}, args[0]) {
 		args = slices.Insert(args, 1, "--deadline", patience.String())
 	}
+	return append([]string{"thin"}, args...)
+}
+
+// thin runs a verb of diskhook.
+func (m labMachine) thin(args ...string) string {
+	m.Helper()
 	began := time.Now()
 	defer func() {
 		m.Helper()
 		m.Logf("%s, %s: thin %s took %v", m.name, m.uptime(), args[0], time.Since(began).Round(100*time.Millisecond))
 	}()
-	return m.run("diskhook", append([]string{"thin"}, args...)...)
+	return m.run("diskhook", patient(args...)...)
 }
 
 func device(volume string) string { return "/run/diskhook/thin/lab/" + volume }
@@ -82,11 +87,12 @@ func labBlock(seed byte, at int64) []byte {
 
 const mib = 1 << 20
 
-// makeCluster has a cluster on the LUN for both, with this host as its master.
-func (m labMachine) makeCluster() {
+// makeCluster has a cluster on the LUN for both, with this host as its master. A host
+// has between a sixteenth and an eighth of its size free.
+func (m labMachine) makeCluster(size string) {
 	m.Helper()
 	m.run("vgcreate", "lun", "/dev/vdb")
-	m.thin("init-cluster", "--vg", "lun", "--size", "256M", "lab")
+	m.thin("init-cluster", "--vg", "lun", "--size", size, "lab")
 	m.thin("on-master")
 	m.thin("init-host")
 	m.thin("init-host", "beta")
@@ -106,7 +112,7 @@ func (m labMachine) joinCluster() {
 }
 
 func clusterAlpha(m labMachine) {
-	m.makeCluster()
+	m.makeCluster("256M")
 	// What beta wrote is here after its detach, and beta has no device of it.
 	m.await("filled")
 	m.thin("attach", "one")

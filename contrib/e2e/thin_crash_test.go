@@ -42,7 +42,7 @@ type crash struct {
 // use; the header names the new metadata, and no device runs on them yet; the map
 // has the volume attaching, and the metadata lack it; the mapping of a volume is
 // stored, and the map has it detaching.
-func crashInGrant() crash    { return crash{journal{"grant", 512}, "thin.use.discarded"} }
+func crashInGrant() crash    { return crash{journal{"grant", 256}, "thin.use.discarded"} }
 func crashInHandOver() crash { return crash{journal{"handover", 32}, "thin.handover.committed"} }
 func crashInAttach() crash   { return crash{journal{"attach", 32}, "thin.attach.begun"} }
 func crashInDetach() crash   { return crash{journal{"detach", 32}, "thin.detach.stored"} }
@@ -77,7 +77,7 @@ func (c crash) stop() []string {
 func (m labMachine) stopped(c crash, args ...string) {
 	m.Helper()
 	m.run("cp", "diskhook.failpoints", failing)
-	verb := exec.Command(failing, append([]string{"thin"}, args...)...)
+	verb := exec.Command(failing, patient(args...)...)
 	verb.Env = append(os.Environ(), c.stop()...)
 	verb.Stderr = os.Stderr
 	m.must(verb.Start())
@@ -239,7 +239,7 @@ func (m labMachine) rejoins(c crash) {
 // crashAlpha makes the cluster and two volumes that share blocks, is the master while
 // the other host loses its power, and loses its own when it attaches a volume.
 func crashAlpha(m labMachine) {
-	m.makeCluster()
+	m.makeCluster("128M") // which is soon full
 	m.thin("create", "one", "64M")
 	m.thin("attach", "one")
 	m.fill("one", 'b', 0, 4*mib)

@@ -297,7 +297,7 @@ func (e exporting) images() {
 // killed runs a verb that a crash ends at a failpoint.
 func (e exporting) killed(at string, args ...string) {
 	e.Helper()
-	cmd := exec.CommandContext(e.Context(), "./diskhook.failpoints", append([]string{"thin"}, args...)...)
+	cmd := exec.CommandContext(e.Context(), "./diskhook.failpoints", patient(args...)...)
 	cmd.Env = append(os.Environ(), "DISKHOOK_FAILPOINT="+at+"=kill")
 	out, err := cmd.CombinedOutput()
 	if state, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); err == nil || !ok || state.Signal() != syscall.SIGKILL {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -160,21 +161,21 @@ func (m labMachine) tell(notice, text string) {
 	m.Logf("%s, %s: told %q", m.name, m.uptime(), notice)
 }
 
-// await waits for a notice and returns what it says.
+// await waits for a notice and returns what it says. What another host does before it
+// tells may take as long as a boot: the host ends with it if it cannot.
 func (m labMachine) await(notice string) string {
 	m.Helper()
 	text := ""
 	m.board(notice, func(v *layout.Volume, at int64) {
 		b := make([]byte, pinSize)
-		m.within("notice "+notice, func() bool {
+		for length := uint64(0); length == 0; time.Sleep(200 * time.Millisecond) {
+			m.must(m.Context().Err())
 			_, err := v.ReadAt(b, at)
 			m.must(err)
-			n := binary.LittleEndian.Uint64(b)
-			if n > 0 {
-				text = string(b[8 : 8+n-1])
+			if length = binary.LittleEndian.Uint64(b); length > 0 {
+				text = string(b[8 : 8+length-1])
 			}
-			return n > 0
-		})
+		}
 	})
 	m.Logf("%s, %s: heard %q", m.name, m.uptime(), notice)
 	return text

@@ -30,8 +30,12 @@ func (m *Master) Answer(ctx context.Context, host uuid.UUID, msg layout.Message)
 				msg.Sequence, host, layout.ErrStale, msg.Epoch, s.stamp.Epoch)
 		}
 		done, err := s.answer(ctx, host, msg)
-		if err != nil && failure.KindOf(err) == nil && ctx.Err() == nil {
+		switch {
+		case err == nil || failure.KindOf(err) != nil:
+		case ctx.Err() == nil:
 			done, err = s.outcome(host, msg, err)
+		default: // whoever asks on this host waited no longer, which refuses nothing
+			err = failure.Hint(failure.Wrap(failure.Temporary, err), "run the verb again; --deadline has it wait longer")
 		}
 		if err != nil && !final(err) {
 			return err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"diskhook/storage/failure"
@@ -114,6 +115,35 @@ func TestServeIdle(t *testing.T) {
 	if n := counted.opened.Load(); n != 1 {
 		t.Errorf("the map was opened %d times to be written to, want once", n)
 	}
+}
+
+// stuck is a group that makes nothing before whoever asks for it has gone.
+type stuck struct{ group.Group }
+
+func (stuck) Create(ctx context.Context, _ string, _ uint64) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A host that is the master itself and has waited long enough is not refused what it
+// asked for: it asks again, and has it.
+func TestAskedForTooLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _, _ := served(t)
+		sound := m.Group
+		m.Group = stuck{sound}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		asked := request.Create{ID: id(9), Name: "vol", Size: 512}
+		_, err := m.Channel(id(1)).Ask(ctx, 1, asked)
+		if !errors.Is(err, failure.Temporary) || errors.Is(err, request.ErrRefused) || failure.HintOf(err) == "" {
+			t.Fatalf("%v (hint %q)", err, failure.HintOf(err))
+		}
+		m.Group = sound
+		if r, err := m.Channel(id(1)).Ask(t.Context(), 1, asked); err != nil || r.Number != 1 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+	})
 }
 
 // Serve ends when another host is master, and what it had not answered the other

@@ -111,11 +111,21 @@ func (c *checking) look(ctx context.Context, v *volume, volumes chain) error {
 		return c.gone(ctx, v, err)
 	case found.Corruptions+found.CheckErrors > 0:
 		c.damaged(v.ID, fmt.Sprintf("`qemu-img check` finds %d corruptions and %d errors", found.Corruptions, found.CheckErrors))
+	case found.Leaks > 0 && !c.repo.exclusive():
+		c.report.Problems = append(c.report.Problems, fmt.Sprintf("volume %s: %d clusters leaked, which takes room and does no harm; "+
+			"they are not freed here, where a host that was asleep could go on with that while another one writes: copy its image and remove it to have the room back", v.ID, found.Leaks))
 	case found.Leaks > 0:
 		fix := Fix{Type: Clean, Summary: fmt.Sprintf("free %d clusters of volume %s that leaked", found.Leaks, v.ID), Bytes: -1}
 		c.add(fix, order{Kind: orderLeaks, Volumes: map[string]int64{v.ID: v.Gen}})
 	}
 	return nil
+}
+
+// exclusive says that who has a volume open for writing is alone with it, whatever becomes of
+// his locks: there is one host, or the storage sees to it.
+func (r *repo) exclusive() bool {
+	can := r.place.Capabilities()
+	return !can.Shared || can.Stale
 }
 
 // gone is what is wrong with a volume, unless it has changed since the scan: then a
@@ -169,6 +179,9 @@ func (c chain) has(id string) bool {
 
 // leaks frees what leaked in a volume while nobody uses it.
 func (f *fixing) leaks(ctx context.Context) error {
+	if !f.repo.exclusive() {
+		return f.stale("volume", "") // no check finds it any more
+	}
 	defer f.letGo(ctx, f.repo)
 	for id, gen := range f.about.Volumes {
 		l, err := f.repo.lockVolume(ctx, id)

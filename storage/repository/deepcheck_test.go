@@ -83,6 +83,17 @@ func TestADeepCheckFreesWhatLeaked(t *testing.T) {
 	w.holds("a", disk, w.path("now.raw"))
 }
 
+// Who lost his lock may go on in a file that others write: nothing is repaired in one that
+// several hosts have.
+func TestADeepCheckTellsWhatLeakedInSharedFiles(t *testing.T) {
+	w := newWorld(t, "nfs-3.4")
+	disk, _ := w.diskOnBase()
+	refcount(t, w.volumesOf("a", disk)[0], -1, 1)
+	if r := deep(t, w); len(r.Fixes) > 0 || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "1 clusters leaked") {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestADeepCheckTellsOfDamage(t *testing.T) {
 	for _, c := range []struct {
 		what, word string

@@ -80,7 +80,9 @@ func (h host) run(t *testing.T) {
 func (b boot) run(ctx context.Context, t *testing.T, options ...string) error {
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	defer runtime.UnlockOSThread()
-	args := append(options, "--timeout", bootTimeout,
+	// One processor each: guests run beside one another, and emulated processors
+	// that wait for one another cost a fifth more than the work.
+	args := append(options, "--timeout", bootTimeout, "--smp", "1",
 		"--", "env", stepVariable+"="+b.name, "./e2e.test", "-test.v", "-test.timeout", stepTimeout, "-test.run", "^"+t.Name()+"$")
 	guest := exec.CommandContext(ctx, "../testguest/run", args...)
 	guest.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} // no guest outlives this test

@@ -90,7 +90,7 @@ func (g *volumes) Open(ctx context.Context, name string, write bool) (Volume, er
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
+	if !ok || slices.Contains(lv.Tags, fresh) { // what is read there is its extents' earlier owner's
 		return nil, absent(g.object(name))
 	}
 	active := lv.Active != nil && *lv.Active

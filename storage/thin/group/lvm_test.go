@@ -151,6 +151,15 @@ func TestOpen(t *testing.T) {
 	if _, err := g.Open(t.Context(), thin, false); !errors.Is(err, failure.NotFound) || failure.HintOf(err) == "" {
 		t.Error(err)
 	}
+	// Whoever is asked whether a volume may be made looks, in the middle of that.
+	g, run := world(t, lv{layout.MapName, tag + ",diskhook_thin_new", 4096, true})
+	g.nodeOf(t, layout.MapName, 4096)
+	if _, err := g.Open(t.Context(), layout.MapName, false); !errors.Is(err, failure.NotFound) {
+		t.Error(err)
+	}
+	if lines := verbs(run); len(lines) != 0 {
+		t.Errorf("%q", lines)
+	}
 	if _, err := g.Open(t.Context(), "../../etc/passwd", false); !errors.Is(err, failure.Usage) {
 		t.Error(err)
 	}

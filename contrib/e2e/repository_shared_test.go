@@ -127,9 +127,9 @@ func groupBeta(m labMachine) {
 	s.does("image", "resume", "--wait", halved)
 	s.holds(halved, groupBase)
 	s.refused(s.tries("image", "prepare", "--write", "--holder", "vm", disk), 4, "it is in use: by vm on host "+machineID(0))
-	force := []string{"image", "prepare", "-o", "name", "--write", "--force", "--holder", "vm", disk}
+	dead := []string{"image", "prepare", "-o", "name", "--write", "--dead", machineID(0), "--holder", "vm", disk}
 	s.within("alpha is dead to sanlock, too", func() bool {
-		r := s.tries(force...)
+		r := s.tries(dead...)
 		if r.code != 0 {
 			s.refused(r, 4, "another host has it open")
 		}

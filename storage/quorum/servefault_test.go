@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -240,17 +241,55 @@ func TestStartAndStopConverge(t *testing.T) {
 	}
 }
 
+// serving is `quorum serve` of a claimed set, as a unit's process.
+func (w *world) serving(env ...string) *exec.Cmd {
+	w.Helper()
+	serving := exec.Command(os.Args[0], "quorum", "serve", "db")
+	serving.Env = append(os.Environ(), env...)
+	must(w.T, os.MkdirAll(w.path("run/diskhook/quorum/db"), 0o711))
+	must(w.T, os.WriteFile(w.path("run/diskhook/quorum/db/claim.json"), []byte(`{"domain":"`+vda.Domain+`","target":"vda","name":"vm1"}`), 0o600))
+	must(w.T, serving.Start())
+	return serving
+}
+
+// A unit whose voting daemon is started anew is not about to end: systemd would kill
+// it a while after it had been told so (sd_notify(3)), under the guest.
+func TestKilledAndTold(t *testing.T) {
+	w := built(t)
+	socket := filepath.Join(t.TempDir(), "notify")
+	systemd, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	must(t, err)
+	defer systemd.Close()
+	must(t, systemd.SetReadDeadline(time.Now().Add(time.Minute)))
+	told := func() string {
+		message := make([]byte, 4096)
+		n, err := systemd.Read(message)
+		must(t, err)
+		return string(message[:n])
+	}
+	serving := w.serving("NOTIFY_SOCKET=" + socket)
+	defer func() { _ = serving.Process.Kill(); _ = serving.Wait() }()
+	if first := told(); first != "READY=1" {
+		t.Fatalf("it began with %s", first)
+	}
+	must(t, syscall.Kill(w.daemons()[0], syscall.SIGKILL))
+	if again := told(); again != "READY=1" {
+		t.Errorf("the daemon was killed: %s", again)
+	}
+	must(t, serving.Process.Signal(syscall.SIGTERM))
+	if last := told(); last != "STOPPING=1" {
+		t.Errorf("it ended with %s", last)
+	}
+	must(t, serving.Wait())
+}
+
 // The process that serves is killed at each of its steps; the next start works,
 // and the guest's data is there.
 func TestServeConverges(t *testing.T) {
 	for _, point := range []string{"quorum.mark.r1", "quorum.mark.r3", "quorum.raised", "quorum.known", "quorum.flushed"} {
 		t.Run(point, func(t *testing.T) {
 			w := built(t)
-			serving := exec.Command(os.Args[0], "quorum", "serve", "db")
-			serving.Env = append(os.Environ(), "DISKHOOK_FAILPOINT="+point+"=kill")
-			must(t, os.MkdirAll(w.path("run/diskhook/quorum/db"), 0o711))
-			must(t, os.WriteFile(w.path("run/diskhook/quorum/db/claim.json"), []byte(`{"domain":"`+vda.Domain+`","target":"vda","name":"vm1"}`), 0o600))
-			must(t, serving.Start())
+			serving := w.serving("DISKHOOK_FAILPOINT=" + point + "=kill")
 			if point == "quorum.flushed" {
 				w.until("served", func(l quorum.Live) bool { return l.State == quorum.Serving })
 				w.works("write -P 5 6M 64k", "flush")

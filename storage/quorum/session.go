@@ -74,12 +74,15 @@ func (ss *session) serve(ctx context.Context) error {
 		err = ss.loop(ctx)
 	}
 	cancel()
-	ss.live.change(func(l *Live) { l.State = Stopping })
-	notify("STOPPING=1")
 	if errors.Is(err, errDaemonGone) {
+		ss.live.change(func(l *Live) { l.State = Starting }) // Serve has the next one
 		ss.abandon()
 		return err
 	}
+	ss.live.change(func(l *Live) { l.State = Stopping })
+	// Not before a session that another one follows: systemd kills whoever says that
+	// and is still there TimeoutStopSec later.
+	notify("STOPPING=1")
 	return errors.Join(err, ss.close())
 }
 

@@ -4,10 +4,15 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
+	"time"
+
+	"diskhook/storage/failure"
 )
 
 // Detached describes a process that outlives its starter: a copy that goes on
@@ -26,9 +31,9 @@ type Detached struct {
 }
 
 // Detach starts d under systemd-run where systemd runs and we are root, else
-// in a session of its own with closed stdio. It does not wait. The new
-// process shares no descriptor with us: libvirt and VDSM read a hook's pipes
-// to their end and would wait for it.
+// in a session of its own with closed stdio. It does not wait for what d does.
+// The new process shares no descriptor with us: libvirt and VDSM read a hook's
+// pipes to their end and would wait for it.
 func Detach(ctx context.Context, run Runner, d Detached) error {
 	if underSystemd() {
 		args := []string{"--quiet", "--collect", "--no-block", "--unit=" + d.Unit, "--description=" + d.Description}
@@ -38,10 +43,39 @@ func Detach(ctx context.Context, run Runner, d Detached) error {
 		for _, kv := range append(testEnv(), d.Env...) {
 			args = append(args, "--setenv="+kv)
 		}
-		_, err := run.Run(ctx, Cmd{Name: "systemd-run", Args: append(append(args, "--"), d.Argv...)})
-		return err
+		return startUnit(ctx, run, d.Unit, Cmd{Name: "systemd-run", Args: append(append(args, "--"), d.Argv...)})
 	}
 	return detachSession(d)
+}
+
+// ending bounds how long a unit whose process has gone may take to go itself: what its
+// ExecStopPost does may take LVM some seconds.
+const ending = time.Minute
+
+// startUnit has systemd start a transient unit. It waits for one of that name that is
+// ending; one that works is a failure.Conflict.
+func startUnit(ctx context.Context, run Runner, unit string, start Cmd) error {
+	for until := time.Now().Add(ending); ; {
+		_, err := run.Run(ctx, start)
+		var exit *Error
+		if !errors.As(err, &exit) || !strings.Contains(exit.Stderr, "was already loaded") {
+			return err
+		}
+		shown, err := run.Run(ctx, Cmd{Name: "systemctl", Args: []string{"show", "--property=ActiveState", "--value", unit + ".service"}})
+		if err != nil {
+			return err
+		}
+		state := strings.TrimSpace(string(shown.Stdout))
+		if state == "active" || state == "activating" || time.Now().After(until) {
+			err := failure.New(failure.Conflict, "unit %s: there is one already (%s)", unit, state)
+			return failure.Hint(err, "`systemctl status %s` shows what it does: run the verb again when it has ended", unit)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 func underSystemd() bool {

@@ -4,6 +4,7 @@ package repository_test
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"diskhook/storage/failure"
@@ -32,6 +33,9 @@ func TestAnImageIsTakenFromTheDeadOnly(t *testing.T) {
 		}
 	}
 	refused(t, take(), repository.ErrInUse, "vm on host h1")
+	if hint := failure.HintOf(take()); !strings.Contains(hint, "--dead h1") {
+		t.Errorf("hint: %s", hint)
+	}
 	refused(t, take("h3"), repository.ErrInUse, "vm on host h1")
 	refused(t, take("h1", "h2"), failure.Usage)
 	guest, err := os.OpenFile(p.Path, os.O_RDWR, 0)

@@ -255,7 +255,11 @@ func (s *Service) admit(u *update, img *image, holders []holder, p Preparing) ([
 	others := slices.DeleteFunc(slices.Clone(holders), me.same)
 	writer := slices.ContainsFunc(others, func(h holder) bool { return h.Write })
 	if len(others) > 0 && (me.Write || writer) {
-		return nil, u.inUse(img.ID, others)
+		err := u.inUse(img.ID, others)
+		if first := others[0]; first.Host != s.HostID {
+			err = failure.Hint(err, "%s; if that host is off, `diskhook image prepare --dead %s …` takes the image from it", failure.HintOf(err), first.Host)
+		}
+		return nil, err
 	}
 	if len(others) >= maxHolders {
 		return nil, fmt.Errorf("image %s/%s: %w by %d others already", u.id, img.ID, ErrInUse, len(others))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build e2e && long
+//go:build e2e
 
 package e2e
 
@@ -155,7 +155,7 @@ func (m labMachine) receive(text string) {
 	}
 }
 
-// runsVM wants the VM to run, on the volume, and to write to it.
+// runsVM wants the VM to run, and nobody to take its volume until it has ended.
 func (m labMachine) runsVM() {
 	m.Helper()
 	if state := m.virsh("domstate", "vm1"); state != "running" {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/urfave/cli/v2"
@@ -185,9 +186,9 @@ func thinSnapshot(p *program, c *cli.Context) error {
 		err := failure.New(failure.Precondition, "volume %s: it is not attached to this host", v.Name)
 		return failure.Hint(err, "run `diskhook thin clone` while it is offline, or this on the host that has it")
 	}
-	return thinCopy(p, c, "snapshot", refuses, func(ctx context.Context, t *thinMember, of, name string) error {
+	return thinCopy(p, c, copyVerb{"snapshot", true, refuses, func(ctx context.Context, t *thinMember, of, name string) error {
 		return t.Snapshot(ctx, of, uuid.New(), name)
-	})
+	}})
 }
 
 func thinClone(p *program, c *cli.Context) error {
@@ -198,30 +199,58 @@ func thinClone(p *program, c *cli.Context) error {
 		_, _, _, err := ledger.Clone(t.known, v.Number, uuid.New(), "clone-of-"+v.UUID.String())
 		return err
 	}
-	return thinCopy(p, c, "clone", refuses, func(ctx context.Context, t *thinMember, of, name string) error {
+	return thinCopy(p, c, copyVerb{"clone", false, refuses, func(ctx context.Context, t *thinMember, of, name string) error {
 		return t.Clone(ctx, of, uuid.New(), name)
-	})
+	}})
 }
 
-// thinCopy makes a volume of another by the verb of a name.
-func thinCopy(
-	p *program, c *cli.Context, verb string,
-	refuses func(*thinMember, layout.VolumeRecord) error, act func(ctx context.Context, t *thinMember, of, name string) error,
-) error {
+// copyVerb is a verb that makes a volume of another.
+type copyVerb struct {
+	verb     string
+	snapshot bool // and never by the master alone
+	refuses  func(*thinMember, layout.VolumeRecord) error
+	act      func(ctx context.Context, t *thinMember, of, name string) error
+}
+
+func thinCopy(p *program, c *cli.Context, by copyVerb) error {
 	f, t, v, words, err := thinVolumeArgs(p, c, "NEW")
 	if err != nil {
 		return err
 	}
-	if err := t.newVolume(words[1]); err != nil {
+	name, ended := words[1], "made of "+v.Name
+	steps := t.ask("%s volume %s as %s", by.verb, v.Name, name)
+	switch before, err := t.madeBefore(c.Context, v, name, by.snapshot); {
+	case err != nil:
 		return err
+	case before != nil:
+		ended += " by an earlier try, which asked at " + before.Asked.Format(time.RFC3339)
+		if c.Bool("dry-run") {
+			steps = nil
+		}
+	default:
+		if err := t.newVolume(name); err != nil {
+			return err
+		}
+		if err := by.refuses(t, v); err != nil {
+			return err
+		}
 	}
-	if err := refuses(t, v); err != nil {
-		return err
-	}
-	steps := t.ask("%s volume %s as %s", verb, v.Name, words[1])
-	return t.change(p, c, f, thinVolume(words[1]), steps, func(ctx context.Context) (string, error) {
-		return "made of " + v.Name, act(ctx, t, v.Name, words[1])
+	return t.change(p, c, f, thinVolume(name), steps, func(ctx context.Context) (string, error) {
+		return ended, by.act(ctx, t, v.Name, name)
 	})
+}
+
+// madeBefore is the volume of a name, if it is there because an earlier verb, which
+// was not told so, made it of v.
+func (t *thinMember) madeBefore(ctx context.Context, v layout.VolumeRecord, name string, snapshot bool) (*member.Made, error) {
+	if _, err := cluster.Volume(t.known, name); err != nil {
+		return nil, nil //nolint:nilerr // there is none
+	}
+	u, err := t.Untold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return u.Made(v, name, snapshot), nil
 }
 
 func thinDelete(p *program, c *cli.Context) error {
@@ -230,9 +259,20 @@ func thinDelete(p *program, c *cli.Context) error {
 		return err
 	}
 	v, err := cluster.Volume(t.known, words[0])
+	steps := t.ask("delete volume %s and what it holds", words[0])
 	switch {
-	case errors.Is(err, failure.NotFound) && !c.Bool("dry-run"):
-		v.Name = words[0] // an earlier try may have deleted it, and not know it
+	case errors.Is(err, failure.NotFound):
+		// An earlier try may have deleted it, and not know it.
+		u, failed := t.Untold(c.Context)
+		switch {
+		case failed != nil:
+			return failed
+		case !u.Deleted(words[0]):
+			return err
+		case c.Bool("dry-run"):
+			steps = nil
+		}
+		v.Name = words[0]
 	case err != nil:
 		return err
 	default:
@@ -243,7 +283,6 @@ func thinDelete(p *program, c *cli.Context) error {
 			return err
 		}
 	}
-	steps := t.ask("delete volume %s and what it holds", v.Name)
 	return t.change(p, c, f, thinVolume(v.Name), steps, func(ctx context.Context) (string, error) {
 		return "deleted", t.Delete(ctx, v.Name)
 	})

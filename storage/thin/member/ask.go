@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/google/uuid"
-
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/layout"
@@ -24,53 +22,15 @@ type journal struct {
 	Body json.RawMessage `json:"body,omitempty"`
 	// Volume is the one that a Delete is of: the map does not have it afterwards.
 	Volume *named `json:"volume,omitempty"`
-	// Gone is one that was deleted, of which the verb that asked for it was not told.
-	Gone *named `json:"gone,omitempty"`
-}
-
-// named is a volume as people call it.
-type named struct {
-	Name string    `json:"name"`
-	ID   uuid.UUID `json:"id"`
-}
-
-// about is the volume that a request deletes.
-func (s *session) about(r request.Request) *named {
-	if d, ok := r.(request.Delete); ok {
-		for _, v := range s.m.Volumes {
-			if v.Number == d.Volume {
-				return &named{v.Name, v.UUID}
-			}
-		}
-	}
-	return nil
-}
-
-// wasDeleted says that a volume that is not in the map any more went by an earlier
-// verb's request, whose answer came after the verb had given up. It counts once. As
-// long as there is none, that is the error.
-func (s *session) wasDeleted(volume string) (bool, error) {
-	j, err := s.journal()
-	switch {
-	case err != nil:
-		return false, err
-	case j.Volume.is(volume):
-		return false, s.pending
-	case !j.Gone.is(volume):
-		return false, nil
-	}
-	j.Gone = nil
-	return true, s.note(j)
-}
-
-func (n *named) is(volume string) bool {
-	return n != nil && (volume == n.Name || volume == n.ID.String())
+	// Copy is what a Clone or a CloneAttached makes.
+	Copy *Made `json:"copy,omitempty"`
+	untold
 }
 
 // note has the header keep a journal.
 func (s *session) note(j journal) error {
 	var entry []byte
-	if j.Code != 0 || j.Gone != nil {
+	if j.Code != 0 || j.untold != (untold{}) {
 		var err error
 		if entry, err = json.Marshal(j); err != nil {
 			return err
@@ -125,7 +85,7 @@ func (s *session) send(ctx context.Context, r request.Request) (request.Reply, e
 	if err != nil {
 		return request.Reply{}, err
 	}
-	entry, err := json.Marshal(journal{m.Code, m.Body, s.about(r), before.Gone})
+	entry, err := json.Marshal(journal{m.Code, m.Body, s.goes(r), s.comes(r), before.untold})
 	if err != nil {
 		return request.Reply{}, err
 	}
@@ -135,12 +95,12 @@ func (s *session) send(ctx context.Context, r request.Request) (request.Reply, e
 	if err := failpoint.Hit("thin.member.journaled"); err != nil {
 		return request.Reply{}, err
 	}
-	return s.conclude(ctx, r, before.Gone)
+	return s.conclude(ctx, r, before.untold)
 }
 
 // conclude waits for the answer to the request that is in the journal. When it is done
-// the journal keeps that gone was deleted, and when it is refused what it kept before.
-func (s *session) conclude(ctx context.Context, r request.Request, gone *named) (request.Reply, error) {
+// the journal keeps what is given, and when it is refused what it kept before.
+func (s *session) conclude(ctx context.Context, r request.Request, done untold) (request.Reply, error) {
 	wait, cancel := context.WithTimeout(ctx, s.Deadline)
 	defer cancel()
 	reply, err := s.Channel(s.own, s.epoch).Ask(wait, s.header.Sequence, r)
@@ -156,9 +116,9 @@ func (s *session) conclude(ctx context.Context, r request.Request, gone *named) 
 		if failed != nil {
 			return reply, errors.Join(err, failed)
 		}
-		gone = before.Gone
+		done = before.untold
 	}
-	if failed := s.note(journal{Gone: gone}); failed != nil {
+	if failed := s.note(journal{untold: done}); failed != nil {
 		return reply, errors.Join(err, failed)
 	}
 	return reply, err
@@ -214,11 +174,7 @@ func (s *session) answer(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	gone := entry.Gone
-	if entry.Volume != nil {
-		gone = entry.Volume
-	}
-	if _, err = s.conclude(ctx, r, gone); err == nil {
+	if _, err = s.conclude(ctx, r, entry.late()); err == nil {
 		s.late = r
 		return s.refresh(ctx)
 	}

@@ -215,6 +215,52 @@ func TestRepeatedAfterALateAnswer(t *testing.T) {
 	}
 }
 
+// What such a verb made of a volume is found by the same verb also when another one was
+// the first to hear the answer, once, and by no verb that would have made another one.
+func TestCopyRepeatedAfterALateAnswer(t *testing.T) {
+	for _, verb := range []struct {
+		name, of, other string
+		do, not         func(one *node, of string, as uuid.UUID) error
+	}{
+		{
+			"clone", "v2", "v1",
+			func(one *node, of string, as uuid.UUID) error { return one.Clone(t.Context(), of, as, "late") },
+			func(one *node, of string, as uuid.UUID) error { return one.Snapshot(t.Context(), of, as, "late") },
+		},
+		{
+			"snapshot", "v1", "v2",
+			func(one *node, of string, as uuid.UUID) error { return one.Snapshot(t.Context(), of, as, "late") },
+			func(one *node, of string, as uuid.UUID) error { return one.Clone(t.Context(), "v2", as, "late") },
+		},
+	} {
+		t.Run(verb.name, func(t *testing.T) {
+			w := stage(t)
+			one := w.hosts[0]
+			w.mute = true
+			w.is(verb.do(one, verb.of, id(900)), failure.Temporary, "")
+			w.mute = false
+			w.wrote["late"] = w.wrote[verb.of]
+			w.must(one.Settle(t.Context()))
+			_, err := one.Request(t.Context(), 3)
+			w.must(err)
+			if err := verb.not(one, verb.of, id(901)); err == nil {
+				t.Error("another verb took it for its own")
+			}
+			u, err := one.Untold(t.Context())
+			w.must(err)
+			if m := u.Made(w.record(verb.of), "late", verb.name == "snapshot"); m == nil || m.ID != id(900) {
+				t.Errorf("%+v", m)
+			}
+			if m := u.Made(w.record(verb.other), "late", false); m != nil {
+				t.Errorf("of another volume: %+v", m)
+			}
+			w.must(verb.do(one, verb.of, id(902)))
+			w.is(verb.do(one, verb.of, id(903)), failure.Conflict, "")
+			w.check()
+		})
+	}
+}
+
 // A delete that gave up before the master's answer came is not told that there is no
 // such volume when it is run again, whatever verb was first to hear the answer; one of
 // a volume that never was, or that was deleted before, is.

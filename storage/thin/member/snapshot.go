@@ -31,8 +31,8 @@ func (c *Member) Snapshot(ctx context.Context, of string, id uuid.UUID, name str
 		if err != nil {
 			return err
 		}
-		if s.made(id, name) || wasDone(s, func(r request.CloneAttached) bool { return r.Of == v.Number && r.Name == name }) {
-			return nil
+		if done, err := s.wasMade(v, name, true); done || err != nil || made(s.m, id, name) {
+			return err
 		}
 		if v.State != layout.Attached || v.Host != s.header.Number {
 			err := failure.New(failure.Precondition, "it is not attached to this host")

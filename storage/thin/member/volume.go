@@ -61,16 +61,16 @@ func (c *Member) Clone(ctx context.Context, of string, id uuid.UUID, name string
 	attached := false
 	err := c.want(ctx, "clone", of, func(s *session) (request.Request, error) {
 		v, err := s.volume(of)
-		if wasDone(s, func(r request.CloneAttached) bool { return r.Of == v.Number && r.Name == name }) {
+		if err != nil {
 			return nil, err
 		}
-		if attached = v.State == layout.Attached && v.Host == s.header.Number; attached || s.made(id, name) {
+		if done, err := s.wasMade(v, name, false); done || err != nil {
 			return nil, err
 		}
-		if wasDone(s, func(r request.Clone) bool { return r.Of == v.Number && r.Name == name }) {
-			return nil, err
+		if attached = v.State == layout.Attached && v.Host == s.header.Number; attached || made(s.m, id, name) {
+			return nil, nil
 		}
-		return request.Clone{Of: v.Number, ID: id, Name: name}, err
+		return request.Clone{Of: v.Number, ID: id, Name: name}, nil
 	})
 	if err == nil && attached {
 		return c.Snapshot(ctx, of, id, name)
@@ -78,9 +78,9 @@ func (c *Member) Clone(ctx context.Context, of string, id uuid.UUID, name string
 	return err
 }
 
-// made says whether a volume was made before.
-func (s *session) made(id uuid.UUID, name string) bool {
-	for _, v := range s.m.Volumes {
+// made says whether a map has a volume.
+func made(in layout.Map, id uuid.UUID, name string) bool {
+	for _, v := range in.Volumes {
 		if v.UUID == id && v.Name == name {
 			return true
 		}

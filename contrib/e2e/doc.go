@@ -32,6 +32,7 @@
 //	thin_export_test.go  volumes leave a thin cluster and come into another one
 //	thin_cluster_test.go  two hosts on one disk are a thin cluster
 //	thin_domain_test.go  a domain has a volume of a thin cluster when the power goes
+//	thin_local_test.go   local copies in its pool, unfinished and ready when that happens
 //	thin_crash_test.go    each loses its power twice in the middle of a verb
 //	thin_readme_test.go   three hosts do what README.md says of a thin cluster
 //

@@ -174,8 +174,8 @@ func (m machine) stopped(d domain) {
 // zeros behind it.
 func (m machine) same(d domain) {
 	m.Helper()
+	m.sameAsSource(d)
 	for _, disk := range d.disks {
-		m.run("qemu-img", "compare", "-q", "-f", "raw", "-F", disk.format(), d.link(disk.target), disk.source())
 		m.bytesAre(d.link(disk.target), oddSize, 0, 0)
 	}
 }
@@ -191,6 +191,14 @@ func (m machine) receipt(domain, key string) *localdisk.Receipt {
 	var r localdisk.Receipt
 	m.must(json.Unmarshal(text, &r))
 	return &r
+}
+
+// sameAsSource wants all disks of a started domain to read as their sources do.
+func (m machine) sameAsSource(d domain) {
+	m.Helper()
+	for _, disk := range d.disks {
+		m.run("qemu-img", "compare", "-q", "-f", "raw", "-F", disk.format(), d.link(disk.target), disk.source())
+	}
 }
 
 // copied is how many bytes of a disk's copy are there; -1 unless it is being

@@ -62,11 +62,17 @@ func passed(d domain) string {
 	return string(log)
 }
 
-// cursor is how many bytes of a copy are known to be there; -1 is that nothing
-// is known.
+// cursor is how many bytes of a copy on a logical volume are known to be there; -1 is
+// that nothing is known.
 func (m machine) cursor(d domain, target string) int64 {
 	m.Helper()
-	text, err := os.ReadFile("/var/lib/diskhook/cursors/" + m.lv(d.copyName(target), "lv_uuid")[0])
+	return m.cursorOf(m.lv(d.copyName(target), "lv_uuid")[0])
+}
+
+// cursorOf is that of a copy with this UUID.
+func (m machine) cursorOf(uuid string) int64 {
+	m.Helper()
+	text, err := os.ReadFile("/var/lib/diskhook/cursors/" + uuid)
 	if os.IsNotExist(err) {
 		return -1
 	}

@@ -115,6 +115,7 @@ func thinDomain(host machine) {
 	m.ends(d)
 	m.runs(d, 2)
 	m.stranger(d)
+	m.makesLocalCopies()
 	m.flush()
 	m.cutPower()
 }
@@ -149,10 +150,14 @@ func thinDomainAgain(host machine) {
 	m.refused(m.try("", "virsh", "-q", "-c", "qemu:///system", "start", d.name), 1, "domain "+d.name+": disk vda", "the pool of this host does not run", "diskhook thin start")
 	m.thin("on-join")
 	m.runs(d, 3)
+	m.hasLocalCopy()
 	m.thin("on-master")
 	m.ends(d)
+	m.endsLocalCopies()
 	m.thin("check")
+	s := m.status()
 	m.thin("on-leave")
+	m.thinCheck(s, "lun", m.name)
 }
 
 // runs starts the domain, whose guest finds what it wrote before and goes on.

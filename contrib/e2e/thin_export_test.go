@@ -20,7 +20,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"diskhook/storage/thin/layout"
-	"diskhook/storage/thin/status"
 	"diskhook/storage/thin/stream"
 )
 
@@ -33,7 +32,7 @@ func TestThinExport(t *testing.T) {
 func thinExport(m machine) {
 	e := exporting{labMachine{machine: m, name: "alpha"}}
 	e.prepare()
-	e.configure(map[string]string{"lvm.timeout": labTimeout, "lvm.devices": `["/dev/mapper/disk-lab", "/dev/mapper/disk-far"]`})
+	e.configure(map[string]string{"lvm.devices": `["/dev/mapper/disk-lab", "/dev/mapper/disk-far"]`})
 	for i, cluster := range []string{"lab", "far"} {
 		e.cluster(cluster, i)
 	}
@@ -349,18 +348,7 @@ func (e exporting) clean(cluster string) {
 	e.Helper()
 	e.on(cluster, "check")
 	e.on(cluster, "on-leave")
-	var s status.Status
+	var s labStatus
 	e.must(json.Unmarshal([]byte(e.on(cluster, "status", "-o", "json")), &s))
-	lv := "/dev/" + cluster + "/" + layout.Host.Name(s.Hosts[0].UUID)
-	e.run("lvchange", "-ay", strings.TrimPrefix(lv, "/dev/"))
-	own, err := layout.Open(lv, false)
-	e.must(err)
-	defer own.Close()
-	header, _, err := layout.ReadHost(own, s.UUID, s.Hosts[0].UUID)
-	e.must(err)
-	w := header.Windows[header.Active]
-	e.run("dmsetup", "create", "--readonly", "window", "--table", fmt.Sprintf("0 %d linear %s %d", w.Length/512, lv, w.Offset/512))
-	e.run("udevadm", "settle")
-	e.run("thin_check", "/dev/mapper/window")
-	e.run("dmsetup", "remove", "window")
+	e.thinCheck(s, cluster, e.name)
 }

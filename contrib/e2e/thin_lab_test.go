@@ -6,6 +6,8 @@ package e2e
 
 import (
 	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
 	"diskhook/storage/thin/layout"
@@ -203,12 +206,72 @@ func (m labMachine) prepare() {
 	m.run("modprobe", "dm-thin-pool")
 	if !exists("/usr/bin/diskhook") {
 		m.install()
-		// Each device that LVM need not look at is time.
-		m.configure(map[string]string{"lvm.timeout": labTimeout, "lvm.devices": `["/dev/vdb"]`})
+		m.configure(nil)
 		m.run("sync")
 	}
 	m.Logf("%s, %s: begins", m.name, m.uptime())
 }
 
+// configure writes the configuration of a host of the lab; see machine.configure. Each
+// device that LVM need not look at is time.
+func (m labMachine) configure(change map[string]string) {
+	m.Helper()
+	values := map[string]string{"lvm.timeout": labTimeout, "lvm.devices": `["/dev/vdb"]`}
+	maps.Copy(values, change)
+	m.machine.configure(values)
+}
+
 // machineID is that of the lab's host of that number, from 0 in the order of names.
 func machineID(number int) string { return fmt.Sprintf("d15c%028x", number+1) }
+
+// labStatus is what a host tells of the cluster.
+type labStatus struct {
+	UUID  uuid.UUID
+	Epoch uint64
+	Hosts []struct {
+		Name string
+		UUID uuid.UUID
+	}
+}
+
+func (m labMachine) status() (s labStatus) {
+	m.Helper()
+	m.must(json.Unmarshal([]byte(m.thin("status", "-o", "json")), &s))
+	return s
+}
+
+// thinCheck has thin_check(8) look at the metadata of a host whose pool does not run,
+// of a cluster on a volume group.
+func (m labMachine) thinCheck(s labStatus, vg, host string) {
+	m.Helper()
+	for _, h := range s.Hosts {
+		if h.Name != host {
+			continue
+		}
+		v := m.activated(vg, layout.Host.Name(h.UUID))
+		defer v.Close()
+		header, _, err := layout.ReadHost(v, s.UUID, h.UUID)
+		m.must(err)
+		w := header.Windows[header.Active]
+		f, err := os.Create("/root/metadata")
+		m.must(err)
+		_, err = io.Copy(f, io.NewSectionReader(v, int64(w.Offset), int64(w.Length)))
+		m.must(errors.Join(err, f.Close()))
+		m.run("thin_check", f.Name())
+		return
+	}
+	m.Fatalf("no host %s: %+v", host, s)
+}
+
+// activated opens a logical volume. The master may be making its device or taking it
+// away at the same time; it lets one be that somebody has open.
+func (m labMachine) activated(vg, name string) (v *layout.Volume) {
+	m.Helper()
+	m.within(name+" is active", func() bool {
+		m.run("lvchange", "-ay", vg+"/"+name)
+		var err error
+		v, err = layout.Open(filepath.Join("/dev", vg, name), false)
+		return err == nil
+	})
+	return v
+}

@@ -82,12 +82,12 @@ fmt:
 .PHONY: vet
 vet:
 	$(GO) vet -tags $(TAGS) ./...
-	$(GO) vet -tags $(TAGS),testroot,integration,e2e,long ./...
+	$(GO) vet -tags $(TAGS),testroot,integration,e2e ./...
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT)
 	$(GOLANGCI_LINT) run --allow-parallel-runners ./...
-	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags $(TAGS),testroot,integration,e2e,long ./...
+	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags $(TAGS),testroot,integration,e2e ./...
 	contrib/lint-selftest $(GOLANGCI_LINT)
 	shellcheck $$(git ls-files -co --exclude-standard | xargs awk 'FNR == 1 && /^#!\/bin\/(ba)?sh/ { print FILENAME } { nextfile }')
 	shellcheck -s bash contrib/completion/diskhook.bash
@@ -108,11 +108,7 @@ integration: build ## tier 3: real qemu-img, LVM metadata, a private libvirtd; r
 
 .PHONY: e2e
 e2e: build ## tier 4: a guest with its own kernel, real device-mapper and LVM; root
-	$(GO) test -tags $(TAGS),e2e -count=1 -p 1 -timeout 80m $(call tagged,e2e)
-
-.PHONY: e2e-long
-e2e-long: build ## and the guests that take too long for every run; root
-	$(GO) test -tags $(TAGS),e2e,long -count=1 -p 1 -timeout 160m ./contrib/e2e
+	$(GO) test -tags $(TAGS),e2e -count=1 -p 1 -timeout 88m $(call tagged,e2e)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (30s)

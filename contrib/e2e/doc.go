@@ -5,8 +5,6 @@
 // an NFS server, libvirtd, VDSM's user and directories. The host is the test
 // guest (contrib/testguest), so that its power can be cut.
 //
-// Tests with the build tag long are not in every run: `make e2e-long`.
-//
 // A test here is a list of boots of one host (boot_test.go). Run on the machine
 // it starts the guest once per boot; run in the guest, as the same program, it
 // does what that boot is for. A file is a group of scenarios:

@@ -15,11 +15,14 @@ import (
 )
 
 // TestThinCluster has two hosts on one LUN be a thin cluster, run as an operator
-// does. alpha is the master. Nothing goes wrong; see thin_crash_test.go.
+// does, on a volume group that lvmlockd locks with sanlock's leases there. alpha is the
+// master, then beta, which loses its power; see thin_crash_test.go for more of that, on
+// a plain group.
 func TestThinCluster(t *testing.T) {
 	lab{
 		hosts:   map[string][]labBoot{"alpha": {{"alpha", clusterAlpha, powerCut}}, "beta": {{"beta", clusterBeta, powerCut}}},
-		notices: []string{"cluster made", "filled", "cloned", "alpha has diverged", "beta has diverged", "beta is done"},
+		notices: []string{"cluster made", "filled", "cloned", "alpha has diverged", "beta has diverged", "beta dies"},
+		lun:     1 << 30, // a quarter has the leases
 	}.run(t)
 }
 
@@ -92,6 +95,12 @@ const mib = 1 << 20
 func (m labMachine) makeCluster(size string) {
 	m.Helper()
 	m.run("vgcreate", "lun", "/dev/vdb")
+	m.initCluster(size)
+}
+
+// initCluster does so on the volume group that is there.
+func (m labMachine) initCluster(size string) {
+	m.Helper()
 	m.thin("init-cluster", "--vg", "lun", "--size", size, "lab")
 	m.thin("on-master")
 	m.thin("init-host")
@@ -105,14 +114,22 @@ func (m labMachine) makeCluster(size string) {
 // joinCluster joins what the other host has made.
 func (m labMachine) joinCluster() {
 	m.Helper()
-	m.write(labDefinition, m.await("cluster made"), 0o600)
+	m.joinsCluster(m.await("cluster made"))
+}
+
+// joinsCluster joins what this says.
+func (m labMachine) joinsCluster(definition string) {
+	m.Helper()
+	m.write(labDefinition, definition, 0o600)
 	m.must(os.Chmod(filepath.Dir(labDefinition), 0o700))
 	m.run("sync") // it is needed after a power cut
 	m.thin("on-join")
 }
 
 func clusterAlpha(m labMachine) {
-	m.makeCluster("256M")
+	m.joins(1)
+	m.run("vgcreate", "-q", "--shared", "lun", "/dev/vdb")
+	m.initCluster("256M")
 	// What beta wrote is here after its detach, and beta has no device of it.
 	m.await("filled")
 	m.thin("attach", "one")
@@ -126,13 +143,46 @@ func clusterAlpha(m labMachine) {
 	m.tell("alpha has diverged", "")
 	m.await("beta has diverged")
 	m.holdsOne()
-	m.await("beta is done")
+	m.await("beta dies")
+	m.await(ended("beta"))
+	m.survives()
+	m.holdsOne()
 	m.thin("detach", "one")
+	m.thin("on-leave")
+	m.thin("check", "--offline")
 	m.cutPower()
 }
 
+// survives is the master after the other host, which was it and had volume two when its
+// power went, and forgets that host.
+func (m labMachine) survives() {
+	m.Helper()
+	s := m.status()
+	m.thin("on-master")
+	m.thin("on-fenced", "--evidence", "operator:it is off", "beta")
+	m.thinCheck(s, "lun", "beta")
+	m.thin("recover", "beta")
+	m.thin("check")
+	m.thin("attach", "two")
+	m.holdsTwo()
+	m.thin("detach", "two")
+	m.thin("delete", "two")
+	// To sanlock it is alive until its lease has ended, with its locks.
+	m.within("beta is dead to sanlock, too", func() bool {
+		r := m.try("", "diskhook", "thin", "remove-host", "beta")
+		if r.code != 0 {
+			m.refused(r, 4, "LV locked by other host")
+		}
+		return r.code == 0
+	})
+}
+
 func clusterBeta(m labMachine) {
-	m.joinCluster()
+	m.joins(2)
+	definition := m.await("cluster made")
+	// LVM does not wait for udev to make the node of the volume with the leases.
+	m.within("the group's locks are there", func() bool { return m.try("", "vgchange", "-q", "--lock-start", "lun").code == 0 })
+	m.joinsCluster(definition)
 	m.thin("create", "one", "64M")
 	m.thin("attach", "one")
 	m.fill("one", 'b', 0, 4*mib)
@@ -148,8 +198,12 @@ func clusterBeta(m labMachine) {
 	m.tell("beta has diverged", "")
 	m.await("alpha has diverged")
 	m.holdsTwo()
-	m.thin("detach", "two")
-	m.tell("beta is done", "")
+	m.thin("on-master") // LVM's metadata are written by any host
+	m.thin("create", "three", "16M")
+	m.thin("attach", "three")
+	m.fill("three", 'e', 0, 1*mib)
+	m.thin("detach", "three")
+	m.tell("beta dies", "")
 	m.cutPower()
 }
 

@@ -15,6 +15,7 @@ import (
 func gcFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do it; without this, only show it"},
+		&cli.StringFlag{Name: "discard-guest-data", Usage: "remove the copy `OBJECT`, of which no receipt tells, and nothing else"},
 		&cli.StringFlag{Name: "wipe", Value: string(localdisk.WipeNone), Usage: "what to do with the data of copies first, `HOW`: none, zero or discard"},
 		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "list also files about copies that are kept"},
 		connectFlag(), dryRunFlag(),
@@ -47,6 +48,14 @@ func localGC(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	take := s.local.Take
+	if object := c.String("discard-guest-data"); object != "" {
+		one, err := s.discarded(c, judged, object)
+		if err != nil {
+			return err
+		}
+		judged, take = []localdisk.Judged{one}, s.local.Discard
+	}
 	all := make([]collected, len(judged))
 	taken := 0
 	var failed []error
@@ -59,7 +68,7 @@ func localGC(p *program, c *cli.Context) error {
 		if !yes {
 			continue
 		}
-		if err := s.local.Take(c.Context, j, wipe); err != nil {
+		if err := take(c.Context, j, wipe); err != nil {
 			failed = append(failed, err)
 			all[i].Error = failure.OneLine(err.Error())
 			continue
@@ -83,6 +92,26 @@ func localGC(p *program, c *cli.Context) error {
 		return wouldChange()
 	}
 	return nil
+}
+
+// discarded is the one object that is to be removed whatever it holds.
+func (s *services) discarded(c *cli.Context, judged []localdisk.Judged, object string) (localdisk.Judged, error) {
+	i := slices.IndexFunc(judged, func(j localdisk.Judged) bool { return j.Is(object) })
+	if i < 0 {
+		err := failure.New(failure.NotFound, "--discard-guest-data %q: there is no such object", object)
+		return localdisk.Judged{}, failure.Hint(err, "name it as `diskhook local gc` does")
+	}
+	j := judged[i]
+	if j.Domain != "" && j.Disk != "" {
+		if err := s.domains.MayChange(c.Context, j.Domain, j.Disk); err != nil {
+			return j, err
+		}
+	}
+	if err := j.Discardable(); err != nil {
+		return j, err
+	}
+	j.Take, j.Reason, j.Hint = true, "as it was asked for: "+j.Reason, ""
+	return j, nil
 }
 
 // withoutKeptFiles leaves out the files about copies that stay, of which each

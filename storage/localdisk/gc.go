@@ -27,6 +27,9 @@ type Judged struct {
 
 	// take looks again, under the lock where there is one, and removes it.
 	take func(context.Context, Wipe) error
+	// discard is the same of a copy whatever it holds, and kept is why it would refuse.
+	discard func(context.Context, Wipe) error
+	kept    error
 }
 
 // The kinds of what gc looks at.
@@ -166,6 +169,8 @@ func (s *Service) judgeFound(f foundCopy, seen sight, gone func(string) bool) Ju
 	e.gone = f.Domain != "" && !host.IsUUID(f.Key) && gone(f.Domain)
 	j := Judged{Kind: kindCopy, Object: f.Copy.String(), Domain: f.Domain, Disk: e.key, Bytes: f.Copy.Size}
 	j.Take, j.Reason = judgeCopy(e)
+	j.kept = s.discardable(e, f)
+	j.discard = func(ctx context.Context, w Wipe) error { return s.discardCopy(ctx, f, w) }
 	switch {
 	case j.Take:
 		j.take = func(ctx context.Context, w Wipe) error { return s.takeCopy(ctx, f, w) }
@@ -199,7 +204,7 @@ func removeCommand(c Copy) string {
 		return "rm " + c.Path
 	}
 	if cluster, is := strings.CutPrefix(c.Home, thinHome); is {
-		return "diskhook thin delete --cluster " + cluster + " " + c.Name
+		return "diskhook local gc --yes --discard-guest-data " + cluster + "/" + c.Name
 	}
 	return "lvremove " + c.Home + "/" + c.Name
 }
@@ -212,21 +217,39 @@ func (s *Service) takeCopy(ctx context.Context, f foundCopy, w Wipe) error {
 		return err
 	}
 	defer l.Release()
+	now, e, err := s.evidenceAgain(ctx, f)
+	if err != nil || now == nil {
+		return err
+	}
+	if take, reason := judgeCopy(e); !take {
+		return changedMeanwhile(reason)
+	}
+	return s.removeUnused(ctx, *now, e, w)
+}
+
+// evidenceAgain looks at a copy once more, under the lock of its disk; nil: somebody
+// else removed it. One that is another by now is a failure.Conflict.
+func (s *Service) evidenceAgain(ctx context.Context, f foundCopy) (*foundCopy, evidence, error) {
 	seen, err := s.see(ctx)
 	if err != nil {
-		return err
+		return nil, evidence{}, err
 	}
 	i := slices.IndexFunc(seen.copies, func(now foundCopy) bool {
 		return now.Copy.Home == f.Copy.Home && now.Copy.Name == f.Copy.Name
 	})
 	if i < 0 {
-		return nil // somebody else removed it
+		return nil, evidence{}, seen.unseen[f.Copy.Home]
 	}
 	now := seen.copies[i]
 	e := s.evidenceOf(now, seen)
 	e.busy = false // it is we who hold the lock
-	if take, reason := judgeCopy(e); !take || now.Copy.UUID != f.Copy.UUID || now.Domain != f.Domain || now.Key != f.Key {
-		return failure.New(failure.Conflict, "it changed meanwhile: %s", strings.TrimPrefix(reason, "unfinished, "))
+	if now.Copy.UUID != f.Copy.UUID || now.Domain != f.Domain || now.Key != f.Key {
+		_, reason := judgeCopy(e)
+		return nil, e, changedMeanwhile(reason)
 	}
-	return s.removeUnused(ctx, now, e, w)
+	return &now, e, nil
+}
+
+func changedMeanwhile(reason string) error {
+	return failure.New(failure.Conflict, "it changed meanwhile: %s", strings.TrimPrefix(reason, "unfinished, "))
 }

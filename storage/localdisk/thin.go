@@ -183,22 +183,26 @@ func (b *thin) room(ctx context.Context, sizes []int64) error {
 
 // roomIn wants room for all of a copy: a pool that runs full holds back the guests of
 // this host until the cluster has more. What other unfinished copies may still take
-// is not free. [local] sparse has it be enough that there is some.
+// is not free; of those that begin at the same time member.MakeCopy knows. [local] sparse
+// has it be enough that there is some.
 func (b *thin) roomIn(all member.Copies, sizes []int64) error {
 	if all.Stopped != nil {
 		return all.Stopped
 	}
-	where, free := "thin cluster "+b.cluster, int64(all.Slack+all.Free)-int64(all.Total)/100*int64(b.reserve)
+	where, free := "thin cluster "+b.cluster, int64(all.Slack+all.Free)-b.reserved(all)
 	if b.sparse {
 		return fits(where, free, []int64{int64(all.BlockSize)}, b.moreRoom())
 	}
 	for _, v := range all.All {
 		if v.Label != nil && slices.Contains(v.Label.Tags, tagUpdating) {
-			free -= int64(v.Size)
+			free -= int64(v.Size - min(v.Size, v.Taken))
 		}
 	}
 	return fits(where, free, sizes, b.moreRoom())
 }
+
+// reserved is how many bytes of the cluster [local] pool_reserve keeps free.
+func (b *thin) reserved(all member.Copies) int64 { return int64(all.Total) / 100 * int64(b.reserve) }
 
 // roomWithout is room: there are no templates.
 func (b *thin) roomWithout(ctx context.Context, _ []Copy, sizes []int64) error {
@@ -217,12 +221,17 @@ func (b *thin) announce(Disk) error { return nil }
 func (b *thin) withdraw(Disk)       {}
 
 func (b *thin) create(ctx context.Context, d Disk, size int64) (Copy, error) {
+	all, err := b.look(ctx)
+	if err != nil {
+		return Copy{}, err
+	}
 	p, err := b.pool(ctx)
 	if err != nil {
 		return Copy{}, err
 	}
 	err = p.MakeCopy(ctx, member.NewCopy{
-		Name: d.CopyName(), Size: uint64(sectors(size)), Label: thinclaim.Label{Volume: uuid.New(), Tags: creationTags(d)}, Granted: !b.sparse,
+		Name: d.CopyName(), Size: uint64(sectors(size)), Label: thinclaim.Label{Volume: uuid.New(), Tags: creationTags(d)},
+		Granted: !b.sparse, Filling: tagUpdating, Reserve: uint64(b.reserved(all)),
 	})
 	if err != nil {
 		return Copy{}, err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -26,6 +27,7 @@ type Copy struct {
 	Name  string
 	UUID  uuid.UUID
 	Size  uint64       // bytes; 0: the cluster has no such volume yet, or no more
+	Taken uint64       // bytes of the pool that it has; 0 where that is not known
 	Host  string       // where it is; "" while offline
 	Here  bool         // and that is this host
 	Label *claim.Label // nil: it has none
@@ -123,8 +125,24 @@ func (s *session) copyOf(ctx context.Context, name string) (Copy, error) {
 	info, err := s.present(ctx, s.deviceName(name))
 	if err == nil && info != nil {
 		out.Active, out.InUse = !info.Suspended && v.State == layout.Attached, info.Open > 0
+		if taken, err := s.taken(ctx, info.Name); err == nil {
+			out.Taken = taken
+		}
 	}
 	return out, err
+}
+
+// taken is how many bytes of the pool the device of a volume has; 0 if that cannot be
+// told, as of one that was just taken away.
+func (c *Member) taken(ctx context.Context, device string) (uint64, error) {
+	status, err := c.Mapper.Status(ctx, device, true)
+	if errors.Is(err, failure.NotFound) {
+		return 0, nil
+	}
+	if err != nil || status.Thin == nil {
+		return 0, err
+	}
+	return status.Thin.Mapped * sector, nil
 }
 
 // NewCopy is a copy to be made.
@@ -133,8 +151,12 @@ type NewCopy struct {
 	Size  uint64 // bytes, whole sectors
 	Label claim.Label
 	// Granted has the pool own as many blocks as the copy can come to take, before
-	// anything is made; otherwise they come as they are written to.
+	// anything is made; otherwise they come as they are written to. Blocks that other
+	// copies at this host may still take, of which the labels have the tag Filling, are
+	// none of those; and Reserve bytes are left of what the pool and the cluster have.
 	Granted bool
+	Filling string
+	Reserve uint64
 }
 
 // MakeCopy makes an empty volume with a label, and attaches it to this host. Its UUID
@@ -146,7 +168,7 @@ func (c *Member) MakeCopy(ctx context.Context, n NewCopy) error {
 			return err
 		}
 		if n.Granted {
-			if err := s.supplied(ctx, n.Size); err != nil {
+			if err := s.supplied(ctx, n); err != nil {
 				return err
 			}
 		}
@@ -196,13 +218,24 @@ func (s *session) mayMake(ctx context.Context, n NewCopy) error {
 	return failure.Hint(err, "give that copy up where it was made; or bring it here with `diskhook thin attach --cluster %s %s`, then take it over with `diskhook local adopt`", s.Name, n.Name)
 }
 
-// supplied has the pool own so many bytes that nobody has taken yet.
-func (s *session) supplied(ctx context.Context, bytes uint64) error {
+// supplied has the pool own as many blocks as a copy can take, which no other copy
+// counts on. Nobody begins one meanwhile: the session has the lock.
+func (s *session) supplied(ctx context.Context, n NewCopy) error {
+	others, err := s.outstanding(ctx, n.Filling)
+	if err != nil {
+		return err
+	}
 	slack, err := s.use(ctx)
 	if err != nil {
 		return err
 	}
-	need := (bytes + s.m.BlockSize - 1) / s.m.BlockSize
+	need := others + s.blocks(n.Size)
+	has := slack.Free + s.m.Owned(layout.Owner{Kind: layout.Free}).Blocks()
+	if has < need+s.blocks(n.Reserve) {
+		free := int64(has-min(has, others))*int64(s.m.BlockSize) - int64(n.Reserve)
+		err := failure.New(failure.NoSpace, "thin cluster %s: %d bytes are needed, %d are free beyond the reserve and what other copies may still take", s.Name, n.Size, max(0, free))
+		return failure.Hint(err, "run `diskhook thin gc`, or extend the LUN and run `diskhook thin grow`")
+	}
 	if slack.Free >= need {
 		return nil
 	}
@@ -211,6 +244,29 @@ func (s *session) supplied(ctx context.Context, bytes uint64) error {
 	}
 	_, err = s.use(ctx)
 	return err
+}
+
+func (s *session) blocks(bytes uint64) uint64 { return (bytes + s.m.BlockSize - 1) / s.m.BlockSize }
+
+// outstanding is how many blocks the copies at this host whose labels have a tag may
+// still take.
+func (s *session) outstanding(ctx context.Context, tag string) (uint64, error) {
+	var sum uint64
+	for _, v := range s.here(layout.Attaching, layout.Attached) {
+		switch label, err := s.Labels.Of(v.Name); {
+		case err != nil && !errors.Is(err, failure.Problems): // of a damaged one nothing is known
+			return 0, err
+		case label == nil || label.Volume != v.UUID || !slices.Contains(label.Tags, tag):
+			continue
+		}
+		taken, err := s.taken(ctx, s.deviceName(v.Name))
+		if err != nil {
+			return 0, err
+		}
+		whole := s.blocks(v.Size)
+		sum += whole - min(whole, s.blocks(taken))
+	}
+	return sum, nil
 }
 
 // Relabel changes what the label of a copy says, in one step. A volume of another

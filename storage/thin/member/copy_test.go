@@ -188,6 +188,52 @@ func TestCopyWithoutRoom(t *testing.T) {
 	w.check()
 }
 
+// Copies that begin one right after the other do not count on the same blocks: what the
+// first may still take is its own, however little of it was written, and a place that
+// they do not fit into together is refused before anything is noted.
+func TestCopiesThatBeginAtOnce(t *testing.T) {
+	w := newWorld(t, t.TempDir(), 1)
+	one := w.hosts[0]
+	one.start()
+	another := func(n int, size uint64) member.NewCopy {
+		c := newCopy(id(7100 + n))
+		c.Name, c.Size, c.Filling = fmt.Sprint("dh_", n), size*blockSize, "UPDATING"
+		return c
+	}
+	free := func(want uint64) {
+		t.Helper()
+		if got := one.status().Pool.Free(); got < want {
+			t.Errorf("%d blocks are free, the copies may take %d", got, want)
+		}
+	}
+	one.request(perVolume)
+	for n := range 3 {
+		c := another(n, perVolume)
+		w.must(one.MakeCopy(t.Context(), c))
+		w.wrote[c.Name] = map[uint64]uint32{}
+		free(uint64(n+1) * perVolume)
+	}
+	for v := range uint64(5) {
+		one.write("dh_1", v)
+	}
+	all, err := one.Copies(t.Context())
+	w.must(err)
+	for _, c := range all.All {
+		if want := map[string]uint64{"dh_1": 5 * blockSize}[c.Name]; c.Taken != want {
+			t.Errorf("%s has taken %d bytes, want %d", c.Name, c.Taken, want)
+		}
+	}
+	const left = blocks - 3*perVolume
+	large := another(3, left)
+	large.Reserve = 1
+	w.is(one.MakeCopy(t.Context(), large), failure.NoSpace, "thin grow")
+	w.is(one.MakeCopy(t.Context(), another(3, left+1)), failure.NoSpace, "thin grow")
+	w.must(one.Relabel(t.Context(), "dh_0", claim.Label{Volume: id(7100), Tags: []string{"ready"}}))
+	w.must(one.MakeCopy(t.Context(), another(3, left+1))) // a complete one takes what it needs
+	free(left + 1 + perVolume + perVolume - 5)
+	w.check()
+}
+
 // A label that is damaged says nothing, and of no other copy; one that is lost is
 // written anew for who takes the copy over.
 func TestCopyWithoutItsLabel(t *testing.T) {

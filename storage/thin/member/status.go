@@ -114,9 +114,6 @@ func (s *session) volumeStatus(ctx context.Context, v layout.VolumeRecord) (Volu
 		return out, err
 	}
 	out.Path, out.InUse, out.Suspended = s.Path(v.Name), info.Open > 0, info.Suspended
-	status, err := s.Mapper.Status(ctx, name, true)
-	if err == nil && status.Thin != nil {
-		out.Mapped = status.Thin.Mapped * sector
-	}
+	out.Mapped, err = s.taken(ctx, name)
 	return out, err
 }

@@ -85,6 +85,21 @@ func With(ctx context.Context, g Group, name string, write bool, do func(Volume)
 	return err
 }
 
+// Glance opens for reading what is active of a volume here, as it is, and asks the group
+// nothing. It may be shorter than the group has it by now, or no more be there for the
+// group: for who reads from it what says by itself whether it counts, again and again,
+// and goes to Open where it does not.
+func Glance(g Group, name string) (Volume, error) {
+	if err := check(name); err != nil {
+		return nil, err
+	}
+	v, err := layout.Open(g.Path(name), false)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
 // Guarded is a group that asks may right before each change of LVM's metadata, and
 // makes none if that fails. A group that is not lvmlockd's has nothing else that keeps
 // a master which was paused, and has a successor by now, from writing an old view of

@@ -55,9 +55,9 @@ func (c *Member) Copies(ctx context.Context) (Copies, error) {
 	if err != nil {
 		return Copies{}, err
 	}
-	s := &session{Member: c}
-	if err = s.reopen(ctx); err == nil {
-		err = s.look(ctx)
+	s, err := c.glance(ctx)
+	if err == nil {
+		err = s.belongs()
 	}
 	if err == nil {
 		err = s.former(ctx)

@@ -78,6 +78,30 @@ func (s *session) close() error {
 	return errors.Join(errs...)
 }
 
+// glance is a session that only looks, without a lock, as often as it likes: while this
+// host is the member that the header on its active volume says it is, no LVM reads the
+// metadata of the whole group for that. It has no opinion on what it reads, and has to
+// be closed also when it fails.
+func (c *Member) glance(ctx context.Context) (*session, error) {
+	s := &session{Member: c}
+	if own, err := group.Glance(c.Group, layout.Host.Name(c.Host)); err == nil {
+		s.own = own
+		if s.peek(ctx) == nil && s.belongs() == nil {
+			return s, nil
+		}
+		// What was active may be of a volume that was removed, and made again.
+		if err := s.close(); err != nil {
+			return &session{Member: c}, err
+		}
+		s = &session{Member: c}
+	}
+	err := s.reopen(ctx)
+	if err == nil {
+		err = s.peek(ctx)
+	}
+	return s, err
+}
+
 // reopen opens the host's volume with the size that it has now.
 func (s *session) reopen(ctx context.Context) error {
 	own, err := s.Group.Open(ctx, layout.Host.Name(s.Host), true)

@@ -38,11 +38,7 @@ type VolumeStatus struct {
 // Status looks without a lock, so that it says something while a verb is at work;
 // what it says of kernel, header and map may be of different moments then.
 func (c *Member) Status(ctx context.Context) (Status, error) {
-	s := &session{Member: c}
-	err := s.reopen(ctx)
-	if err == nil {
-		err = s.peek(ctx)
-	}
+	s, err := c.glance(ctx)
 	var out Status
 	if err == nil {
 		out, err = s.status(ctx)

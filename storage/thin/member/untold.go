@@ -125,10 +125,9 @@ type Untold struct {
 
 // Untold looks without a lock and changes nothing.
 func (c *Member) Untold(ctx context.Context) (Untold, error) {
-	s := &session{Member: c}
-	err := s.reopen(ctx)
+	s, err := c.glance(ctx)
 	if err == nil {
-		err = s.look(ctx)
+		err = s.belongs()
 	}
 	var out Untold
 	if err == nil {

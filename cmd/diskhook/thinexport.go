@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"diskhook/storage/atomicfile"
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/stream"
@@ -52,7 +53,7 @@ func thinExport(p *program, c *cli.Context) error {
 		return write(p.stdout)
 	}
 	return p.change(f, c.Bool("dry-run"), thinVolume(s.Name), []string{"# write " + to}, func() (string, error) {
-		return "exported to " + to, newFile(to, write)
+		return "exported to " + to, atomicfile.New(to, write)
 	})
 }
 

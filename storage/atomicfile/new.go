@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package atomicfile
 
 import (
 	"bufio"
@@ -15,17 +15,17 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 
-	"diskhook/storage/atomicfile"
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/lock"
 )
 
-// newFile writes a file that was not there, for good or not at all. It has no name
-// before it is whole, so that nothing is left of a program that is killed. Where the
-// file system knows no such files, as NFS and CIFS, it has one that begins with
-// unfinished, and the next file that is made there takes what nobody writes any more.
-func newFile(path string, write func(io.Writer) error) (err error) {
+// New writes a file that was not there, of mode 0600, for good or not at all; one that is
+// there is a failure.Conflict. What write says is its own. The file has no name before it
+// is whole, so that nothing is left of a program that is killed. Where the file system
+// knows no such files, as NFS and CIFS, it has one that begins with unfinished, and the
+// next New in that directory takes what nobody writes any more.
+func New(path string, write func(io.Writer) error) (err error) {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
 			err = failure.Hint(failure.New(failure.Conflict, "%s: it exists already", path), "name another file, or remove that one")
@@ -38,7 +38,7 @@ func newFile(path string, write func(io.Writer) error) (err error) {
 		d, err = hidden(dir)
 	}
 	if err != nil {
-		return err
+		return notWritten(path, err)
 	}
 	return d.finish(path, write)
 }
@@ -114,23 +114,23 @@ func (d draft) finish(path string, write func(io.Writer) error) (err error) {
 	if err := write(out); err != nil {
 		return err
 	}
-	if err := failure.Full(errors.Join(out.Flush(), d.Sync())); err != nil {
-		return err
+	if err := errors.Join(out.Flush(), d.Sync()); err != nil {
+		return notWritten(path, err)
 	}
-	if err := failpoint.Hit("newfile.written"); err != nil {
+	if err := failpoint.Hit("atomicfile.new.written"); err != nil {
 		return err
 	}
 	if err := d.publish(path); err != nil {
 		return err
 	}
 	d.name = "" // it is not the draft's any more
-	return atomicfile.Sync(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
 }
 
 // publish gives the file its name; one that is taken meanwhile stays.
 func (d draft) publish(path string) error {
 	if d.name != "" {
-		return atomicfile.Name(d.name, path)
+		return Name(d.name, path)
 	}
 	open := fmt.Sprintf("/proc/self/fd/%d", d.Fd())
 	if err := unix.Linkat(unix.AT_FDCWD, open, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package atomicfile
 
 import (
 	"errors"
@@ -30,20 +30,20 @@ func text(s string) func(io.Writer) error {
 	return func(w io.Writer) error { _, err := io.WriteString(w, s); return err }
 }
 
-func TestNewFile(t *testing.T) {
+func TestNew(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "file")
 	odd := errors.New("odd")
-	if err := newFile(path, func(w io.Writer) error { return errors.Join(text("x")(w), odd) }); !errors.Is(err, odd) || len(names(t, dir)) != 0 {
+	if err := New(path, func(w io.Writer) error { return errors.Join(text("x")(w), odd) }); !errors.Is(err, odd) || len(names(t, dir)) != 0 {
 		t.Fatalf("%v, %q", err, names(t, dir))
 	}
-	if err := newFile(path, text("whole")); err != nil {
+	if err := New(path, text("whole")); err != nil {
 		t.Fatal(err)
 	}
-	if err := newFile(path, text("other")); !errors.Is(err, failure.Conflict) || failure.HintOf(err) == "" {
+	if err := New(path, text("other")); !errors.Is(err, failure.Conflict) || failure.HintOf(err) == "" {
 		t.Error(err)
 	}
-	if err := newFile(filepath.Join(dir, "later"), func(w io.Writer) error { return os.WriteFile(filepath.Join(dir, "later"), []byte("theirs"), 0o600) }); !errors.Is(err, os.ErrExist) {
+	if err := New(filepath.Join(dir, "later"), func(w io.Writer) error { return os.WriteFile(filepath.Join(dir, "later"), []byte("theirs"), 0o600) }); !errors.Is(err, os.ErrExist) {
 		t.Errorf("taken meanwhile: %v", err)
 	}
 	for name, want := range map[string]string{"file": "whole", "later": "theirs"} {

@@ -199,7 +199,7 @@ func (s *Service) bind(ctx context.Context, p *Plan) (Domain, error) {
 	if len(p.binds) == 0 {
 		return s.define(ctx, p)
 	}
-	release, err := s.lock(ctx, "bind", p.Domain.Domain)
+	release, err := s.holdBindings(ctx, p.Domain.Domain)
 	if err != nil {
 		return p.Domain, err
 	}

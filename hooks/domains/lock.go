@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"diskhook/hooks/bindings"
@@ -21,23 +22,48 @@ const lockPatience = time.Second
 // hold takes the lock of a domain, which one verb at a time has while it works
 // on definition and copies. Hooks do not take it: they never wait for a verb.
 func (s *Service) hold(ctx context.Context, d bindings.Domain) (release func(), err error) {
-	return s.lock(ctx, "domain-"+d.UUID, d)
+	release, err = s.lock(ctx, "domain-"+d.UUID)
+	if errors.Is(err, lock.ErrHeld) {
+		err := failure.New(failure.Temporary, "%s: another diskhook works on its definition or its copies", d)
+		return nil, failure.Hint(err, "wait for its end (`diskhook local status --watch %s` shows copies that are being made), then run this again", d.NameArg())
+	}
+	return release, onDomain(d, err)
 }
 
-// lock takes a lock of the host for a verb on d.
-func (s *Service) lock(ctx context.Context, name string, d bindings.Domain) (release func(), err error) {
+// bindLock is the lock that one verb at a time has while it binds disks, of whichever
+// domain of the host.
+const bindLock = "bind"
+
+// holdBindings takes it for a verb on d.
+func (s *Service) holdBindings(ctx context.Context, d bindings.Domain) (release func(), err error) {
+	release, err = s.lock(ctx, bindLock)
+	if errors.Is(err, lock.ErrHeld) {
+		err := failure.New(failure.Temporary, "%s: another diskhook binds disks of a domain of this host, be it this one or another", d)
+		if h, known := lock.HolderOf(s.Host.Layout.Locks(), bindLock); known {
+			err = fmt.Errorf("%w: process %d, %q", err, h.PID, strings.Join(h.Argv, " "))
+		}
+		return nil, failure.Hint(err, "wait for its end, then run this again")
+	}
+	return release, onDomain(d, err)
+}
+
+func onDomain(d bindings.Domain, err error) error {
+	if err != nil {
+		err = fmt.Errorf("%s: %w", d, err)
+	}
+	return err
+}
+
+// lock takes a lock of the host. One that somebody has is a lock.ErrHeld.
+func (s *Service) lock(ctx context.Context, name string) (release func(), err error) {
 	if err := atomicfile.MkdirAll(s.Host.Layout.Locks(), 0o755); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Host.Layout.Locks(), err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
 	l, err := lock.Acquire(ctx, s.Host.Layout.Locks(), name)
-	if errors.Is(err, lock.ErrHeld) {
-		err := failure.New(failure.Temporary, "%s: another diskhook works on its definition or its copies", d)
-		return nil, failure.Hint(err, "wait for its end (`diskhook local status --watch %s` shows copies that are being made), then run this again", d.NameArg())
-	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", d, err)
+		return nil, err
 	}
 	return l.Release, nil
 }

@@ -5,12 +5,14 @@ package domains
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/localdisk"
 	"diskhook/storage/lock"
@@ -61,6 +63,40 @@ func TestVerbsOnOneDomainDoNotInterleave(t *testing.T) {
 				t.Fatalf("the first verb: %v, %v", err, tried)
 			}
 		})
+	}
+}
+
+// Who waits for a verb that binds disks is not told that this is on its own domain, of
+// which it may be anything but.
+func TestAnotherDomainIsBound(t *testing.T) {
+	root := t.TempDir()
+	s := testService(t, root, nil)
+	s.use(&oneDomain{xml: bare(root+"/images/vda.raw", "raw")})
+	write(t, root+"/images/vda.raw", strings.Repeat("x", 4096))
+	s.Host.Config.Local.Reserve, s.Local.Config.Local.Reserve = 0, 0
+	bind, err := bindings.Parse("--local", "vda:local=dir,fill=start", bindings.Flag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.PlanApply(t.Context(), "vm", bind, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(s.Host.Layout.Locks(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	held, err := lock.Try(s.Host.Layout.Locks(), "bind")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Apply(t.Context(), p, localdisk.Waiting{})
+	refusedWith(t, err, failure.Temporary, "another diskhook binds disks of a domain of this host", "run this again")
+	if !strings.Contains(err.Error(), fmt.Sprint("process ", os.Getpid())) || strings.Contains(err.Error(), "its definition") {
+		t.Error(err)
+	}
+	held.Release()
+	if err := s.Apply(t.Context(), p, localdisk.Waiting{}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -44,7 +44,7 @@ func TestImageThatWasBoundMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	libvirt.others = nil
-	refusedWith(t, s.Apply(t.Context(), p, localdisk.Waiting{}), failure.Temporary, "another diskhook works on", "run this again")
+	refusedWith(t, s.Apply(t.Context(), p, localdisk.Waiting{}), failure.Temporary, "another diskhook binds disks", "run this again")
 	held.Release()
 	if libvirt.xml != was {
 		t.Errorf("it is bound: %s", libvirt.xml)

@@ -104,16 +104,35 @@ func (s *Service) readable(ctx context.Context, d Domain, bound []bindings.Bound
 // patience bounds each look at a source: it may lie on storage that hangs.
 const patience = 10 * time.Second
 
-// notOpen refuses a source that some process has open.
+// lookers is how long a device may stay open for those who only look at it, before it is in
+// use: udev does when it was written to, and each command of LVM at all devices.
+const lookers = 10 * time.Second
+
+// openPoll is how often a device is looked at that is open.
+const openPoll = 100 * time.Millisecond
+
+// notOpen refuses a source that some process has open, and a device that one goes on
+// having open.
 func notOpen(ctx context.Context, d Domain, b bindings.Bound) error {
 	type use struct {
 		holder string
 		is     bool
 	}
-	got, err := withPatience(ctx, func() (use, error) {
-		holder, is, err := blockdev.InUse(b.Disk.Path)
-		return use{holder, is}, err
-	})
+	look := func() (use, error) {
+		return withPatience(ctx, func() (use, error) {
+			holder, is, err := blockdev.InUse(b.Disk.Path)
+			return use{holder, is}, err
+		})
+	}
+	got, err := look()
+	for until := time.Now().Add(lookers); err == nil && got.is && b.Disk.Type == "block" && time.Now().Before(until); {
+		select {
+		case <-time.After(openPoll):
+			got, err = look()
+		case <-ctx.Done():
+			return fmt.Errorf("%s: disk %s: %w", d, b.Disk.Target, context.Cause(ctx))
+		}
+	}
 	switch {
 	case errors.Is(err, blockdev.ErrUnknownUse):
 		return nil // not root: libvirt's word is all there is

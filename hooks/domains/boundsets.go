@@ -10,6 +10,7 @@ import (
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
 	"diskhook/storage/quorum"
+	"diskhook/xmlrewrite"
 )
 
 // Which disks replica sets are bound to, and what the sets know of it.
@@ -77,19 +78,12 @@ func (s *Service) noteBound(ctx context.Context, p *Plan) error {
 	return nil
 }
 
-// noteUnbound takes that back for disks that are about to lose their binding: from
-// then on the guest writes to what they were.
-func (s *Service) noteUnbound(p *Plan) error {
-	for _, target := range p.released {
-		e := p.Domain.entry(target)
-		if e == nil || e.Quorum == nil {
-			continue
-		}
-		if err := s.Quorum.Unbound(e.Quorum.Set, quorumUse(p.Domain, target)); err != nil {
-			return fmt.Errorf("%s: disk %s: %w", p.Domain, target, err)
-		}
+// leave takes that back for a disk.
+func (k replicas) leave(d Domain, e xmlrewrite.BoundDisk) error {
+	if e.Quorum == nil {
+		return nil
 	}
-	return nil
+	return k.Quorum.Unbound(e.Quorum.Set, quorumUse(d, e.Target))
 }
 
 // quorumUse is a disk as sets know it; on libvirt it is found by its target.

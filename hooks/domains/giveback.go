@@ -42,7 +42,7 @@ func (s *Service) Revert(ctx context.Context, p *Plan, notify progress.Func) err
 	if err := s.asPlanned(ctx, p); err != nil {
 		return err
 	}
-	if err := s.noteUnbound(p); err != nil {
+	if err := s.leaveAll(p); err != nil {
 		return err
 	}
 	stored, err := s.define(ctx, p)
@@ -126,7 +126,7 @@ func (s *Service) keep(ctx context.Context, p *Plan, stored Domain, left []local
 	free := slices.DeleteFunc(slices.Clone(p.released), func(target string) bool {
 		return slices.ContainsFunc(left, func(r localdisk.Receipt) bool { return r.Target == target })
 	})
-	doc, _, err := p.without(free)
+	doc, _, err := s.without(p, free)
 	if err == nil {
 		doc, err = s.numbered(ctx, p.Domain, doc)
 	}

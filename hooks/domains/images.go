@@ -13,7 +13,10 @@ import (
 
 // images are those of storage repositories: disks that are one, and local copies that
 // are made of one. Where an image is used on other hosts only its repository knows.
-type images struct{ *Service }
+type images struct {
+	*Service
+	plain
+}
 
 func (images) binds(b bindings.Binding) bool { return isImage(b) || b.Option("image", "") != "" }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 
 	"diskhook/hooks/bindings"
@@ -25,9 +26,60 @@ type kind interface {
 	fits(ctx context.Context, d Domain, b bindings.Bound) error
 	// note is what an operator has to know of a disk that p binds; "" is nothing.
 	note(p *Plan, b bindings.Bound) string
+
+	// used are the disks of d whose guests this host knows to have written to what the
+	// kind keeps, by target, and what that is; also disks that are not bound any more.
+	used(d Domain) (map[string]string, error)
+	// giveBack adds to p what becomes of that for a disk, or asks for the operator's word
+	// where it would go out of sight.
+	giveBack(p *Plan, target string, g GivingUp) error
+	// undo changes what a disk has besides its source because it is bound so.
+	undo(e xmlrewrite.BoundDisk) []xmlrewrite.Rewriter
+	// leave is told of a disk that is about to lose its binding.
+	leave(d Domain, e xmlrewrite.BoundDisk) error
 }
 
-func (s *Service) kinds() []kind { return []kind{replicas{s}, volumes{s}, images{s}, thins{s}} }
+// plain are kinds whose data stays where it is, for whoever is bound to it next.
+type plain struct{}
+
+func (plain) used(Domain) (map[string]string, error)          { return nil, nil }
+func (plain) giveBack(*Plan, string, GivingUp) error          { return nil }
+func (plain) undo(xmlrewrite.BoundDisk) []xmlrewrite.Rewriter { return nil }
+func (plain) leave(Domain, xmlrewrite.BoundDisk) error        { return nil }
+
+func (s *Service) kinds() []kind {
+	return []kind{replicas{s}, volumes{Service: s}, images{Service: s}, thins{Service: s}}
+}
+
+// allUsed is what the disks of a domain have written to, of whatever kind, by target.
+func (s *Service) allUsed(d Domain) (map[string]string, error) {
+	all := map[string]string{}
+	for _, k := range s.kinds() {
+		of, err := k.used(d)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", d, err)
+		}
+		maps.Copy(all, of)
+	}
+	return all, nil
+}
+
+// leaveAll has the kinds know which disks are about to lose their binding: from then on
+// the guest writes to what they were.
+func (s *Service) leaveAll(p *Plan) error {
+	for _, target := range p.released {
+		e := p.Domain.entry(target)
+		if e == nil {
+			continue
+		}
+		for _, k := range s.kinds() {
+			if err := k.leave(p.Domain, *e); err != nil {
+				return fmt.Errorf("%s: disk %s: %w", p.Domain, target, err)
+			}
+		}
+	}
+	return nil
+}
 
 // each calls do for the disks of each kind.
 func (s *Service) each(bound []bindings.Bound, do func(kind, bindings.Bound) error) error {

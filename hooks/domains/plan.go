@@ -40,8 +40,7 @@ type Plan struct {
 	sources map[string]string // fingerprints of disks that become replica sets, from before the sets were looked at
 	truths  []string          // targets that have used the sets which they are bound to
 
-	uses   []bindings.QuorumUse // replica sets that the domain's disks have used
-	forget []bindings.QuorumUse // those whose data is given up after the definition
+	forget []bindings.QuorumUse // replica sets whose data is given up after the definition
 
 	exported map[string]string // files that have or get the disks' data, by target
 }

@@ -228,14 +228,27 @@ func (s *Service) ownTruth(d Domain, b bindings.Bound) (own bool, err error) {
 	return own, nil
 }
 
-// planReplicas asks for the operator's word where what a guest wrote to a
-// replica set would go out of sight.
-func (s *Service) planReplicas(p *Plan, target string, g GivingUp) error {
-	i := slices.IndexFunc(p.uses, func(u bindings.QuorumUse) bool { return u.Target == target })
+// used are the disks that have receipts of sets.
+func (k replicas) used(d Domain) (map[string]string, error) {
+	uses, err := bindings.QuorumUses(k.Host.Layout, d.UUID)
+	of := map[string]string{}
+	for _, u := range uses {
+		of[u.Target] = "the replica set " + u.Set
+	}
+	return of, err
+}
+
+// giveBack forgets what the set has of the disk, when it is exported or given up.
+func (k replicas) giveBack(p *Plan, target string, g GivingUp) error {
+	uses, err := bindings.QuorumUses(k.Host.Layout, p.Domain.UUID)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.Domain, err)
+	}
+	i := slices.IndexFunc(uses, func(u bindings.QuorumUse) bool { return u.Target == target })
 	if i < 0 {
 		return nil
 	}
-	u, to := p.uses[i], g.Export[target]
+	u, to := uses[i], g.Export[target]
 	if !g.DiscardGuestData && to == "" {
 		command := func(option string) string {
 			return fmt.Sprintf("diskhook domain revert %s %s %s", option, p.Domain.NameArg(), target)
@@ -245,6 +258,14 @@ func (s *Service) planReplicas(p *Plan, target string, g GivingUp) error {
 	}
 	p.forget = append(p.forget, u)
 	return nil
+}
+
+// undo takes the nodes of a set away that the definition has inline.
+func (replicas) undo(e xmlrewrite.BoundDisk) []xmlrewrite.Rewriter {
+	if e.Quorum == nil {
+		return nil
+	}
+	return []xmlrewrite.Rewriter{xmlrewrite.RemoveInline{Target: e.Target}}
 }
 
 func (s *Service) exportReplicas(ctx context.Context, e Export, notify progress.Func) error {

@@ -35,11 +35,11 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if err != nil {
 		return nil, err
 	}
-	uses, err := bindings.QuorumUses(s.Host.Layout, d.UUID)
+	used, err := s.allUsed(d)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", d, err)
+		return nil, err
 	}
-	chosen, err := choose(d, receipts, uses, targets)
+	chosen, err := choose(d, receipts, used, targets)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (s *Service) PlanRevert(ctx context.Context, name string, targets []string,
 	if d.Domain, err = bindings.ReadDomain(base); err != nil {
 		return nil, err
 	}
-	p := &Plan{Domain: d, After: d.Doc, base: base, uses: uses}
+	p := &Plan{Domain: d, After: d.Doc, base: base}
 	if len(chosen) == 0 {
 		return p, nil
 	}
@@ -90,8 +90,10 @@ func (s *Service) planGivingBack(ctx context.Context, p *Plan, target string, re
 	if err := s.mayRevert(ctx, p.Domain, target, receipts, g); err != nil {
 		return err
 	}
-	if err := s.planReplicas(p, target, g); err != nil {
-		return err
+	for _, k := range s.kinds() {
+		if err := k.giveBack(p, target, g); err != nil {
+			return err
+		}
 	}
 	r, filled := receipts[target]
 	if filled {
@@ -116,10 +118,10 @@ func unrevertable(d Domain, f forgotten, r localdisk.Receipt) error {
 }
 
 // choose returns the targets to revert, sorted.
-func choose(d Domain, receipts map[string]localdisk.Receipt, uses []bindings.QuorumUse, targets []string) ([]string, error) {
+func choose(d Domain, receipts map[string]localdisk.Receipt, used map[string]string, targets []string) ([]string, error) {
 	known := map[string]bool{}
-	for _, u := range uses {
-		known[u.Target] = true
+	for target := range used {
+		known[target] = true
 	}
 	for target := range receipts {
 		known[target] = true
@@ -238,7 +240,7 @@ func (s *Service) noSnapshotOf(ctx context.Context, d Domain, target string) err
 // source meanwhile: that one stays.
 func (s *Service) release(ctx context.Context, p *Plan, targets []string) error {
 	p.released = targets
-	doc, notes, err := p.without(targets)
+	doc, notes, err := s.without(p, targets)
 	if err == nil {
 		doc, err = s.numbered(ctx, p.Domain, doc)
 	}
@@ -251,7 +253,7 @@ func (s *Service) release(ctx context.Context, p *Plan, targets []string) error 
 
 // without is the definition in which the targets are not bound any more, before
 // it is numbered.
-func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []string, err error) {
+func (s *Service) without(p *Plan, targets []string) (doc *xmlrewrite.Document, notes []string, err error) {
 	var changes []xmlrewrite.Rewriter
 	for _, target := range targets {
 		e, to := p.Domain.entry(target), p.exported[target]
@@ -270,8 +272,8 @@ func (p *Plan) without(targets []string) (doc *xmlrewrite.Document, notes []stri
 		case disk.At() != e.Source:
 			notes = append(notes, stays(disk))
 		default:
-			if e.Quorum != nil {
-				changes = append(changes, xmlrewrite.RemoveInline{Target: target})
+			for _, k := range s.kinds() {
+				changes = append(changes, k.undo(*e)...)
 			}
 			changes = append(changes, xmlrewrite.RestoreOrigin{Target: target})
 			if to != "" {

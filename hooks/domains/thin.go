@@ -10,7 +10,10 @@ import (
 
 // thins are volumes of thin clusters. Which domains of other hosts are bound to one
 // nobody knows; only one of them can have it attached.
-type thins struct{ *Service }
+type thins struct {
+	*Service
+	plain
+}
 
 func (thins) binds(b bindings.Binding) bool { return b.Kind == "thin" }
 

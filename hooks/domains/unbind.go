@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"diskhook/hooks/bindings"
 	"diskhook/storage/failure"
@@ -42,12 +44,13 @@ func (s *Service) PlanUnbind(ctx context.Context, name string, discard bool) (*P
 		err := failure.New(failure.Conflict, "%s: it has local copies of its own", d)
 		return nil, failure.Hint(err, "run `diskhook domain revert %s`", d.NameArg())
 	}
-	uses, err := bindings.QuorumUses(s.Host.Layout, d.UUID)
+	used, err := s.allUsed(d)
 	if err != nil && !damaged {
-		return nil, fmt.Errorf("%s: %w", d, err)
+		return nil, err
 	}
-	if len(uses) > 0 && !damaged {
-		err := failure.New(failure.Conflict, "%s: disk %s has used the replica set %s", d, uses[0].Target, uses[0].Set)
+	if len(used) > 0 && !damaged {
+		target := slices.Min(slices.Collect(maps.Keys(used)))
+		err := failure.New(failure.Conflict, "%s: disk %s has used %s", d, target, used[target])
 		return nil, failure.Hint(err, "run `diskhook domain revert %s`", d.NameArg())
 	}
 	for target, r := range receipts {
@@ -116,7 +119,7 @@ func (s *Service) Unbind(ctx context.Context, p *Plan) error {
 	if err := s.quiet(ctx, p.Domain, p.Domain.targets()); err != nil {
 		return err
 	}
-	if err := s.noteUnbound(p); err != nil {
+	if err := s.leaveAll(p); err != nil {
 		return err
 	}
 	_, err = s.define(ctx, p)

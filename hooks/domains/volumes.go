@@ -9,7 +9,10 @@ import (
 )
 
 // volumes are managed ones. All domains name one by the same path.
-type volumes struct{ *Service }
+type volumes struct {
+	*Service
+	plain
+}
 
 func (volumes) binds(b bindings.Binding) bool { return b.Kind == "volume" }
 

@@ -13,7 +13,9 @@
 // Everything that several hosts look at is activated shared: the master reads the
 // requests in every UUID.host, and hosts read hosts and UUID.thin. Only UUID.raw
 // and UUID.vhd, which a guest writes, are activated exclusively. That no two hosts
-// write one volume's metadata is kept by the map and by fencing.
+// write one volume's metadata is kept by the map and by fencing. A group of lvmlockd
+// extends and removes nothing that a host has active: what is active all the time, as
+// hosts and UUID.host are, is extended there only while the cluster is stopped.
 //
 // What the cluster makes carries the cluster's tag. A volume that has one of its
 // names without it is somebody else's and is refused.

@@ -226,7 +226,18 @@ func (g *volumes) Extend(ctx context.Context, name string, bytes uint64) error {
 	if err := g.allowed(); err != nil {
 		return err
 	}
-	return g.lvm.Extend(ctx, g.vg, name, sectors(bytes))
+	return g.held(g.lvm.Extend(ctx, g.vg, name, sectors(bytes)),
+		"a group of lvmlockd(8) extends nothing that a host has active: stop the cluster on each (`diskhook thin stop`, and the services diskhook-thin-*), "+
+			"run `lvchange -an %[1]s/%[2]s` on each and `lvextend -L %[3]db %[1]s/%[2]s` on one of them, then start them again", g.vg, name, sectors(bytes))
+}
+
+// held says what to do where lvmlockd refuses to change a volume because of who has it
+// active. In a group of another kind nobody does.
+func (g *volumes) held(err error, hint string, args ...any) error {
+	if errors.Is(err, lvm.ErrElsewhere) || errors.Is(err, lvm.ErrOtherWay) {
+		return failure.Hint(err, hint, args...)
+	}
+	return err
 }
 
 // Remove is Group's.
@@ -243,7 +254,7 @@ func (g *volumes) Remove(ctx context.Context, name string) error {
 		return err
 	}
 	if err := g.lvm.Remove(ctx, g.vg, name); !errors.Is(err, lvm.ErrNoLV) {
-		return err
+		return g.held(err, "run `lvchange -an %[1]s/%[2]s` on every host that is up, then this again; the lease of one that is off ends by itself (`lvmlockctl -i`)", g.vg, name)
 	}
 	return nil
 }

@@ -317,6 +317,33 @@ func TestGuarded(t *testing.T) {
 	}
 }
 
+// A group of lvmlockd refuses to change what a host has active, as the cluster's hosts have
+// most of its volumes all the time: what has to be done for it is said.
+func TestHeldInAGroupOfLvmlockd(t *testing.T) {
+	own := layout.Host.Name(id)
+	for name, c := range map[string]struct {
+		refused, hint string
+		do            func(Group) error
+	}{
+		"extend, active here": {"  LV is already locked with incompatible mode: vg/" + own, "`lvextend -L 1048576b vg/" + own,
+			func(g Group) error { return g.Extend(t.Context(), own, 1<<20) }},
+		"extend, elsewhere": {"  LV locked by other host: vg/" + own, "diskhook thin stop",
+			func(g Group) error { return g.Create(t.Context(), own, 1<<20) }},
+		"remove": {"  LV locked by other host: vg/" + own, "`lvchange -an vg/" + own + "` on every host",
+			func(g Group) error { return g.Remove(t.Context(), own) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, run := world(t, lv{own, tag, 4096, true})
+			for _, prefix := range []string{"lvm lvextend", "lvm lvremove"} {
+				run.Answers = append([]commandtest.Answer{{Prefix: prefix, Code: 5, Stderr: c.refused}}, run.Answers...)
+			}
+			if err := c.do(g); !errors.Is(err, failure.Conflict) || !strings.Contains(failure.HintOf(err), c.hint) {
+				t.Errorf("%v, hint %q", err, failure.HintOf(err))
+			}
+		})
+	}
+}
+
 // What somebody else gave a name as the cluster's is not removed.
 func TestRemoveForeign(t *testing.T) {
 	g, run := world(t, lv{thin, "", 4096, false})

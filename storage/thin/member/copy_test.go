@@ -283,24 +283,12 @@ func killCopy(t *testing.T, verb string, at int, boots bool) (killed bool) {
 			t.Logf("killed before step %d", at)
 		}
 	}()
-	do := func() error { return one.MakeCopy(t.Context(), newCopy(copyID)) }
+	do := func(one *node) error { return one.MakeCopy(t.Context(), newCopy(copyID)) }
 	if verb == "remove" {
 		one.makes()
-		do = func() error { return one.RemoveCopy(t.Context(), copyName, copyID) }
+		do = func(one *node) error { return one.RemoveCopy(t.Context(), copyName, copyID) }
 	}
-	one.life.left = at
-	err := do()
-	killed = one.life.left == 0
-	one.life.left = -1
-	if !killed {
-		w.must(err)
-	}
-	w.check()
-	if boots {
-		one.boot()
-		one.start()
-		w.check()
-	}
+	killed = one.killed(do, at, boots)
 	// The program that comes next finishes what it finds in the header: what it sees
 	// of the copy then has a label, or is nothing.
 	w.must(one.Settle(t.Context()))

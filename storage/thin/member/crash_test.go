@@ -102,6 +102,26 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// killed does something, of which the program is killed before a step, and says whether it
+// came so far. The host boots after it, or it does not.
+func (h *node) killed(do func(*node) error, at int, boots bool) bool {
+	h.w.Helper()
+	h.life.left = at
+	err := do(h)
+	killed := h.life.left == 0
+	h.life.left = -1
+	if !killed {
+		h.must(err)
+	}
+	h.w.check()
+	if boots {
+		h.boot()
+		h.start()
+		h.w.check()
+	}
+	return killed
+}
+
 func kill(t *testing.T, do func(*node) error, after func(*node), at int, boots bool) (killed bool) {
 	w := stage(t)
 	one := w.hosts[0]
@@ -110,19 +130,7 @@ func kill(t *testing.T, do func(*node) error, after func(*node), at int, boots b
 			t.Logf("killed before step %d", at)
 		}
 	}()
-	one.life.left = at
-	err := do(one)
-	killed = one.life.left == 0
-	one.life.left = -1
-	if !killed {
-		w.must(err)
-	}
-	w.check()
-	if boots {
-		one.boot()
-		one.start()
-		w.check()
-	}
+	killed = one.killed(do, at, boots)
 	w.must(do(one))
 	w.check()
 	after(one)

@@ -120,7 +120,16 @@ type made struct {
 	repository.Status
 }
 
-// makes is such a verb: verb says in words what act does.
+// making is what a verb that makes an image calls: to make it, or to preview that.
+func making[F any](c *cli.Context, meant, preview F) F {
+	if c.Bool("dry-run") {
+		return preview
+	}
+	return meant
+}
+
+// makes is such a verb: verb says in words what act does. In a dry run act is its preview, and
+// returns the image only if it is there already.
 func (p *program) makes(c *cli.Context, f format, s *repository.Service, repo, verb string, act func(json.RawMessage, repository.Options) (string, error)) error {
 	userData, err := readUserData(c, c.String("user-data"))
 	if err != nil {
@@ -142,7 +151,16 @@ func (p *program) makes(c *cli.Context, f format, s *repository.Service, repo, v
 	m := made{Repository: repo}
 	of := storageRepository(repo)
 	of.result = func() any { return m }
-	err = p.change(f, c.Bool("dry-run"), of, []string{verb}, func() (string, error) {
+	steps := []string{verb}
+	if c.Bool("dry-run") {
+		if m.Image, err = act(userData, options); err != nil {
+			return err
+		}
+		if m.Image != "" {
+			steps = nil
+		}
+	}
+	err = p.change(f, c.Bool("dry-run"), of, steps, func() (string, error) {
 		if m.Image, err = act(userData, options); err != nil {
 			return "", err
 		}
@@ -210,7 +228,7 @@ func imageCreate(p *program, c *cli.Context) error {
 		return see(c, failure.New(failure.Usage, "--size is missing"))
 	}
 	return p.makes(c, f, s, words[0], "make a virtual disk", func(data json.RawMessage, o repository.Options) (string, error) {
-		return s.CreateVirtualDisk(c.Context, words[0], bytes, base, data, o)
+		return making(c, s.CreateVirtualDisk, s.PreviewVirtualDisk)(c.Context, words[0], bytes, base, data, o)
 	})
 }
 
@@ -220,7 +238,7 @@ func imageSnapshot(p *program, c *cli.Context) error {
 		return err
 	}
 	return p.makes(c, f, s, ref.repo, "make a snapshot of image "+ref.String(), func(data json.RawMessage, o repository.Options) (string, error) {
-		return s.CreateSnapshot(c.Context, ref.repo, ref.id, data, o)
+		return making(c, s.CreateSnapshot, s.PreviewSnapshot)(c.Context, ref.repo, ref.id, data, o)
 	})
 }
 
@@ -253,7 +271,7 @@ func imageCopy(p *program, c *cli.Context) error {
 		if ref.repo != "" {
 			o.ImageHints = map[string]string{id: ref.repo}
 		}
-		return s.CopyImage(c.Context, target, id, c.String("base"), data, o)
+		return making(c, s.CopyImage, s.PreviewCopy)(c.Context, target, id, c.String("base"), data, o)
 	})
 }
 
@@ -281,7 +299,7 @@ func imageImport(p *program, c *cli.Context) error {
 			err := failure.New(failure.Precondition, "%s: its header says that it lies on %s, which would be taken in as well", file, layers[1].Path)
 			return "", failure.Hint(err, "add --backing if whoever made it may read that")
 		}
-		return s.ImportImage(c.Context, words[0], layers, kind, data, o)
+		return making(c, s.ImportImage, s.PreviewImport)(c.Context, words[0], layers, kind, data, o)
 	})
 }
 
@@ -344,7 +362,7 @@ func imageAnnotate(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.GetImage(c.Context, ref.repo, ref.id); err != nil {
+	if err := s.PreviewUserData(c.Context, ref.repo, ref.id, data); err != nil {
 		return err
 	}
 	return p.change(f, c.Bool("dry-run"), imageOf(ref), []string{"replace the user data of image " + ref.String()}, done(func() error {

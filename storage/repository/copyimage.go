@@ -65,7 +65,8 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 				return err
 			}
 		}
-		return s.commit(ctx, u, a)
+		_, err := s.commit(ctx, u, a)
+		return err
 	})
 	if err != nil {
 		return "", err
@@ -208,7 +209,7 @@ func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers [
 	if err := r.room(ctx, r.whole(allocatedBelow(layers, a.size), a.size), "the imported image"); err != nil {
 		return "", err
 	}
-	if err := r.change(ctx, func(u *update) error { return s.commit(ctx, u, a) }); err != nil {
+	if err := s.make(ctx, r, a); err != nil {
 		return "", err
 	}
 	s.proceed(ctx, r, a.id, o)

@@ -29,29 +29,37 @@ type asked struct {
 
 // commit writes the image with its plan, the moment from which it exists. One that
 // is there already is the answer to a request that was made before, if it is the same.
-func (s *Service) commit(ctx context.Context, u *update, a asked) error {
+func (s *Service) commit(ctx context.Context, u *update, a asked) (*image, error) {
 	var gen int64
 	old, err := u.image(ctx, a.id)
 	switch {
 	case errors.Is(err, ErrNoImage):
 	case err != nil:
-		return err
+		return nil, err
 	case old.Weak && old.Kind == Snapshot && a.kind == Snapshot && old.Volume == "" && old.Plan == nil:
 		gen = old.Gen // only its name is left, for which a copy waits: it has the same content
 	case !old.Weak && a.digest != "" && old.Request == a.digest:
-		return nil // by the same request, in the meantime
+		return old, nil // by the same request, in the meantime
 	case old.Weak:
 		err := failure.New(failure.Conflict, "image %s/%s: it was removed, and its data is still needed", u.id, a.id)
-		return failure.Hint(err, "take another request id, or first `diskhook repo fix --all --wait %s`", u.id)
+		return nil, failure.Hint(err, "take another request id, or first `diskhook repo fix --all --wait %s`", u.id)
 	default:
-		return failure.New(failure.Conflict, "image %s/%s: there is another one", u.id, a.id)
+		return nil, failure.New(failure.Conflict, "image %s/%s: there is another one", u.id, a.id)
 	}
 	img := &image{
 		ID: a.id, Gen: gen, Kind: a.kind, Size: a.size, Strategy: a.strategy, Base: a.base, Volume: a.volume,
 		UserData: a.userData, Created: now(), Request: a.digest,
 	}
 	a.plan.Nonce = uuid.NewString()
-	return u.begin(ctx, img, a.plan)
+	return img, u.begin(ctx, img, a.plan)
+}
+
+// make commits what does not depend on what else is in the repository.
+func (s *Service) make(ctx context.Context, r *repo, a asked) error {
+	return r.change(ctx, func(u *update) error {
+		_, err := s.commit(ctx, u, a)
+		return err
+	})
 }
 
 // repeated says that a request was made before, and its image is there.
@@ -121,6 +129,10 @@ func (s *Service) proceed(ctx context.Context, r *repo, imageID string, o Option
 	if o.NoAutoFix {
 		return
 	}
+	if r.rehearsal != nil {
+		r.rehearsal.changes.Store(true)
+		return
+	}
 	start := s.Start
 	if start == nil {
 		start = func(ctx context.Context, _, imageID string) error { return s.work(ctx, r, imageID) }
@@ -135,7 +147,11 @@ func (s *Service) target(ctx context.Context, repoID string, o Options) (*repo, 
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	return s.connected(ctx, repoID)
+	r, err := s.connected(ctx, repoID)
+	if err == nil {
+		r.rehearsal = o.rehearsal
+	}
+	return r, err
 }
 
 // CreateVirtualDisk makes a disk of size bytes, rounded up, that reads zero, or as
@@ -157,7 +173,7 @@ func (s *Service) CreateVirtualDisk(ctx context.Context, targetRepoID string, si
 		if err := r.room(ctx, r.empty(imagecheck.Raw, a.size), "a virtual disk"); err != nil {
 			return "", err
 		}
-		err = r.change(ctx, func(u *update) error { return s.commit(ctx, u, a) })
+		err = s.make(ctx, r, a)
 	} else {
 		err = s.createOn(ctx, r, &a, size, baseSnapshotID, o)
 	}
@@ -197,7 +213,8 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 			if err := base.roomToCopy(ctx, r); err != nil {
 				return err
 			}
-			return s.commit(ctx, u, *a)
+			_, err := s.commit(ctx, u, *a)
+			return err
 		}
 		now, err := u.visible(ctx, baseID)
 		if err != nil {
@@ -220,7 +237,8 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 		if err != nil {
 			return err
 		}
-		return s.commit(ctx, u, *a)
+		_, err = s.commit(ctx, u, *a)
+		return err
 	}
 	return r.change(ctx, commit)
 }
@@ -265,10 +283,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, targetRepoID, baseVirtualD
 		if err := r.room(ctx, needed, "a snapshot"); err != nil {
 			return err
 		}
-		if err := s.commit(ctx, u, a); err != nil {
-			return err
-		}
-		snapshot, err := u.image(ctx, a.id)
+		snapshot, err := s.commit(ctx, u, a)
 		if err != nil {
 			return err
 		}

@@ -67,6 +67,8 @@ type Options struct {
 	// RequestID makes a verb that creates idempotent: the same request with the same id
 	// returns the same image, another one is a failure.Conflict.
 	RequestID string
+
+	rehearsal *rehearsal // nil: it is meant
 }
 
 // MaxUserData bounds user data in bytes, as compact JSON.

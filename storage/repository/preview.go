@@ -4,6 +4,7 @@ package repository
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 )
@@ -82,25 +83,26 @@ func (s *Service) PreviewResize(ctx context.Context, repoID, diskID string, size
 		return 0, 0, err
 	}
 	defer r.close()
-	disk, to, err := s.resizable(ctx, &update{repo: r}, diskID, size)
-	if err != nil {
-		return 0, 0, err
-	}
-	return disk.Size, to, nil
+	r.rehearsal = &rehearsal{}
+	err = r.change(ctx, func(u *update) error {
+		var disk *image
+		if disk, to, err = s.resizable(ctx, u, diskID, size); err == nil {
+			from = disk.Size
+		}
+		return err
+	})
+	return from, to, err
 }
 
 // PreviewRemove refuses what RemoveImage would refuse now, and changes nothing.
 func (s *Service) PreviewRemove(ctx context.Context, repoID, imageID string, o Options) error {
-	if err := checkImageID(imageID); err != nil {
-		return err
-	}
-	r, err := s.target(ctx, repoID, o)
-	if err != nil {
-		return err
-	}
-	defer r.close()
-	_, _, err = s.removable(ctx, &update{repo: r}, imageID, o)
-	return err
+	o.rehearsal = &rehearsal{}
+	return s.RemoveImage(ctx, repoID, imageID, o)
+}
+
+// PreviewUserData refuses what SetUserData would refuse now, and changes nothing.
+func (s *Service) PreviewUserData(ctx context.Context, repoID, imageID string, userData json.RawMessage) error {
+	return s.annotate(ctx, repoID, imageID, userData, &rehearsal{})
 }
 
 // version is Prepared.Version: each preparation for writing saves the document.

@@ -141,6 +141,10 @@ func (s *Service) resizable(ctx context.Context, u *update, diskID string, size 
 
 // SetUserData replaces what callers keep with an image.
 func (s *Service) SetUserData(ctx context.Context, repoID, imageID string, userData json.RawMessage) error {
+	return s.annotate(ctx, repoID, imageID, userData, nil)
+}
+
+func (s *Service) annotate(ctx context.Context, repoID, imageID string, userData json.RawMessage, only *rehearsal) error {
 	if err := checkImageID(imageID); err != nil {
 		return err
 	}
@@ -148,7 +152,7 @@ func (s *Service) SetUserData(ctx context.Context, repoID, imageID string, userD
 	if err != nil {
 		return err
 	}
-	r, err := s.connected(ctx, repoID)
+	r, err := s.target(ctx, repoID, Options{rehearsal: only})
 	if err != nil {
 		return err
 	}

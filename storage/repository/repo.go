@@ -27,6 +27,8 @@ type repo struct {
 	locks    []*holding // without which nothing is changed
 	attached *attached
 	frees    bool // documents may be written to what is kept for when there is no room
+	// rehearsal: nothing is changed; nil: it is
+	rehearsal *rehearsal
 }
 
 // freeing is the repository for who is about to free room in it, or tells that there is
@@ -93,6 +95,10 @@ func (r *repo) drop(ctx context.Context, kind format.Kind, id string) error {
 // alter changes a document, fenced: one that is abandoned at the deadline, or by
 // who asked for it, or whose locks may be somebody else's, does not happen later.
 func (r *repo) alter(ctx context.Context, what string, do func(context.Context, format.Fence) error) error {
+	if r.rehearsal != nil {
+		r.rehearsal.changes.Store(true)
+		return nil
+	}
 	for _, h := range r.locks {
 		h.users.Add(1)
 	}
@@ -192,8 +198,12 @@ func (r *repo) guarded(h *holding) *repo {
 type update struct{ *repo }
 
 // change holds the repository's lock while do decides and writes. It waits for
-// the lock until the deadline.
+// the lock until the deadline. A rehearsal has none, unless it would be refused: that leaves a
+// trace on the storage.
 func (r *repo) change(ctx context.Context, do func(*update) error) error {
+	if r.rehearsal != nil && !r.place.Capabilities().ReadOnly {
+		return do(&update{r})
+	}
 	waiting, cancel := context.WithTimeout(ctx, r.deadline)
 	defer cancel()
 	l, err := command.Abandon(waiting, func() (format.Lock, error) { return r.place.Lock(waiting, repoLock) })

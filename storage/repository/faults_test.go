@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,6 +24,8 @@ type faulty struct {
 	localfs.Format
 	hangs     atomic.Bool // nothing answers any more
 	takenOver atomic.Bool // locks were taken from somebody who may wake up
+	silent    string      // takenOver is of locks whose names begin so
+	shared    bool        // other hosts have it, and may write what this one does
 	slow      func()      // before a volume is made durable
 	full      bool        // there is next to no room
 	lost      atomic.Bool // locks may be somebody else's
@@ -109,10 +112,16 @@ func (p *faultyPlace) Capacity(ctx context.Context) (format.Capacity, error) {
 
 func (p *faultyPlace) TryLock(ctx context.Context, name string) (format.Lock, error) {
 	l, err := p.Place.TryLock(ctx, name)
-	if err == nil && p.f.takenOver.Load() {
+	if err == nil && p.f.takenOver.Load() && strings.HasPrefix(name, p.f.silent) {
 		l = takenOver{l}
 	}
 	return l, err
+}
+
+func (p *faultyPlace) Capabilities() format.Capabilities {
+	c := p.Place.Capabilities()
+	c.Shared = c.Shared || p.f.shared
+	return c
 }
 
 type takenOver struct{ format.Lock }

@@ -124,7 +124,7 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 		if cut, err = u.pendingCut(ctx, img); err != nil || cut != "" {
 			return err
 		}
-		if err := u.unchanging(ctx, img); err != nil {
+		if err := u.unchanging(ctx, img, p.Write); err != nil {
 			return err
 		}
 		holders, err := s.holders(ctx, r, imageID)
@@ -200,13 +200,14 @@ func (r *repo) pendingCut(ctx context.Context, disk *image) (string, error) {
 }
 
 // unchanging refuses an image whose volumes somebody changes, or may; ErrBusy.
-func (r *repo) unchanging(ctx context.Context, img *image) error {
+func (r *repo) unchanging(ctx context.Context, img *image, write bool) error {
 	if err := r.undisturbed(ctx, img); err != nil {
 		return err
 	}
-	if img.Plan != nil && img.Plan.Verb == verbMerge && r.place.Capabilities().Shared {
+	p := img.Plan
+	if p != nil && !r.safeInPlace(p) && r.place.Capabilities().Shared && (write || p.Verb == verbMerge) {
 		// Who began may be silent, and wake up while a guest writes.
-		err := fmt.Errorf("image %s/%s: %w: its merge is not done", r.id, img.ID, ErrBusy)
+		err := fmt.Errorf("image %s/%s: %w: its %s is not done", r.id, img.ID, ErrBusy, img.Plan.Verb)
 		return failure.Hint(err, "`diskhook image resume --wait %s/%s`", r.id, img.ID)
 	}
 	return nil

@@ -62,7 +62,7 @@ func (s *Service) admissible(ctx context.Context, r *repo, img *image, holders [
 	if p.Write && img.Kind != Disk {
 		return fmt.Errorf("image %s/%s: %w", r.id, img.ID, ErrNotDisk)
 	}
-	if err := r.unchanging(ctx, img); err != nil {
+	if err := r.unchanging(ctx, img, p.Write); err != nil {
 		return err
 	}
 	_, err := s.admit(&update{repo: r}, img, holders, p)

@@ -3,11 +3,9 @@
 package repository_test
 
 import (
-	"strings"
 	"testing"
 
 	"diskhook/storage/repository"
-	"diskhook/storage/repository/format"
 )
 
 func TestARemovedSnapshotComesBackWhileItsDataIsThere(t *testing.T) {
@@ -39,28 +37,4 @@ func TestARemovedSnapshotComesBackWhileItsDataIsThere(t *testing.T) {
 		w.holds("a", base, w.path("before.raw"))
 		w.holds("a", disk, w.path("now.raw"))
 	})
-}
-
-// A merge changes volumes in place. Who lost his lock meanwhile may go on with that, so
-// nobody uses them any more.
-func TestATakenOverMergeBecomesACopy(t *testing.T) {
-	w := newWorld(t, "localfs-1.0")
-	s, ctx := w.on("h1"), t.Context()
-	disk, base := w.diskOnBase()
-	must(t, s.RemoveImage(ctx, "a", base, repository.Options{}))
-	report, err := s.CheckStorageRepository(ctx, "a")
-	must(t, err)
-	must(t, s.FixStorageRepository(ctx, "a", report.Fixes[0], repository.Options{NoAutoFix: true}))
-	before := w.files("a")
-	thief := &faulty{}
-	thief.takenOver.Store(true)
-	second := w.on("h2")
-	second.Formats = []format.Format{thief}
-	must(t, second.Run(ctx, "a", disk))
-	w.holds("a", disk, w.path("now.raw"))
-	w.repair("a")
-	after := w.files("a")
-	if len(after) != 1 || strings.Contains(strings.Join(before, " "), after[0]) {
-		t.Errorf("%v, then %v", before, after)
-	}
 }

@@ -62,8 +62,8 @@ func (w *worker) flush(ctx context.Context, v *volume) error {
 	return err
 }
 
-// errOldHost says that another host has a new volume of the plan open: a worker had it,
-// and has died, for this one has the lock of the work.
+// errOldHost says that another host has a volume of the plan open, or may go on changing
+// it: a worker had it, and has died or fell silent, for this one has the lock of the work.
 var errOldHost = errors.New("it was left open there by work that died")
 
 // make makes room for a new volume and opens it for writing; errOldHost.

@@ -36,6 +36,9 @@ func (w *worker) publish(ctx context.Context) error {
 			}
 			img.Volume = p.Volume
 		}
+		if p.Verb == verbResize {
+			img.Size = p.Size // it was copied, as somebody fell silent who made it larger
+		}
 		if p.creates() {
 			w.end(img)
 		}

@@ -203,6 +203,10 @@ func (w *worker) inPlace(ctx context.Context, do func(chain) error) error {
 		return err
 	}
 	defer l.Release()
+	if l.TakenOver() && !w.repo.safeInPlace(w.img.Plan) {
+		// The lock of the work had somebody else since, who began nothing.
+		return fmt.Errorf("volume %s/%s: %w", w.repo.id, w.img.Volume, errOldHost)
+	}
 	// Who outlives us keeps it, too: a child goes on writing.
 	w.also = filesOf(l)
 	defer func() { w.also = nil }()

@@ -18,8 +18,8 @@ import (
 // document however often it is taken over: who wrote there lost the work two holders ago, and
 // data that he still has open stays until a check finds it.
 func (w *worker) startOver(ctx context.Context) error {
-	begun := w.img.Plan.Verb != verbMerge || w.img.Plan.Volume != ""
-	if !begun {
+	begun := w.repo.safeInPlace(w.img.Plan) || w.img.Plan.Volume != ""
+	if !begun && w.img.Plan.Verb == verbMerge {
 		if err := w.relinked(ctx); err != nil {
 			return err
 		}
@@ -32,8 +32,9 @@ func (w *worker) startOver(ctx context.Context) error {
 		}
 		p.Left = nil
 		if !begun {
-			// What he changes in place nobody may use any more: it is copied.
-			p.Volume, p.Size, p.From, p.Here = uuid.NewString(), img.Size, img.ID, true
+			// What he changes in place nobody may use any more: it is copied. A disk that
+			// was to grow has its size then.
+			p.Volume, p.Size, p.From, p.Here = uuid.NewString(), max(img.Size, p.Size), img.ID, true
 			p.Old = append(p.Old, img.Volume)
 			p.copies()
 			p.Stages = append(p.Stages, stageSweep)
@@ -64,6 +65,13 @@ func (w *worker) startOver(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// safeInPlace says of a plan that nothing comes of it if somebody else who walked it wakes
+// up in the middle, and goes on. A merge changes volumes in place, and so does who makes a
+// disk larger: where the storage lets two write, he would go on while a guest does.
+func (r *repo) safeInPlace(p *plan) bool {
+	return p.Verb != verbMerge && (p.Verb != verbResize || r.exclusive())
 }
 
 // forsake removes the documents of volumes that only a plan knows of, and returns the data

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"slices"
 
+	"github.com/google/uuid"
+
 	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 	"diskhook/storage/repository/format"
@@ -20,16 +22,23 @@ import (
 // where it is kept and not read; volumes that no other image names may be its own, and
 // stay. The second forgets it, and lets these be cleaned. Both give something up, so
 // that they want to hear of which image. Where a document has no place of its own, and
-// nobody can tell which one is damaged, it is a wreck, and goes the same way.
+// nobody can tell which one is damaged, it is a wreck, and goes the same way. So does one that
+// says who uses an image: until somebody says that nobody does, it counts as in use.
+// That of a volume can be told anew (describe.go).
 
 // given finds images of which nothing but damaged documents is left.
 func (c *checking) given() {
-	lost := slices.Compact(slices.Sorted(slices.Values(c.view.lost)))
-	for _, id := range lost {
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(c.view.lost[format.Image]))) {
 		c.add(Fix{
 			Type: Mend, Images: []string{id}, ByName: true,
 			Summary: fmt.Sprintf("give image %s up, if its document cannot be brought back: put what is left of that aside, and keep all data that may be its own", id),
 		}, order{Kind: orderAside, Images: map[string]int64{id: 0}})
+	}
+	for _, id := range slices.Compact(slices.Sorted(slices.Values(c.view.lost[format.Pin]))) {
+		c.add(Fix{
+			Type: Mend, Images: []string{id}, ByName: true,
+			Summary: fmt.Sprintf("say that nobody uses image %s on any host, and put the damaged document aside that said who does; as long as it is there the image counts as in use", id),
+		}, order{Kind: orderUnused, Images: map[string]int64{id: 0}})
 	}
 	for _, w := range c.view.wrecks {
 		c.add(Fix{
@@ -53,7 +62,7 @@ func (c *checking) given() {
 	}
 	for _, id := range c.view.aside {
 		c.report.Problems = append(c.report.Problems, fmt.Sprintf(
-			"%s: a damaged document was put aside, and %d volumes that no other image names are kept; copy the image here from elsewhere if it is wanted, and have the rest cleaned by the fix that forgets it", id, kept))
+			"%s: %s was put aside, and %d volumes that no image names are kept; copy an image that is missing here from elsewhere if it is wanted, and have the rest cleaned by the fix that forgets it", id, c.view.asideOf(id), kept))
 		c.add(Fix{
 			Type: Clean, Images: []string{id}, ByName: true, Bytes: -1,
 			Summary: fmt.Sprintf("forget the damaged document %s that was put aside; what it alone may have needed can be cleaned then", id),
@@ -61,20 +70,42 @@ func (c *checking) given() {
 	}
 }
 
-// giveUp does either of these fixes, once it is confirmed.
+// asideOf says what was put aside under an id.
+func (v *view) asideOf(id string) string {
+	for image := range v.images {
+		if usersAside(image) == id {
+			return "what said who uses image " + image
+		}
+	}
+	if v.volumes[id] != nil {
+		return "an earlier description of the volume"
+	}
+	return "a damaged document"
+}
+
+// giveUp does one of these fixes, once it is confirmed.
 func (f *fixing) giveUp(ctx context.Context, o Options) error {
+	id, err := f.confirmed(o)
+	if err != nil {
+		return err
+	}
+	do := map[string]func(context.Context, *update, string) error{
+		orderAside: f.putAside, orderForget: f.forgetAside, orderWreck: f.clearWreck, orderUnused: f.nobodyUses,
+	}[f.about.Kind]
+	f.repo = f.repo.freeing()
+	return f.repo.change(ctx, func(u *update) error { return do(ctx, u, id) })
+}
+
+// confirmed is what a fix gives up, once somebody says that he means that.
+func (f *fixing) confirmed(o Options) (id string, err error) {
 	for id := range f.about.Images {
 		if o.Confirm != id {
 			err := failure.New(failure.Usage, "fix: it gives %s/%s up, which was not confirmed", f.repo.id, id)
-			return failure.Hint(err, "name the fix: `diskhook repo fix %s FIX`", f.repo.id)
+			return "", failure.Hint(err, "name the fix: `diskhook repo fix %s FIX`", f.repo.id)
 		}
-		do := map[string]func(context.Context, *update, string) error{
-			orderAside: f.putAside, orderForget: f.forgetAside, orderWreck: f.clearWreck,
-		}[f.about.Kind]
-		f.repo = f.repo.freeing()
-		return f.repo.change(ctx, func(u *update) error { return do(ctx, u, id) })
+		return id, nil
 	}
-	return f.stale("image", "")
+	return "", f.stale("image", "")
 }
 
 // raw reads a document as it is.
@@ -94,6 +125,36 @@ func (f *fixing) putAside(ctx context.Context, u *update, id string) error {
 		return err
 	}
 	return u.drop(ctx, format.Image, id)
+}
+
+// usersAside is where the document is kept that said who uses an image: its own may be kept
+// as well.
+func usersAside(imageID string) string {
+	return uuid.NewSHA1(uuid.MustParse(imageID), []byte(format.Pin)).String()
+}
+
+// nobodyUses takes the caller's word that nobody uses an image. A program that is seen to
+// have it open keeps it.
+func (f *fixing) nobodyUses(ctx context.Context, u *update, id string) error {
+	data, err := u.raw(ctx, format.Pin, id)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !errors.Is(decode(data, new(pins)), ErrDamaged) {
+		return f.stale("image", id)
+	}
+	if err != nil {
+		return err
+	}
+	img, err := u.image(ctx, id)
+	if err == nil {
+		err = u.unopened(ctx, img, true)
+	}
+	// Of an image that is broken, or gone, nobody has anything open that could be seen.
+	if err != nil && !errors.Is(err, ErrBroken) && !errors.Is(err, ErrNoImage) && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	if err := keepAside(ctx, u, usersAside(id), data); err != nil {
+		return err
+	}
+	return u.drop(ctx, format.Pin, id)
 }
 
 // clearWreck puts aside what nobody can tell what it was.

@@ -30,21 +30,28 @@ func (w *world) place(repo string) format.Place {
 // damage spoils an image's document, and returns what was there.
 func (w *world) damage(repo, image string) []byte {
 	w.Helper()
+	return w.spoil(repo, format.Image, image)
+}
+
+// spoil is damage of a document of any kind.
+func (w *world) spoil(repo string, kind format.Kind, id string) []byte {
+	w.Helper()
 	p := w.place(repo)
-	was, err := p.Read(w.Context(), format.Image, image)
+	was, err := p.Read(w.Context(), kind, id)
 	must(w, err)
-	must(w, p.Write(w.Context(), format.Image, image, slices.Concat(was[:40], []byte("?"), was[41:]), func() error { return nil }))
+	must(w, p.Write(w.Context(), kind, id, slices.Concat(was[:40], []byte("?"), was[41:]), func() error { return nil }))
 	return was
 }
 
-// byName is the one fix that has to be confirmed; the others are done.
+// byName is the one fix of a type that has to be confirmed; those that have not are done.
 func (w *world) byName(repo string, wanted repository.FixType) repository.Fix {
 	w.Helper()
 	for range 12 {
 		report, err := w.on("h1").CheckStorageRepository(w.Context(), repo)
 		must(w, err)
-		if len(report.Fixes) == 1 && report.Fixes[0].ByName && report.Fixes[0].Type == wanted {
-			return report.Fixes[0]
+		named := slices.DeleteFunc(slices.Clone(report.Fixes), func(f repository.Fix) bool { return !f.ByName || f.Type != wanted })
+		if len(named) == 1 && !slices.ContainsFunc(report.Fixes, func(f repository.Fix) bool { return !f.ByName }) {
+			return named[0]
 		}
 		i := slices.IndexFunc(report.Fixes, func(f repository.Fix) bool { return !f.ByName })
 		if i < 0 {

@@ -105,6 +105,9 @@ func (c *checking) run(ctx context.Context) (Report, error) {
 		return c.report, err
 	}
 	c.given()
+	if err := c.undescribed(ctx); err != nil {
+		return c.report, err
+	}
 	if len(c.view.damaged) == 0 {
 		if err := errors.Join(c.cleans(ctx), c.merges(ctx)); err != nil {
 			return c.report, err
@@ -127,8 +130,11 @@ func (c *checking) image(ctx context.Context, img *image) error {
 	volumes, err := c.view.chain(img.Volume)
 	switch stateOf(img, volumes, err) {
 	case Broken:
-		c.report.Problems = append(c.report.Problems, fmt.Sprintf(
-			"image %s: %s; if its data does not come back, remove it", img.ID, failure.Line(err)))
+		what := "if its data does not come back, remove it"
+		if errors.Is(err, ErrDamaged) {
+			what = "a fix describes that anew"
+		}
+		c.report.Problems = append(c.report.Problems, fmt.Sprintf("image %s: %s; %s", img.ID, failure.Line(err), what))
 	case Degraded:
 		fix := Fix{Type: Optimize, Images: []string{img.ID}, Summary: fmt.Sprintf("copy it whole: it consists of %d volumes", len(volumes))}
 		for _, v := range volumes {
@@ -304,4 +310,6 @@ const (
 	orderAside    = "aside"
 	orderForget   = "forget"
 	orderWreck    = "wreck"
+	orderUnused   = "unused"
+	orderDescribe = "describe"
 )

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"diskhook/storage/failure"
@@ -150,7 +151,7 @@ func (c *checking) gone(ctx context.Context, v *volume, why error) error {
 func (c *checking) used(ctx context.Context) (map[string]bool, error) {
 	used := map[string]bool{}
 	for id, img := range c.view.images {
-		if c.view.pins[id] == nil && img.Plan == nil {
+		if c.view.pins[id] == nil && img.Plan == nil && !slices.Contains(c.view.lost[format.Pin], id) {
 			continue
 		}
 		holders, err := c.holders(ctx, c.repo, id)

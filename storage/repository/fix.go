@@ -96,7 +96,9 @@ func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix F
 		return f.strays(ctx)
 	case orderLeaks:
 		return f.leaks(ctx)
-	case orderAside, orderForget, orderWreck:
+	case orderDescribe:
+		return f.describe(ctx, o)
+	case orderAside, orderForget, orderWreck, orderUnused:
 		return f.giveUp(ctx, o)
 	}
 	return failure.New(failure.Usage, "fix: kind %q: %w", clip(about.Kind), ErrVersion)

@@ -285,6 +285,9 @@ func (s *Service) holders(ctx context.Context, r *repo, imageID string) ([]holde
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if errors.Is(err, ErrDamaged) {
+		err = failure.Hint(fmt.Errorf("image %s/%s: who uses it is not known: %w", r.id, imageID, err), "`diskhook repo check %s` shows the way out", r.id)
+	}
 	if err != nil {
 		return nil, err
 	}

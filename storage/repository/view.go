@@ -26,15 +26,15 @@ type view struct {
 	stops      []string
 	pins       map[string]*pins
 	damaged    []error
-	lost       []string // images whose documents are damaged
-	aside      []string // images whose damaged documents were put aside, and wrecks
+	lost       map[format.Kind][]string // whose documents are damaged
+	aside      []string                 // whose damaged documents were put aside, and wrecks
 	wrecks     []format.Wreck
 	newer      map[string]bool // volumes that were made after the scan; see refresh
 }
 
 // scan reads everything.
 func (r *repo) scan(ctx context.Context) (*view, error) {
-	v := &view{}
+	v := &view{lost: map[format.Kind][]string{}}
 	var err error
 	if v.data, err = step(ctx, r, "list", r.place.Data); err != nil {
 		return nil, err
@@ -105,8 +105,8 @@ func read[T any](ctx context.Context, r *repo, kind format.Kind, ids []string, v
 				}
 				for id, err := range damaged {
 					v.damaged = append(v.damaged, err)
-					if kind == format.Image && errors.Is(err, ErrDamaged) {
-						v.lost = append(v.lost, id)
+					if errors.Is(err, ErrDamaged) {
+						v.lost[kind] = append(v.lost[kind], id)
 					}
 				}
 				failed = errors.Join(failed, err)
@@ -154,6 +154,9 @@ func (v *view) chain(id string) (chain, error) {
 	return volumes(id, func(id string) (*volume, error) {
 		if found, ok := v.volumes[id]; ok {
 			return found, nil
+		}
+		if slices.Contains(v.lost[format.Volume], id) {
+			return nil, fmt.Errorf("volume %s: %w", id, ErrDamaged)
 		}
 		return nil, fs.ErrNotExist
 	})

@@ -5,7 +5,7 @@
 //
 // Parameters: vg, the group's name; writer, the machine id of the one host that may write,
 // for a group without a lock manager; documents, for how many there is room in a new
-// repository, where 8192 are not right: that never grows.
+// repository, where 8192 are not right to begin with.
 //
 // # Who keeps hosts apart
 //
@@ -43,6 +43,12 @@
 //	1 MiB    buckets of 16 slots; a document is in one of two, by FNV-1a of kind and id;
 //	         the last slot of a bucket is for who is about to remove something
 //
+// When no slot is left for a document a further volume dh_documents_N is added (grow.go),
+// with a header and buckets of its own at the same places. The header of the first names all
+// of them, and is of version 2 then, which an older diskhook refuses. Everybody asks
+// it before he looks for a document (parts.go), so that all hosts have what one has added.
+// A document stays in the volume in which it was made.
+//
 // A slot has two blocks A and B. A write replaces the older one, and the newer one counts;
 // half a write is a wrong checksum, and then the other one does. A block:
 //
@@ -63,21 +69,18 @@
 //
 // A slot of which both blocks are unreadable is a failure.Problems for what may be
 // there: a document may be missing, so that is not said not to exist, and nothing is
-// cleaned. The rest can be read, and a wreck be cleared once that was confirmed. No slot left is a
-// failure.NoSpace, a group that is away a failure.Precondition.
+// cleaned. The rest can be read, and a wreck be cleared once that was confirmed. No slot left, and
+// no room in the group for more, is a failure.NoSpace, a group that is away a failure.Precondition.
 package clvm
 
 import (
 	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/google/uuid"
 
 	"diskhook/storage/atomicfile"
 	"diskhook/storage/blockdev"
@@ -85,7 +88,6 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/lvm"
 	"diskhook/storage/repository/format"
-	"diskhook/storage/thin/layout"
 )
 
 // Name is the format's.
@@ -187,94 +189,6 @@ func (f Format) group(ctx context.Context, s settings) (lvm.Report, error) {
 	return report, nil
 }
 
-// Create implements format.Format.
-func (f Format) Create(ctx context.Context, parameters map[string]string) error {
-	s, err := parse(parameters)
-	if err != nil {
-		return err
-	}
-	report, err := f.group(ctx, s)
-	if err != nil {
-		return err
-	}
-	if s.writer != "" && s.writer != f.HostID {
-		return failure.Hint(readOnly(s.vg, s.writer), "run it on that host, or give this one with --set writer=%s", f.HostID)
-	}
-	lv, ok := report.LV(documentsLV)
-	if ok && !slices.ContainsFunc(lv.Tags, isOurs) {
-		return failure.New(failure.Conflict, "%s: it is not diskhook's", lv)
-	}
-	if ok && !slices.Contains(lv.Tags, tagNew) {
-		return f.handOver(ctx, s, report)
-	}
-	return f.make(ctx, s, report, ok)
-}
-
-func isOurs(tag string) bool { return len(tag) > len(tagOf) && tag[:len(tagOf)] == tagOf }
-
-// make makes the volume of documents; begun says that it was made, and no more.
-func (f Format) make(ctx context.Context, s settings, report lvm.Report, begun bool) error {
-	h := header{V: 1, Format: Name, Area: uuid.NewString(), Buckets: f.Buckets, Writer: s.writer}
-	if s.buckets > 0 {
-		h.Buckets = s.buckets
-	}
-	if h.Buckets == 0 {
-		h.Buckets = defaultBuckets
-	}
-	if !begun {
-		if err := report.VG.Health(); err != nil {
-			return err
-		}
-		err := f.LVM.Create(ctx, lvm.CreateOptions{
-			VG: s.vg, Name: documentsLV, Size: size(h.Buckets), Tags: []string{tagOf + "documents", tagNew}, SkipActivation: true, Activate: true,
-		})
-		if err != nil {
-			return err
-		}
-	}
-	p := &place{host: f, vg: s.vg, area: &area{header: h, name: s.vg + "/" + documentsLV}}
-	if err := p.activate(ctx, lvm.LV{Name: documentsLV}, true); err != nil {
-		return err
-	}
-	err := p.write(documentsLV, func(v *os.File, size int64) error { return blockdev.ZeroRange(ctx, v, 0, size) })
-	if err == nil {
-		err = begin(p.node(documentsLV), h)
-	}
-	if err == nil {
-		err = f.LVM.ChangeTags(ctx, s.vg, []string{documentsLV}, nil, []string{tagNew})
-	}
-	if err != nil {
-		return err
-	}
-	return f.LVM.Deactivate(ctx, s.vg, documentsLV) // Open has it as all hosts do
-}
-
-// begin writes the header of a volume that is all zero.
-func begin(path string, h header) error {
-	dev, err := layout.Open(path, true)
-	if err != nil {
-		return err
-	}
-	a := &area{dev: dev, name: path, slot: slot{half: 1}}
-	return errors.Join(a.writeHeader(h), dev.Close())
-}
-
-// handOver makes this host the writer instead of another one, if that is asked for.
-func (f Format) handOver(ctx context.Context, s settings, report lvm.Report) error {
-	p, err := f.open(ctx, s, report)
-	if err != nil || s.instead == "" || p.area.Writer == s.writer {
-		return errors.Join(err, p.Close())
-	}
-	defer p.Close()
-	if p.area.Writer != s.instead {
-		err := failure.New(failure.Conflict, "vg %s: host %s alone writes to it, not %s", s.vg, p.area.Writer, s.instead)
-		return failure.Hint(err, "give --set instead-of=%s if that host is gone for good", p.area.Writer)
-	}
-	h := p.area.header
-	h.Writer = s.writer
-	return p.area.writeHeader(h)
-}
-
 // Open implements format.Format.
 func (f Format) Open(ctx context.Context, parameters map[string]string) (format.Place, error) {
 	s, err := parse(parameters)
@@ -314,7 +228,8 @@ func (f Format) open(ctx context.Context, s settings, report lvm.Report) (*place
 		return nil, err
 	}
 	p.area, p.locks = a, filepath.Join(f.Locks, "clvm-"+a.Area)
-	if p.writable() == nil {
+	err = p.join(ctx, a, report)
+	if err == nil && p.writable() == nil {
 		err = errors.Join(atomicfile.MkdirAll(p.locks, 0o700), atomicfile.MkdirAll(f.Cursors, 0o700))
 	}
 	if err != nil {
@@ -357,15 +272,18 @@ func (p *place) Close() error {
 		return nil
 	}
 	p.leaveShares()
-	return p.area.dev.Close()
+	return errors.Join(p.area.parts.close(), p.area.dev.Close())
 }
 
 // Leave implements format.Place: nobody here needs the documents' volume, and the group can be
 // taken from this host.
 func (p *place) Leave(ctx context.Context) error {
+	names := p.area.names()
 	err := p.Close()
-	if off := p.host.LVM.Deactivate(ctx, p.vg, documentsLV); !errors.Is(off, lvm.ErrInUse) {
-		err = errors.Join(err, off)
+	for _, name := range names {
+		if off := p.host.LVM.Deactivate(ctx, p.vg, name); !errors.Is(off, lvm.ErrInUse) {
+			err = errors.Join(err, off)
+		}
 	}
 	return err
 }

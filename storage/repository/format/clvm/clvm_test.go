@@ -74,6 +74,15 @@ func TestConforms(t *testing.T) {
 		s := newSite(t, "sanlock")
 		formattest.Conform(t, s.on("h1", 1), shared, func() (format.Place, error) { return s.on("h2", 2).Open(t.Context(), shared) })
 	})
+	t.Run("hosts that fill it", func(t *testing.T) {
+		s := newSite(t, "sanlock")
+		on := func(host string, number int) clvm.Format {
+			f := s.on(host, number)
+			f.Buckets = 1
+			return f
+		}
+		formattest.Conform(t, on("h1", 1), shared, func() (format.Place, error) { return on("h2", 2).Open(t.Context(), shared) })
+	})
 	t.Run("a single writer", func(t *testing.T) {
 		s := newSite(t, "")
 		formattest.Conform(t, s.on("h1", 0), single, func() (format.Place, error) { return s.on("h1", 0).Open(t.Context(), single) })

@@ -32,7 +32,7 @@ func key(kind format.Kind, id string) (byte, uuid.UUID, error) {
 func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, most int, err error) {
 	var ill error
 	for _, bucket := range a.buckets(kind, id) {
-		all, err := a.slots(bucketsAt+bucket*bucketSize, bucketSlots)
+		all, err := a.slots(bucket, bucketSlots)
 		if err != nil {
 			return nil, nil, 0, err
 		}
@@ -57,8 +57,11 @@ func (a *area) find(kind byte, id uuid.UUID) (found, room *slot, most int, err e
 }
 
 // Read implements format.Documents.
-func (p *place) Read(_ context.Context, kind format.Kind, id string) ([]byte, error) {
+func (p *place) Read(ctx context.Context, kind format.Kind, id string) ([]byte, error) {
 	k, u, err := key(kind, id)
+	if err == nil {
+		err = p.follow(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +88,8 @@ func (p *place) WriteReserved(ctx context.Context, kind format.Kind, id string, 
 	return p.put(ctx, kind, id, data, fence, 0)
 }
 
-// put writes a document; a new one leaves kept slots.
+// put writes a document; a new one leaves kept slots. Where there is no room for it, more is
+// made.
 func (p *place) put(ctx context.Context, kind format.Kind, id string, data []byte, fence format.Fence, kept int) error {
 	k, u, err := key(kind, id)
 	if err != nil {
@@ -94,26 +98,39 @@ func (p *place) put(ctx context.Context, kind format.Kind, id string, data []byt
 	if len(data) > format.MaxDocument {
 		return failure.New(failure.Usage, "%s %s: %d bytes are more than a document holds (%d)", kind, id, len(data), format.MaxDocument)
 	}
-	return p.changing(ctx, fence, func(check func() error) error {
-		found, room, left, err := p.area.find(k, u)
-		if err != nil {
-			return err
+	for {
+		parts := 0
+		err := p.changing(ctx, fence, func(check func() error) error {
+			parts = len(p.area.all())
+			found, room, left, err := p.area.find(k, u)
+			if err != nil {
+				return err
+			}
+			if found == nil && left > kept {
+				found = room
+			}
+			if found == nil {
+				return errFull
+			}
+			return p.replace(*found, block{kind: k, id: u, body: data}, check)
+		})
+		if errors.Is(err, errFull) {
+			err = p.grow(ctx, fence, parts)
+			if err == nil {
+				continue
+			}
 		}
-		if found == nil && left > kept {
-			found = room
-		}
-		if found == nil {
-			err := failure.New(failure.NoSpace, "lv %s: no slot is left for another document", p.area.name)
-			return failure.Hint(err, "remove images and `diskhook repo fix --all` it, or make another repository with --set documents=%d on another volume group", 4*bucketSlots*p.area.Buckets)
-		}
-		return p.replace(*found, block{kind: k, id: u, body: data}, check)
-	})
+		return err
+	}
 }
 
 // Remove implements format.Documents.
 func (p *place) Remove(ctx context.Context, kind format.Kind, id string, fence format.Fence) error {
 	k, u, err := key(kind, id)
 	if err != nil {
+		return err
+	}
+	if err := p.follow(ctx); err != nil {
 		return err
 	}
 	if found, _, _, err := p.area.find(k, u); err != nil || found == nil {
@@ -143,10 +160,13 @@ func (p *place) replace(s slot, b block, check func() error) error {
 // same slot, nor write the same half.
 const slotsLock = "slots"
 
-// changing has the slots to itself. check fails once that may be over, or the change
+// changing has the slots to itself, all there are. check fails once that may be over, or the change
 // is not wanted any more.
 func (p *place) changing(ctx context.Context, fence format.Fence, do func(check func() error) error) error {
 	if err := p.stillWritable(); err != nil {
+		return err
+	}
+	if err := p.follow(ctx); err != nil { // which may take longer than the lock is ours
 		return err
 	}
 	l, err := p.acquire(ctx, slotsLock, true)
@@ -154,6 +174,9 @@ func (p *place) changing(ctx context.Context, fence format.Fence, do func(check 
 		return err
 	}
 	defer l.Release()
+	if err := p.follow(ctx); err != nil {
+		return err
+	}
 	return do(func() error { return errors.Join(fence(), l.Check()) })
 }
 
@@ -178,6 +201,9 @@ func (p *place) List(ctx context.Context, kind format.Kind) ([]string, error) {
 	if !ok || kind == format.Repository {
 		return nil, failure.New(failure.Usage, "%s: not listed", kind)
 	}
+	if err := p.follow(ctx); err != nil {
+		return nil, err
+	}
 	var ids []string
 	err := p.area.each(ctx, func(s slot) {
 		if s.health == whole && s.newest.kind == k {
@@ -190,17 +216,19 @@ func (p *place) List(ctx context.Context, kind format.Kind) ([]string, error) {
 
 // each reads all slots of documents.
 func (a *area) each(ctx context.Context, do func(slot)) error {
-	for from := 0; from < a.Buckets; from += listAtOnce {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n := min(listAtOnce, a.Buckets-from)
-		all, err := a.slots(bucketsAt+int64(from)*bucketSize, n*bucketSlots)
-		if err != nil {
-			return err
-		}
-		for _, s := range all {
-			do(s)
+	for _, in := range a.all() {
+		for from := 0; from < in.buckets; from += listAtOnce {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n := min(listAtOnce, in.buckets-from)
+			all, err := a.slots(in.first+bucketsAt+int64(from)*bucketSize, n*bucketSlots)
+			if err != nil {
+				return err
+			}
+			for _, s := range all {
+				do(s)
+			}
 		}
 	}
 	return nil

@@ -154,16 +154,26 @@ func TestHalfAFirstWriteIsNothing(t *testing.T) {
 	}
 }
 
+// full takes all that is left of the group, so that no volume of documents can be added.
+func full(t testing.TB, p format.Place) {
+	t.Helper()
+	c, err := p.Capacity(t.Context())
+	must(t, err)
+	_, err = p.Make(t.Context(), uuid.NewString(), "raw", c.Available)
+	must(t, err)
+}
+
 // Without a slot left nothing is lost, and what is there can be changed.
 func TestNoSlotLeft(t *testing.T) {
-	_, p, id := written(t)
+	s, p, id := written(t)
+	full(t, p)
 	var err error
 	count := 1
 	for ; err == nil; count++ {
 		err = p.Write(t.Context(), format.Volume, uuid.NewString(), []byte("v"), pass)
 	}
 	const slots = 4 * 16
-	if !errors.Is(err, failure.NoSpace) || failure.HintOf(err) == "" || count < slots/2 || count > slots+2 {
+	if !errors.Is(err, failure.NoSpace) || !strings.Contains(failure.HintOf(err), "vgextend shared") || count < slots/2 || count > slots+2 {
 		t.Errorf("%d documents: %v (%s)", count, err, failure.HintOf(err))
 	}
 	must(t, p.Write(t.Context(), format.Image, id, []byte("newest"), pass))
@@ -177,6 +187,9 @@ func TestNoSlotLeft(t *testing.T) {
 	if got, err := p.Read(t.Context(), format.Image, id); err != nil || string(got) != "newest" {
 		t.Errorf("%q: %v", got, err)
 	}
+	// A group that was extended has room for more.
+	must(t, lvmtest.Change(s.state(), func(g *lvmtest.Group) { g.Size += 64 << 20 }))
+	store(t, p, 2*slots)
 }
 
 func TestADamagedHeader(t *testing.T) {
@@ -213,11 +226,12 @@ func TestRoomForDocuments(t *testing.T) {
 		t.Errorf("%d bytes", got)
 	}
 	p := s.open(s.on("h1", 0), single)
+	full(t, p)
 	written := 0
 	for ; err == nil; written++ {
 		err = p.Write(ctx, format.Volume, uuid.NewString(), []byte("v"), pass)
 	}
-	refused(t, err, failure.NoSpace, "--set documents=1216")
+	refused(t, err, failure.NoSpace, "vgextend")
 	if written < 200 {
 		t.Errorf("%d documents", written)
 	}

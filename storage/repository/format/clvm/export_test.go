@@ -2,7 +2,20 @@
 
 package clvm
 
-import "diskhook/storage/repository/format"
+import (
+	"context"
+
+	"diskhook/storage/repository/format"
+)
+
+// Grow adds a volume of documents, as if there were no slot left.
+func Grow(ctx context.Context, p format.Place, fence format.Fence) error {
+	place := p.(*place)
+	if err := place.follow(ctx); err != nil {
+		return err
+	}
+	return place.grow(ctx, fence, len(place.area.all()))
+}
 
 // Die ends the holder of a lock as a crash would: nothing more is written, and the
 // kernel gives its local lock up.

@@ -15,6 +15,9 @@ import (
 
 // Wrecks implements format.Documents: the slots of which no block can be read.
 func (p *place) Wrecks(ctx context.Context) ([]format.Wreck, error) {
+	if err := p.follow(ctx); err != nil {
+		return nil, err
+	}
 	var all []format.Wreck
 	err := p.area.each(ctx, func(s slot) {
 		if err := p.area.ill(s); err != nil {
@@ -39,6 +42,9 @@ func (s slot) rest() []byte {
 
 // ClearWreck implements format.Documents.
 func (p *place) ClearWreck(ctx context.Context, id string, fence format.Fence) error {
+	if err := p.follow(ctx); err != nil {
+		return err
+	}
 	at := int64(-1)
 	err := p.area.each(ctx, func(s slot) {
 		if p.area.ill(s) != nil && p.area.wreck(s).String() == id {

@@ -153,7 +153,7 @@ func (c *checking) open(ctx context.Context, img *image) error {
 	if err != nil || held {
 		return err
 	}
-	types := map[string]FixType{verbRemove: Clean, verbOptimize: Optimize, verbMerge: Merge}
+	types := map[string]FixType{verbRemove: Clean, verbOptimize: Optimize, verbMerge: Merge, verbRepair: Clean}
 	fix := Fix{Type: Mend, Images: []string{img.ID}, Summary: "go on with " + img.Plan.Verb, Bytes: -1, Resumes: true}
 	if t, ok := types[img.Plan.Verb]; ok {
 		fix.Type = t

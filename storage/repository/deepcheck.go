@@ -112,12 +112,8 @@ func (c *checking) look(ctx context.Context, v *volume, volumes chain) error {
 		return c.gone(ctx, v, err)
 	case found.Corruptions+found.CheckErrors > 0:
 		c.damaged(v.ID, fmt.Sprintf("`qemu-img check` finds %d corruptions and %d errors", found.Corruptions, found.CheckErrors))
-	case found.Leaks > 0 && !c.repo.exclusive():
-		c.report.Problems = append(c.report.Problems, fmt.Sprintf("volume %s: %d clusters leaked, which takes room and does no harm; "+
-			"they are not freed here, where a host that was asleep could go on with that while another one writes: copy its image and remove it to have the room back", v.ID, found.Leaks))
 	case found.Leaks > 0:
-		fix := Fix{Type: Clean, Summary: fmt.Sprintf("free %d clusters of volume %s that leaked", found.Leaks, v.ID), Bytes: -1}
-		c.add(fix, order{Kind: orderLeaks, Volumes: map[string]int64{v.ID: v.Gen}})
+		c.leaked(v, found.Leaks)
 	}
 	return nil
 }
@@ -176,43 +172,4 @@ func (c chain) has(id string) bool {
 		}
 	}
 	return false
-}
-
-// leaks frees what leaked in a volume while nobody uses it.
-func (f *fixing) leaks(ctx context.Context) error {
-	if !f.repo.exclusive() {
-		return f.stale("volume", "") // no check finds it any more
-	}
-	defer f.letGo(ctx, f.repo)
-	for id, gen := range f.about.Volumes {
-		l, err := f.repo.lockVolume(ctx, id)
-		if err != nil {
-			return err
-		}
-		defer l.Release()
-		var volumes chain
-		err = f.repo.change(ctx, func(u *update) error {
-			v, err := u.volume(ctx, id)
-			if errors.Is(err, fs.ErrNotExist) || err == nil && (v.Gen != gen || !v.Complete) {
-				return f.stale("volume", id)
-			}
-			if err == nil {
-				volumes, err = u.chain(ctx, &image{Volume: id})
-			}
-			return errors.Join(err, f.unusedVolume(ctx, u, id))
-		})
-		if err == nil {
-			err = f.repo.openVolumes(ctx, volumes, true)
-		}
-		if err != nil {
-			return err
-		}
-		opened, err := f.repo.inspect(ctx, volumes)
-		if err != nil {
-			return err
-		}
-		opened.Close()
-		return f.Images.RepairLeaks(ctx, f.repo.place.Path(id, volumes[0].Format), filesOf(l)...)
-	}
-	return f.stale("volume", "")
 }

@@ -3,12 +3,15 @@
 package repository_test
 
 import (
+	"context"
 	"encoding/binary"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"diskhook/storage/repository"
+	"diskhook/storage/repository/format"
 )
 
 // volumesOf are the paths of an image's volumes, top first.
@@ -83,15 +86,93 @@ func TestADeepCheckFreesWhatLeaked(t *testing.T) {
 	w.holds("a", disk, w.path("now.raw"))
 }
 
-// Who lost his lock may go on in a file that others write: nothing is repaired in one that
-// several hosts have.
-func TestADeepCheckTellsWhatLeakedInSharedFiles(t *testing.T) {
-	w := newWorld(t, "nfs-3.4")
-	disk, _ := w.diskOnBase()
+// leaking is a disk with a cluster that leaked, and the fix that frees it.
+func leaking(t *testing.T, w *world) (disk string, fix repository.Fix) {
+	t.Helper()
+	disk, _ = w.diskOnBase()
 	refcount(t, w.volumesOf("a", disk)[0], -1, 1)
-	if r := deep(t, w); len(r.Fixes) > 0 || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], "1 clusters leaked") {
-		t.Errorf("%+v", r)
+	r := deep(t, w)
+	if len(r.Fixes) != 1 || len(r.Problems) > 0 || r.Fixes[0].Type != repository.Clean || !slices.Equal(r.Fixes[0].Images, []string{disk}) {
+		t.Fatalf("%+v", r)
 	}
+	return disk, r.Fixes[0]
+}
+
+// Where several hosts have a file, who lost his lock may go on in it: until what leaked is
+// freed nobody gets to write it.
+func TestWhatLeakedInSharedFilesIsFreed(t *testing.T) {
+	w := newWorld(t, "nfs-3.4")
+	s, ctx := w.on("h1"), t.Context()
+	disk, fix := leaking(t, w)
+	_, err := s.PrepareImage(ctx, "a", disk, repository.Preparing{Holder: "vm"})
+	must(t, err)
+	refused(t, w.on("h2").FixStorageRepository(ctx, "a", fix, repository.Options{}), repository.ErrInUse, "vm on host h1")
+	must(t, s.ReleaseImage(ctx, "a", disk, "vm"))
+	must(t, w.on("h2").FixStorageRepository(ctx, "a", fix, repository.Options{NoAutoFix: true}))
+	refused(t, w.on("h2").FixStorageRepository(ctx, "a", fix, repository.Options{}), repository.ErrStaleFix)
+	_, err = s.PrepareImage(ctx, "a", disk, repository.Preparing{Holder: "vm", Write: true})
+	refused(t, err, repository.ErrBusy, "its repair is not done")
+	before := w.files("a")
+	must(t, s.Run(ctx, "a", disk))
+	if r := deep(t, w); len(r.Fixes)+len(r.Problems) > 0 || !slices.Equal(before, w.files("a")) {
+		t.Errorf("afterwards: %+v, %v", r, w.files("a"))
+	}
+	w.holds("a", disk, w.path("now.raw"))
+	w.settled()
+}
+
+// If who was at it fell silent the image is copied, and what he may go on with is nobody's.
+func TestATakenOverRepairBecomesACopy(t *testing.T) {
+	for _, silent := range []string{"work-", "volume-"} {
+		t.Run("lock "+silent, func(t *testing.T) {
+			w := newWorld(t, "nfs-3.4")
+			disk, fix := leaking(t, w)
+			// The same files, on a host that takes the locks over.
+			must(t, w.on("h1").FixStorageRepository(t.Context(), "a", fix, repository.Options{NoAutoFix: true}))
+			thief := &silentNFS{Format: w.nfs("h2"), silent: silent}
+			second := w.on("h2")
+			second.Formats = []format.Format{thief}
+			before := w.files("a")
+			must(t, second.Run(t.Context(), "a", disk))
+			w.holds("a", disk, w.path("now.raw"))
+			w.settled()
+			w.moved(before, 1)
+		})
+	}
+}
+
+// silentNFS takes the locks whose names begin so from a host that may wake up.
+type silentNFS struct {
+	format.Format
+	silent string
+}
+
+func (n *silentNFS) Open(ctx context.Context, parameters map[string]string) (format.Place, error) {
+	p, err := n.Format.Open(ctx, parameters)
+	return &silentPlace{p, n.silent}, err
+}
+
+type silentPlace struct {
+	format.Place
+	silent string
+}
+
+func (p *silentPlace) TryLock(ctx context.Context, name string) (format.Lock, error) {
+	l, err := p.Place.TryLock(ctx, name)
+	if err == nil && strings.HasPrefix(name, p.silent) {
+		l = takenOver{l}
+	}
+	return l, err
+}
+
+// nfs is that format on a host.
+func (w *world) nfs(hostID string) format.Format {
+	for _, f := range w.on(hostID).Formats {
+		if f.Name() == "nfs-3.4" {
+			return f
+		}
+	}
+	panic("no nfs")
 }
 
 func TestADeepCheckTellsOfDamage(t *testing.T) {

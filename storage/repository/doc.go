@@ -26,9 +26,9 @@
 // one document, so a worker on any host that has the repository connected walks the
 // plan from its beginning, as often as it takes: what is done is passed. New data
 // goes to a new volume, which the plan has named before it exists; the last stage
-// lets the image point to it and drops the plan. Only a merge changes volumes in
-// place, so that what both read as together never changes. There is no way back,
-// only forward, or RemoveImage. A worker that is stopped (StopTask) leaves the plan
+// lets the image point to it and drops the plan. Only a merge, a resize and the repair of
+// what leaked change volumes in place, so that what was there reads as it did at every
+// moment. There is no way back, only forward, or RemoveImage. A worker that is stopped (StopTask) leaves the plan
 // for the next.
 //
 // Data that has to be overwritten when its image is removed says so in the documents of

@@ -95,6 +95,9 @@ func (s *Service) FixStorageRepository(ctx context.Context, repoID string, fix F
 	case orderStrays:
 		return f.strays(ctx)
 	case orderLeaks:
+		if about.Into != "" {
+			return f.begin(ctx, o, f.repair)
+		}
 		return f.leaks(ctx)
 	case orderDescribe:
 		return f.describe(ctx, o)

@@ -55,6 +55,7 @@ const (
 	verbResize   = "resize"
 	verbOptimize = "optimize"
 	verbMerge    = "merge"
+	verbRepair   = "repair"
 )
 
 // The stages, in the order in which each plan has them. Every one of them may be
@@ -72,6 +73,7 @@ const (
 	stageRelink   = "relink"   // lay it over what that lies on
 	stageSink     = "sink"     // write what the volume has into the one below
 	stageGrow     = "grow"
+	stageLeaks    = "leaks"   // free what leaked in the image's volume
 	stagePublish  = "publish" // let the image point to the new volume
 	stageErase    = "erase"   // overwrite or discard what nobody needs any more
 	stageSweep    = "sweep"   // remove what nobody needs any more

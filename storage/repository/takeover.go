@@ -69,9 +69,10 @@ func (w *worker) startOver(ctx context.Context) error {
 
 // safeInPlace says of a plan that nothing comes of it if somebody else who walked it wakes
 // up in the middle, and goes on. A merge changes volumes in place, and so does who makes a
-// disk larger: where the storage lets two write, he would go on while a guest does.
+// disk larger, or frees what leaked: where the storage lets two write, he would go on while a
+// guest does.
 func (r *repo) safeInPlace(p *plan) bool {
-	return p.Verb != verbMerge && (p.Verb != verbResize || r.exclusive())
+	return p.Verb != verbMerge && (r.exclusive() || p.Verb != verbResize && p.Verb != verbRepair)
 }
 
 // forsake removes the documents of volumes that only a plan knows of, and returns the data

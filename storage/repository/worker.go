@@ -37,7 +37,7 @@ func (w *worker) stages() map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		stageAllocate: w.allocate, stageOverlay: w.overlay, stageCopy: w.copy,
 		stageFreeze: w.freeze, stageSwitch: w.switchOver, stageParts: w.parts, stageLink: w.link, stageDiffer: w.differ,
-		stageFlatten: w.flatten, stageRelink: w.relink, stageSink: w.sink, stageGrow: w.grow,
+		stageFlatten: w.flatten, stageRelink: w.relink, stageSink: w.sink, stageGrow: w.grow, stageLeaks: w.freeLeaks,
 		stagePublish: w.publish, stageErase: w.erase, stageSweep: w.sweep,
 	}
 }

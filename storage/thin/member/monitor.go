@@ -64,6 +64,7 @@ type monitor struct {
 	owned uint64 // blocks that the host had when it used them last
 	used  bool   // it did once
 	said  string // the complaint that was logged last
+	anew  uint64 // the image that was written as the one before ailed
 }
 
 // events is the event number of the pool that runs, "" if there is none.
@@ -112,6 +113,12 @@ func (m *monitor) round(ctx context.Context) error {
 		}
 		return nil
 	}
+	// Whatever ails the metadata, guests need space.
+	return errors.Join(m.heal(ctx, s), m.serve(ctx, s))
+}
+
+// serve does what is to be done for guests, and for domains that have ended.
+func (m *monitor) serve(ctx context.Context, s Status) error {
 	ended, err := m.ended()
 	if err != nil {
 		return err

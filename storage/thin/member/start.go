@@ -95,8 +95,8 @@ func (s *session) inspect(ctx context.Context) error {
 		return s.withholds(ctx, r)
 	})
 	if errors.Is(err, metadata.ErrDamaged) {
-		return failure.Hint(fmt.Errorf("metadata window %s of this host: %w", letter(s.header.Active), err),
-			"reboot the host or fence it, then run `diskhook thin recover --repair %s` on the master and `diskhook thin init-host --rejoin %s`", s.header.Name, s.header.Name)
+		return failure.Hint(failure.Wrap(failure.Problems, fmt.Errorf("metadata window %s of this host: %w", letter(s.header.Active), err)),
+			"run `diskhook thin stop` here, then on the master `diskhook thin on-fenced %[1]s`, `diskhook thin recover --repair %[1]s` and `diskhook thin init-host --rejoin %[1]s`", s.header.Name)
 	}
 	if err != nil || !needs {
 		return err

@@ -72,7 +72,8 @@ type node struct {
 	boots  int
 	kernel *devmappertest.Kernel
 	life   *life
-	refuse func(op, name string) error // what the kernel refuses
+	refuse func(op, name string) error                // what the kernel refuses
+	tells  func(name string, p *devmapper.PoolStatus) // what it says of a pool that is not so
 	*member.Member
 }
 

@@ -14,6 +14,7 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/ledger"
 	"diskhook/storage/thin/master"
 )
 
@@ -86,6 +87,18 @@ func thinInitCluster(p *program, c *cli.Context) error {
 	})
 }
 
+// thinNewcomer is what the master would refuse.
+func thinNewcomer(m layout.Map, n master.Newcomer) error {
+	if _, _, err := ledger.Join(m, n.UUID, n.Name); err != nil {
+		return err
+	}
+	h, err := cluster.Host(m, n.Name)
+	if err != nil || h.State != layout.Recovered || n.Rejoin {
+		return nil //nolint:nilerr // it was never there
+	}
+	return master.Former(h)
+}
+
 // newDefinition is that of an earlier try, or a new one.
 func newDefinition(p *program, c *cli.Context, name string) (cluster.Definition, error) {
 	vg, dir := c.String("vg"), c.String("dir")
@@ -156,8 +169,13 @@ func thinInitHost(p *program, c *cli.Context) error {
 		n.UUID = record.UUID
 	}
 	steps := []string{fmt.Sprintf("# make %s for host %s, and note it in the map", layout.Host.Name(n.UUID), name)}
-	if there && c.Bool("dry-run") {
-		steps = nil
+	if c.Bool("dry-run") {
+		if err := thinNewcomer(now, n); err != nil {
+			return err
+		}
+		if there {
+			steps = nil
+		}
 	}
 	return p.change(f, c.Bool("dry-run"), thinHost(name), steps, func() (string, error) {
 		number, err := m.Join(c.Context, n)

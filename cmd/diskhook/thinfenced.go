@@ -15,6 +15,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/cluster"
+	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/membership"
 )
 
@@ -54,8 +55,19 @@ func thinOnFenced(p *program, c *cli.Context) error {
 			return err
 		}
 	}
-	step := "mark host " + host.Name + " as fenced: " + evidence.String()
-	return p.change(f, c.Bool("dry-run"), thinHost(host.Name), []string{step}, func() (string, error) {
+	steps := []string{"# mark host " + host.Name + " as fenced"}
+	if c.IsSet("evidence") {
+		steps[0] += ": " + evidence.String()
+	}
+	if c.Bool("dry-run") {
+		if err := t.reigning(standing); err != nil {
+			return err
+		}
+		if host.State != layout.Member {
+			steps = nil
+		}
+	}
+	return p.change(f, c.Bool("dry-run"), thinHost(host.Name), steps, func() (string, error) {
 		return "fenced; `diskhook thin recover " + host.Name + "` gives its volumes free", t.master().Fence(c.Context, host.Name, epoch, evidence.String())
 	})
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -13,6 +14,7 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/ledger"
 	"diskhook/storage/thin/master"
 	"diskhook/storage/thin/member"
 )
@@ -96,6 +98,11 @@ func thinRequest(p *program, c *cli.Context) error {
 			return err
 		}
 	}
+	if c.Bool("dry-run") { // else the master says whether it can
+		if _, _, err := ledger.Grant(t.known, t.record.Number, blocks); err != nil {
+			return err
+		}
+	}
 	steps := t.ask("grant host %s %d blocks of %d bytes", t.record.Name, blocks, t.known.BlockSize)
 	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) {
 		s, err := t.Request(ctx, blocks)
@@ -154,6 +161,9 @@ func thinRebuild(p *program, c *cli.Context) error {
 
 func thinDrain(p *program, c *cli.Context) error {
 	f, t, _, of, err := thinHostArgs(p, c)
+	if errors.Is(err, cluster.ErrNoMember) {
+		return thinDrained(p, c, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -177,6 +187,27 @@ func thinDrain(p *program, c *cli.Context) error {
 		}
 		return "has left the cluster", t.Leave(ctx)
 	})
+}
+
+// thinDrained is thinDrain on a host that has left. One that was fenced, and is not
+// recovered, has not: refused is what it is told.
+func thinDrained(p *program, c *cli.Context, refused error) error {
+	_, t, _, err := thinArgs(p, c)
+	if err != nil {
+		return err
+	}
+	m, err := t.readMap(c.Context)
+	if err != nil {
+		return err
+	}
+	name, err := t.ThisHost()
+	if err != nil {
+		return err
+	}
+	if h, err := cluster.Host(m, name); err != nil || h.State != layout.Recovered {
+		return refused
+	}
+	return thinStop(p, c)
 }
 
 // thinMonitor works until it is stopped, which is its end and no failure.

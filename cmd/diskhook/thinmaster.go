@@ -14,7 +14,9 @@ import (
 	"diskhook/storage/host"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
+	"diskhook/storage/thin/ledger"
 	"diskhook/storage/thin/master"
+	"diskhook/storage/thin/membership"
 )
 
 func thinMasterVerbs(p *program) []*cli.Command {
@@ -37,16 +39,24 @@ func masterArgs(p *program, c *cli.Context, names ...string) (format, *thinClust
 		return f, nil, nil, layout.Map{}, nil, err
 	}
 	m := t.master()
-	epoch, is, err := m.Reigns(c.Context)
-	if err == nil && !is {
-		err = failure.New(failure.Conflict, "cluster %s: this host is not its master, which is of epoch %d", t.Name, epoch)
-		err = failure.Hint(err, "run it on the master; if there is none, nominate this host with `diskhook thin on-master --epoch %d`", epoch+1)
+	standing, err := t.standing(c.Context)
+	if err == nil {
+		err = t.reigning(standing)
 	}
 	if err != nil {
 		return f, nil, nil, layout.Map{}, nil, err
 	}
 	known, err := t.readMap(c.Context)
 	return f, t, m, known, words, err
+}
+
+// reigning refuses a host that is not the master.
+func (t *thinCluster) reigning(s membership.Standing) error {
+	if s.Master {
+		return nil
+	}
+	err := failure.New(failure.Conflict, "cluster %s: this host is not its master, which is of epoch %d", t.Name, s.Epoch)
+	return failure.Hint(err, "run it on the master; if there is none, nominate this host with `diskhook thin on-master --epoch %d`", s.Epoch+1)
 }
 
 func thinGrant(p *program, c *cli.Context) error {
@@ -66,6 +76,9 @@ func thinGrant(p *program, c *cli.Context) error {
 		return err
 	}
 	blocks := cluster.BlocksFor(known, uint64(n))
+	if _, _, err := ledger.Grant(known, h.Number, blocks); err != nil {
+		return fmt.Errorf("host %s: %w", h.Name, err)
+	}
 	steps := []string{fmt.Sprintf("# give host %s %d blocks of %d bytes", h.Name, blocks, known.BlockSize)}
 	return p.change(f, c.Bool("dry-run"), thinHost(h.Name), steps, func() (string, error) {
 		return size(int64(blocks*known.BlockSize)) + " granted, which it has after `diskhook thin use`", m.Grant(c.Context, h.Name, blocks)
@@ -80,6 +93,13 @@ func thinGrow(p *program, c *cli.Context) error {
 	bytes, err := sizeFlag(c, "size")
 	if err != nil {
 		return err
+	}
+	all, err := m.Grown(c.Context, bytes)
+	if err != nil {
+		return err
+	}
+	if all {
+		return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), nil, nil)
 	}
 	var steps []string
 	if bytes > 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"diskhook/storage/failure"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/member"
@@ -29,6 +30,9 @@ type thinMember struct {
 
 func thinMemberArgs(p *program, c *cli.Context, names ...string) (format, *thinMember, []string, error) {
 	f, t, words, err := thinArgs(p, c, names...)
+	if err == nil && c.Duration("deadline") <= 0 {
+		err = see(c, failure.New(failure.Usage, "--deadline %v: nobody answers in no time", c.Duration("deadline")))
+	}
 	if err != nil {
 		return f, nil, nil, err
 	}

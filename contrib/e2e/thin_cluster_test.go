@@ -192,7 +192,7 @@ func clusterBeta(m labMachine) {
 	}
 	m.tell("filled", "")
 	m.await("cloned")
-	m.refused(m.try("", "diskhook", "thin", "attach", "one"), 4, "volume one", "host 1")
+	m.refused(m.try("", "diskhook", "thin", "attach", "one"), 4, "volume one", "host alpha")
 	m.thin("attach", "two")
 	m.fill("two", 'c', 2*mib, 4*mib)
 	m.tell("beta has diverged", "")

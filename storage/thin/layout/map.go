@@ -85,6 +85,18 @@ const (
 	Suspect   VolumeState = 5 // offline, and what its host wrote last may be lost
 )
 
+// String is what people call a host's state.
+func (s HostState) String() string {
+	return map[HostState]string{Member: "member", Fenced: "fenced", Recovered: "recovered"}[s]
+}
+
+// String is what people call a volume's state.
+func (s VolumeState) String() string {
+	return map[VolumeState]string{
+		Offline: "offline", Attaching: "attaching", Attached: "attached", Detaching: "detaching", Suspect: "suspect",
+	}[s]
+}
+
 // On says whether a volume in this state is at a host.
 func (s VolumeState) On() bool { return s == Attaching || s == Attached || s == Detaching }
 

@@ -49,7 +49,7 @@ func host(m *layout.Map, number uint32) (*layout.HostRecord, error) {
 	}
 	if h.State != layout.Member {
 		err := failure.New(failure.Conflict, "host %s: it is no member any more: %s", h.Name, h.Evidence)
-		return nil, failure.Hint(err, "run `diskhook thin init-host --rejoin` on it")
+		return nil, failure.Hint(err, "run `diskhook thin stop` on it, or reboot it, then `diskhook thin init-host --rejoin %s` on the master", h.Name)
 	}
 	return h, nil
 }
@@ -57,9 +57,17 @@ func host(m *layout.Map, number uint32) (*layout.HostRecord, error) {
 func anyHost(m *layout.Map, number uint32) (*layout.HostRecord, error) {
 	i := slices.IndexFunc(m.Hosts, func(h layout.HostRecord) bool { return h.Number == number })
 	if i < 0 {
-		return nil, failure.Hint(failure.New(failure.NotFound, "host %d: the cluster has none", number), "run `diskhook thin init-host` on it")
+		return nil, failure.Hint(failure.New(failure.NotFound, "host %d: the cluster has none", number), "run `diskhook thin init-host` on the master with its name")
 	}
 	return &m.Hosts[i], nil
+}
+
+// hostName is for messages.
+func hostName(m layout.Map, number uint32) string {
+	if h, err := anyHost(&m, number); err == nil {
+		return "host " + h.Name
+	}
+	return "no host"
 }
 
 func volume(m *layout.Map, number uint32) (*layout.VolumeRecord, error) {
@@ -76,8 +84,12 @@ func in(m *layout.Map, number uint32, states ...layout.VolumeState) (*layout.Vol
 	if err != nil || slices.Contains(states, v.State) {
 		return v, err
 	}
-	err = failure.New(failure.Conflict, "volume %s: its state is %d at host %d", v.Name, v.State, v.Host)
-	return nil, failure.Hint(err, "see `diskhook thin status`; `diskhook thin detach %s` on that host takes it offline", v.Name)
+	if at, err := anyHost(m, v.Host); v.State.On() && err == nil {
+		err = failure.New(failure.Conflict, "volume %s: it is %s, at host %s", v.Name, v.State, at.Name)
+		return nil, failure.Hint(err, "run `diskhook thin detach %s` on %s; if that host is lost, have it fenced, then run `diskhook thin recover %s` on the master", v.Name, at.Name, at.Name)
+	}
+	err = failure.New(failure.Conflict, "volume %s: it is %s", v.Name, v.State)
+	return nil, failure.Hint(err, "see `diskhook thin status`")
 }
 
 // within wants every block of a set to have an owner.
@@ -97,9 +109,12 @@ func Join(m layout.Map, id uuid.UUID, name string) (layout.Map, uint32, error) {
 		case h.State == layout.Recovered:
 		case h.UUID == id && h.Name == name && h.State == layout.Member:
 			return m, h.Number, nil
+		case h.UUID == id && h.Name == name:
+			err := failure.New(failure.Conflict, "host %s: it is %s, and has not been recovered", name, h.State)
+			return m, 0, failure.Hint(err, "run `diskhook thin recover %s` on the master, then `diskhook thin init-host --rejoin %s`", name, name)
 		case h.UUID == id || h.Name == name:
-			err := failure.New(failure.Conflict, "host %s: %s has its name or UUID, in state %d", name, h.Name, h.State)
-			return m, 0, failure.Hint(err, "run `diskhook thin remove-host %s` or `diskhook thin recover %s` on the master", h.Name, h.Name)
+			err := failure.New(failure.Conflict, "host %s: host %s, a %s of the cluster, has its name or UUID", name, h.Name, h.State)
+			return m, 0, failure.Hint(err, "see `diskhook thin status`; `diskhook thin drain` on that host and `diskhook thin remove-host %s` on the master end its part", h.Name)
 		}
 	}
 	if !layout.ValidName(name) {

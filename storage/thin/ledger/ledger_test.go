@@ -4,6 +4,7 @@ package ledger_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -147,6 +148,38 @@ func TestGrow(t *testing.T) {
 	for range 2 {
 		if m, err = ledger.Grow(m, 100, func(n uint32) bool { return n == h }); err != nil || m.Check() != nil || m.Owned(layout.Owner{Kind: layout.Free}).Blocks() != 99 {
 			t.Fatalf("%v, %v, %v", err, m.Check(), m.Owners)
+		}
+	}
+}
+
+// A refusal names what is in the way, and a way out that is not refused itself.
+func TestWaysOut(t *testing.T) {
+	m := layout.NewMap(layout.Geometry{BlockSize: blockSize, Blocks: blocks})
+	m, one, _ := ledger.Join(m, uuid.UUID{1}, "one")
+	m, vol, _ := ledger.Create(m, uuid.UUID{3}, "vol", blockSize)
+	m, err := ledger.BeginAttach(m, vol, one, layout.Mapping{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fenced, err := ledger.Fence(m, one, "typed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		do   func() error
+		want string
+	}{
+		{func() error { _, err := ledger.Delete(m, vol); return err }, "volume vol: it is attaching, at host one: run `diskhook thin detach vol` on one;"},
+		{func() error { _, err := ledger.Fence(m, one, ""); return err }, "`diskhook thin on-fenced one`"},
+		{func() error { _, err := ledger.FinishRecovery(m, one); return err }, "`diskhook thin on-fenced one`"},
+		{func() error { _, err := ledger.Forget(m, one); return err }, "`diskhook thin on-fenced one` and `diskhook thin recover one`"},
+		{func() error { _, _, err := ledger.Grant(fenced, one, 1); return err }, "`diskhook thin init-host --rejoin one` on the master"},
+		{func() error { _, _, err := ledger.Join(fenced, uuid.UUID{1}, "one"); return err }, "it is fenced, and has not been recovered: run `diskhook thin recover one`"},
+		{func() error { _, _, err := ledger.Join(m, uuid.UUID{2}, "one"); return err }, "host one, a member of the cluster, has its name or UUID"},
+	} {
+		err := c.do()
+		if err == nil || !strings.Contains(err.Error()+": "+failure.HintOf(err), c.want) {
+			t.Errorf("%v (hint %q), want %q", err, failure.HintOf(err), c.want)
 		}
 	}
 }

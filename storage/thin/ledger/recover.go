@@ -19,7 +19,7 @@ func Fence(m layout.Map, number uint32, evidence string) (layout.Map, error) {
 	}
 	if evidence == "" {
 		err := failure.New(failure.Precondition, "host %s: there is no evidence that it is fenced", h.Name)
-		return m, failure.Hint(err, "run `diskhook thin recover %s` with the fence agent's success, or type the host's name when asked", h.Name)
+		return m, failure.Hint(err, "run `diskhook thin on-fenced %s` with the fence agent's success, or type the host's name when asked", h.Name)
 	}
 	h.State, h.Evidence = layout.Fenced, evidence
 	return m, nil
@@ -35,7 +35,7 @@ func FinishRecovery(m layout.Map, number uint32) (layout.Map, error) {
 	}
 	if h.State != layout.Fenced {
 		err := failure.New(failure.Precondition, "host %s: it is not fenced", h.Name)
-		return m, failure.Hint(err, "run `diskhook thin recover %s`", h.Name)
+		return m, failure.Hint(err, "have it fenced, then run `diskhook thin on-fenced %s` with the evidence", h.Name)
 	}
 	if i := slices.IndexFunc(m.Volumes, func(v layout.VolumeRecord) bool { return v.Host == number }); i >= 0 {
 		err := failure.New(failure.Conflict, "host %s: volume %s is still there", h.Name, m.Volumes[i].Name)
@@ -67,7 +67,7 @@ func Forget(m layout.Map, number uint32) (layout.Map, error) {
 	}
 	if h.State != layout.Recovered {
 		err := failure.New(failure.Conflict, "host %s: it is in the cluster", h.Name)
-		return m, failure.Hint(err, "run `diskhook thin drain` on it, or, if it is dead, `diskhook thin recover %s`", h.Name)
+		return m, failure.Hint(err, "run `diskhook thin drain` on it, or, if it is dead, `diskhook thin on-fenced %[1]s` and `diskhook thin recover %[1]s` on the master", h.Name)
 	}
 	m = edit(m)
 	m.Hosts = slices.DeleteFunc(m.Hosts, func(h layout.HostRecord) bool { return h.Number == number })

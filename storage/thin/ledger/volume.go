@@ -85,7 +85,7 @@ func turn(m layout.Map, number, at uint32, to, from layout.VolumeState) (layout.
 		return m, err
 	}
 	if v.Host != at {
-		err := failure.New(failure.Conflict, "volume %s: it is at host %d", v.Name, v.Host)
+		err := failure.New(failure.Conflict, "volume %s: it is at %s", v.Name, hostName(m, v.Host))
 		return m, failure.Hint(err, "see `diskhook thin status`")
 	}
 	v.State = to
@@ -143,7 +143,7 @@ func Clone(m layout.Map, of uint32, id uuid.UUID, name string) (next layout.Map,
 func CloneAttached(m layout.Map, of, at uint32, blocks extent.Set, id uuid.UUID, name string) (next layout.Map, number, base uint32, err error) {
 	v, err := in(&m, of, layout.Attached)
 	if err == nil && v.Host != at {
-		err = failure.New(failure.Conflict, "volume %s: it is at host %d", v.Name, v.Host)
+		err = failure.New(failure.Conflict, "volume %s: it is at %s", v.Name, hostName(m, v.Host))
 	}
 	if err == nil {
 		err = within(m, "volume "+v.Name, blocks, ofHost(at))

@@ -43,6 +43,35 @@ func (m *Master) Grow(ctx context.Context, bytes uint64) (layout.Geometry, error
 	return g, err
 }
 
+// Grown says that Grow would change nothing: the cluster uses the whole of
+// global-thin-pool, which has bytes already. With more bytes than the group has free
+// this is a failure.NoSpace.
+func (m *Master) Grown(ctx context.Context, bytes uint64) (bool, error) {
+	var all bool
+	err := m.read(ctx, false, func(s *session) error {
+		var size uint64
+		err := group.With(ctx, s.Group, layout.DataName, false, func(dev group.Volume) error {
+			size = uint64(dev.Size())
+			g, err := layout.ReadLabel(dev, s.Cluster)
+			all = err == nil && g.Blocks == s.m.Blocks && bytes <= size
+			if errors.Is(err, layout.ErrGrown) {
+				return nil
+			}
+			return err
+		})
+		if err != nil || bytes <= size {
+			return err
+		}
+		left, err := s.Group.Free(ctx)
+		if err == nil && left < bytes-size {
+			err = failure.New(failure.NoSpace, "%s: %d bytes more are wanted, %d are free", layout.DataName, bytes-size, left)
+			err = failure.Hint(err, "extend the LUN, and with it the volume group")
+		}
+		return err
+	})
+	return all, err
+}
+
 func (s *session) grow(ctx context.Context, blocks uint64) error {
 	if blocks == s.m.Blocks {
 		return nil

@@ -58,6 +58,12 @@ func (m *Master) Join(ctx context.Context, n Newcomer) (uint32, error) {
 	return number, err
 }
 
+// Former refuses a host that was in the cluster before, and may have its pool still.
+func Former(h layout.HostRecord) error {
+	err := failure.New(failure.Conflict, "host %s: it was in the cluster before, as host %d", h.Name, h.Number)
+	return failure.Hint(err, "stop its pool with `diskhook thin stop` on it, or reboot it; then run `diskhook thin init-host --rejoin %s`", h.Name)
+}
+
 // hostBytes is how long a UUID.host has to be in a cluster of so many blocks. window is
 // how long each of its windows is to be, 0 as long as metadata may become.
 func hostBytes(blocks, window uint64) uint64 {
@@ -82,8 +88,7 @@ func (s *session) clear(ctx context.Context, n Newcomer) error {
 		case err != nil && !errors.Is(err, layout.ErrDamaged) && !errors.Is(err, layout.ErrInvalid):
 			return err
 		case !n.Rejoin:
-			err := failure.New(failure.Conflict, "host %s: it was in the cluster before, as host %d", n.Name, header.Number)
-			return failure.Hint(err, "stop its pool with `diskhook thin stop` on it, or reboot it; then run `diskhook thin init-host --rejoin %s`", n.Name)
+			return Former(layout.HostRecord{Name: n.Name, Number: header.Number})
 		}
 		if err := s.still(); err != nil {
 			return err

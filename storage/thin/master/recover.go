@@ -122,7 +122,11 @@ func (s *session) wreck(ctx context.Context, dev group.Volume, h layout.HostReco
 
 func unreadable(h layout.HostRecord, err error) error {
 	err = failure.Wrap(failure.Problems, fmt.Errorf("host %s: %w", h.Name, err))
-	return failure.Hint(err, "run `diskhook thin recover --repair %s`, which restores what can be read and marks the volumes suspect", h.Name)
+	before := ""
+	if h.State == layout.Member {
+		before = fmt.Sprintf("stop its pool, run `diskhook thin on-fenced %s` on the master, then ", h.Name)
+	}
+	return failure.Hint(err, "%srun `diskhook thin recover --repair %s`, which restores what can be read and marks the volumes suspect", before, h.Name)
 }
 
 // sound fails on metadata that cannot be relied on. Space that leaked is harmless.

@@ -89,18 +89,6 @@ type Pool struct {
 	DataPercent float64 `json:"data_percent"`
 }
 
-// HostState and VolumeState are what states are called.
-func HostState(s layout.HostState) string {
-	return map[layout.HostState]string{layout.Member: "member", layout.Fenced: "fenced", layout.Recovered: "recovered"}[s]
-}
-
-// VolumeState is what a volume's state is called.
-func VolumeState(s layout.VolumeState) string {
-	return map[layout.VolumeState]string{
-		layout.Offline: "offline", layout.Attaching: "attaching", layout.Attached: "attached", layout.Detaching: "detaching", layout.Suspect: "suspect",
-	}[s]
-}
-
 // Of counts what a map says.
 func Of(name string, id uuid.UUID, m layout.Map, stamp layout.Stamp) Status {
 	s := Status{
@@ -121,12 +109,12 @@ func Of(name string, id uuid.UUID, m layout.Map, stamp layout.Stamp) Status {
 	for i, h := range m.Hosts {
 		hosts[h.Number] = i
 		s.Hosts = append(s.Hosts, Host{
-			Name: h.Name, UUID: h.UUID, Number: h.Number, State: HostState(h.State), Evidence: h.Evidence,
+			Name: h.Name, UUID: h.UUID, Number: h.Number, State: h.State.String(), Evidence: h.Evidence,
 			Granted: owned[layout.Owner{Kind: layout.OfHost, Number: h.Number}],
 		})
 	}
 	for _, v := range m.Volumes {
-		out := Volume{Name: v.Name, UUID: v.UUID, Number: v.Number, Size: v.Size, State: VolumeState(v.State), Generation: v.Generation}
+		out := Volume{Name: v.Name, UUID: v.UUID, Number: v.Number, Size: v.Size, State: v.State.String(), Generation: v.Generation}
 		for _, base := range v.Bases {
 			out.Shared += owned[layout.Owner{Kind: layout.OfBase, Number: base}]
 		}

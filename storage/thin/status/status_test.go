@@ -65,12 +65,12 @@ func TestOf(t *testing.T) {
 // Every state has a word, or JSON would have an empty one.
 func TestStatesHaveWords(t *testing.T) {
 	for s := layout.Offline; s <= layout.Suspect; s++ {
-		if status.VolumeState(s) == "" {
+		if s.String() == "" {
 			t.Errorf("volume state %d", s)
 		}
 	}
 	for s := layout.Member; s <= layout.Recovered; s++ {
-		if status.HostState(s) == "" {
+		if s.String() == "" {
 			t.Errorf("host state %d", s)
 		}
 	}

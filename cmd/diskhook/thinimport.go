@@ -77,6 +77,9 @@ func thinImport(p *program, c *cli.Context) (err error) {
 	if err == nil && !whole && in.fits != nil {
 		err = in.fits(c.Context)
 	}
+	if err == nil && c.Bool("dry-run") {
+		err = i.Available(c.Context, in.name)
+	}
 	if err != nil {
 		return err
 	}

@@ -93,6 +93,24 @@ func (i Importer) Whole(name, source string) (bool, error) {
 	return n.whole(source), err
 }
 
+// Available refuses a name that a volume has which no import began to make.
+func (i Importer) Available(ctx context.Context, name string) error {
+	n, err := i.noted(name)
+	if err != nil {
+		return err
+	}
+	found, there, err := i.Host.Find(ctx, name)
+	if err == nil && there && found.ID != n.Volume {
+		err = fmt.Errorf("volume %s: %w", name, errTaken())
+	}
+	return err
+}
+
+func errTaken() error {
+	err := failure.New(failure.Conflict, "there is a volume of this name already")
+	return failure.Hint(err, "import it by another: `diskhook thin import --name NAME`")
+}
+
 // Import makes a volume. When it fails before the volume is whole, nothing is left
 // of it. One at a time makes a volume of a name: who comes meanwhile gets lock.ErrHeld.
 func (i Importer) Import(ctx context.Context, in Intake) error {
@@ -132,8 +150,7 @@ func (i Importer) bring(ctx context.Context, in Intake) error {
 	case mine && n.whole(in.Source):
 		return i.deliver(ctx, in, n)
 	case there:
-		err := failure.New(failure.Conflict, "there is a volume of this name already")
-		return failure.Hint(err, "import it by another: `diskhook thin import --name NAME`")
+		return errTaken()
 	}
 	if err := i.Host.Reserve(ctx, in.Need); err != nil {
 		return err

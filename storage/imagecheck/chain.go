@@ -157,6 +157,7 @@ func (c Checker) inspect(images []*image, declared []Layer, at func(string)) (In
 		}
 		info.Layers = append(info.Layers, img.Layer)
 		info.Headers = append(info.Headers, h)
+		info.Sizes = append(info.Sizes, holds(img, h))
 		info.Block = info.Block || img.block
 	}
 	var err error
@@ -191,6 +192,13 @@ func (c Checker) maxVirtualSize() int64 {
 		return min(c.MaxVirtualSize, hardMaxVirtual)
 	}
 	return DefaultMaxVirtualSize
+}
+
+func holds(img *image, h *Header) int64 {
+	if h != nil {
+		return h.VirtualSize
+	}
+	return img.size
 }
 
 // virtualSize is the header's, or the raw file's in whole sectors.

@@ -72,6 +72,10 @@ type Info struct {
 	// Headers holds the header of each qcow2 layer and nil for a raw one.
 	Headers []*Header
 
+	// Sizes are what each layer says it holds, in bytes: the virtual size of a qcow2
+	// image, the length of a raw one.
+	Sizes []int64
+
 	// Fingerprint (hex) changes when a layer was replaced or written to, as
 	// far as that can be told without reading everything; see fingerprint.go.
 	Fingerprint string

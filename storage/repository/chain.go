@@ -90,9 +90,11 @@ func (r *repo) inspect(ctx context.Context, c chain) (*imagecheck.Opened, error)
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", r.id, err)
 	}
-	if opened.VirtualSize < c[0].Size {
-		opened.Close()
-		return nil, fmt.Errorf("volume %s/%s: %w: it is of %d bytes, not %d", r.id, c[0].ID, ErrBroken, opened.VirtualSize, c[0].Size)
+	for i, v := range c {
+		if opened.Sizes[i] < v.Size { // of one that was cut off QEMU would read zeros
+			opened.Close()
+			return nil, fmt.Errorf("volume %s/%s: %w: it is of %d bytes, not %d", r.id, v.ID, ErrBroken, opened.Sizes[i], v.Size)
+		}
 	}
 	return opened, nil
 }

@@ -66,17 +66,25 @@ func (c *checking) damaged(id, what string) {
 	c.report.Problems = append(c.report.Problems, text)
 }
 
-// deep looks into every volume that is complete, there and not in use.
+// deep looks into every volume that is complete, there and not in use, and first into those
+// that others lie on: damage is told once, of where it is.
 func (c *checking) deep(ctx context.Context) error {
 	used, err := c.used(ctx)
 	if err != nil {
 		return err
 	}
-	for _, id := range sorted(c.view.volumes) {
-		v := c.view.volumes[id]
-		volumes, err := c.view.chain(id)
-		if err != nil || c.bad[id] {
-			continue // it is being made, or told of already
+	chains := make(map[string]chain, len(c.view.volumes))
+	for id := range c.view.volumes {
+		if volumes, err := c.view.chain(id); err == nil { // else it is being made, or told of already
+			chains[id] = volumes
+		}
+	}
+	ids := sorted(chains)
+	slices.SortStableFunc(ids, func(a, b string) int { return len(chains[a]) - len(chains[b]) })
+	for _, id := range ids {
+		v, volumes := c.view.volumes[id], chains[id]
+		if slices.ContainsFunc(volumes, func(v *volume) bool { return c.bad[v.ID] }) {
+			continue
 		}
 		busy, err := step(ctx, c.repo, "look at a lock", func(ctx context.Context) (bool, error) { return c.repo.place.Held(ctx, volumeLock(id)) })
 		if err != nil {

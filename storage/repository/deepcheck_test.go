@@ -192,7 +192,7 @@ func TestADeepCheckTellsOfDamage(t *testing.T) {
 			paths := w.volumesOf("a", disk)
 			c.damage(t, paths[0], paths[1])
 			r := deep(t, w)
-			if len(r.Problems) == 0 || len(r.Fixes) > 0 || !strings.Contains(r.Problems[0], c.word) || !strings.Contains(strings.Join(r.Problems, "\n"), disk) {
+			if len(r.Problems) != 1 || len(r.Fixes) > 0 || !strings.Contains(r.Problems[0], c.word) || !strings.Contains(strings.Join(r.Problems, "\n"), disk) {
 				t.Errorf("%+v", r)
 			}
 			r, err := w.on("h2").CheckStorageRepository(t.Context(), "a")
@@ -202,4 +202,25 @@ func TestADeepCheckTellsOfDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// QEMU would read zeros where the lower one ends, and a guest go on with that.
+func TestAnImageOnOneThatWasCutOffIsNotPrepared(t *testing.T) {
+	eachFormat(t, func(t *testing.T, format string) {
+		if format == "clvm-1.2" {
+			return // its volumes are not files
+		}
+		w := newWorld(t, format)
+		disk, base := w.diskOnBase()
+		must(t, os.Truncate(w.volumesOf("a", disk)[1], 2*mib))
+		for _, id := range []string{disk, base} {
+			_, err := w.on("h1").PrepareImage(t.Context(), "a", id, repository.Preparing{Holder: "vm", Write: id == disk})
+			refused(t, err, repository.ErrBroken, "it is of 2097152 bytes, not 4194304")
+		}
+		info, err := w.on("h1").GetImage(t.Context(), "a", disk)
+		must(t, err)
+		if len(info.Holders) > 0 {
+			t.Errorf("%+v", info)
+		}
+	})
 }

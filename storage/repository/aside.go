@@ -115,7 +115,7 @@ func (r *repo) raw(ctx context.Context, kind format.Kind, id string) ([]byte, er
 
 func (f *fixing) putAside(ctx context.Context, u *update, id string) error {
 	data, err := u.raw(ctx, format.Image, id)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !errors.Is(decode(data, new(image)), ErrDamaged) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !errors.Is(decode(data, id, new(image)), ErrDamaged) {
 		return f.stale("image", id)
 	}
 	if err != nil {
@@ -137,7 +137,7 @@ func usersAside(imageID string) string {
 // have it open keeps it.
 func (f *fixing) nobodyUses(ctx context.Context, u *update, id string) error {
 	data, err := u.raw(ctx, format.Pin, id)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !errors.Is(decode(data, new(pins)), ErrDamaged) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !errors.Is(decode(data, id, new(pins)), ErrDamaged) {
 		return f.stale("image", id)
 	}
 	if err != nil {

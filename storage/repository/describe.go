@@ -103,7 +103,7 @@ func (f *fixing) describe(ctx context.Context, o Options) error {
 		switch missing := errors.Is(err, fs.ErrNotExist); {
 		case err != nil && !missing:
 			return err
-		case missing && anew == nil, !missing && !errors.Is(decode(was, new(volume)), ErrDamaged):
+		case missing && anew == nil, !missing && !errors.Is(decode(was, id, new(volume)), ErrDamaged):
 			return f.stale("volume", id)
 		case !missing:
 			if err := keepAside(ctx, u, id, was); err != nil {

@@ -84,6 +84,7 @@ type record struct {
 // pins say who uses an image.
 type pins struct {
 	V       int      `json:"v"`
+	Image   string   `json:"image,omitempty"` // those of earlier releases do not say it
 	Holders []holder `json:"holders"`
 }
 
@@ -122,8 +123,17 @@ func encode(v any) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// decode reads what encode made. ErrDamaged or ErrVersion.
-func decode(data []byte, v any) error {
+// titled is a document that says itself what it is about; "" is that it does not.
+type titled interface{ about() string }
+
+func (img *image) about() string { return img.ID }
+func (v *volume) about() string  { return v.ID }
+func (p *pins) about() string    { return p.Image }
+
+// decode reads what encode made and somebody keeps under id. ErrDamaged, also if it is
+// whole and the document of something else: a file that was put in another one's place
+// would have one image read the data of the other. Or ErrVersion.
+func decode(data []byte, id string, v any) error {
 	known := fmt.Appendf(nil, `{"v":%d,`, documentVersion) // as encode writes it
 	line := bytes.IndexByte(data, '\n') + 1
 	if line == 0 || fmt.Sprintf(crcFormat, crc32.Checksum(data[:line], crcTable)) != string(data[line:]) {
@@ -142,6 +152,9 @@ func decode(data []byte, v any) error {
 	}
 	if err := json.Unmarshal(data[:line], v); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if doc, ok := v.(titled); ok && doc.about() != id && doc.about() != "" {
+		return fmt.Errorf("%w: it is that of %q", ErrDamaged, clip(doc.about()))
 	}
 	return nil
 }

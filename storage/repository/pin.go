@@ -41,7 +41,7 @@ type Prepared struct {
 }
 
 // maxHolders bounds who uses an image at a time: they are in one document.
-const maxHolders = 24
+const maxHolders = 23
 
 // PrepareImage makes an image usable on this host and keeps it from being merged,
 // cleaned, resized, snapshotted, or written by others, until ReleaseImage. The same
@@ -141,7 +141,7 @@ func (s *Service) pin(ctx context.Context, r *repo, imageID string, p Preparing)
 				return err
 			}
 		}
-		if err := u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: holders}); err != nil || !p.Write {
+		if err := u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Image: imageID, Holders: holders}); err != nil || !p.Write {
 			return err
 		}
 		if img.Plan != nil && img.Plan.Verb == verbOptimize {
@@ -328,7 +328,7 @@ func (s *Service) unpin(ctx context.Context, r *repo, imageID, name string, othe
 		}
 		left := append(slices.DeleteFunc(holders, s.me(Preparing{Holder: name}).same), others...)
 		if len(left) > 0 {
-			err = u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Holders: left})
+			err = u.put(ctx, format.Pin, imageID, pins{V: documentVersion, Image: imageID, Holders: left})
 		} else {
 			err = u.drop(ctx, format.Pin, imageID)
 		}

@@ -58,7 +58,7 @@ func get[T any](ctx context.Context, r *repo, kind format.Kind, id string) (*T, 
 		return nil, err
 	}
 	v := new(T)
-	if err := decode(data, v); err != nil {
+	if err := decode(data, id, v); err != nil {
 		return nil, fmt.Errorf("repository %s: %s %s: %w", r.id, kind, id, err)
 	}
 	return v, nil

@@ -138,7 +138,7 @@ func readSome[T any](ctx context.Context, r *repo, kind format.Kind, ids []strin
 				return some, fmt.Errorf("repository %s: %w", r.id, err)
 			}
 			doc := new(T)
-			if err := decode(data, doc); err != nil {
+			if err := decode(data, id, doc); err != nil {
 				some.damaged[id] = fmt.Errorf("%s %s: %w", kind, id, err)
 				continue
 			}

@@ -135,16 +135,41 @@ func repoCreate(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.Connection(words[0]); err != nil && !errors.Is(err, repository.ErrNotConnected) {
+	format := c.String("format")
+	connected, err := s.CheckRepositoryID(words[0], format, where)
+	if err != nil {
 		return err // it could not be connected
 	}
-	steps := []string{fmt.Sprintf("make a repository of format %s at %s", c.String("format"), spell(where)), "connect it as " + words[0]}
+	_, missing := s.PreviewConnect(c.Context, words[0], format, where)
+	var steps []string
+	switch {
+	case missing == nil:
+	case connected && errors.Is(missing, failure.NotFound):
+		return failure.Hint(missing, "bring it back; if it is gone for good, `diskhook repo disconnect --force %s` before another one is made", words[0])
+	case connected, !makeable(missing):
+		return missing
+	default:
+		steps = append(steps, fmt.Sprintf("make a repository of format %s at %s", format, spell(where)))
+	}
+	if !connected {
+		steps = append(steps, "connect it as "+words[0])
+	}
 	return p.change(f, c.Bool("dry-run"), storageRepository(words[0]), steps, func() (string, error) {
-		if err := s.CreateStorageRepository(c.Context, c.String("format"), where); err != nil {
+		ended := "connected"
+		if missing != nil {
+			ended = "made and connected"
+		}
+		if err := s.CreateStorageRepository(c.Context, format, where); err != nil {
 			return "", err
 		}
-		return "made and connected", s.ConnectStorageRepository(c.Context, words[0], c.String("format"), where)
+		return ended, s.ConnectStorageRepository(c.Context, words[0], format, where)
 	})
+}
+
+// makeable says that a repository which cannot be opened for that reason may still be made,
+// or be made usable here; what else is there its making tells.
+func makeable(missing error) bool {
+	return (errors.Is(missing, failure.NotFound) || errors.Is(missing, failure.Precondition)) && !errors.Is(missing, repository.ErrVersion)
 }
 
 func repoConnect(p *program, c *cli.Context) error {
@@ -156,7 +181,14 @@ func repoConnect(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	steps := []string{fmt.Sprintf("connect the repository of format %s at %s as %s", c.String("format"), spell(where), words[0])}
+	already, err := s.PreviewConnect(c.Context, words[0], c.String("format"), where)
+	if err != nil {
+		return err
+	}
+	var steps []string
+	if !already {
+		steps = append(steps, fmt.Sprintf("connect the repository of format %s at %s as %s", c.String("format"), spell(where), words[0]))
+	}
 	return p.change(f, c.Bool("dry-run"), storageRepository(words[0]), steps, func() (string, error) {
 		return "connected", s.ConnectStorageRepository(c.Context, words[0], c.String("format"), where)
 	})

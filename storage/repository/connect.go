@@ -72,22 +72,59 @@ func (s *Service) CreateStorageRepository(ctx context.Context, repoFormat string
 // repoID, until DisconnectStorageRepository, over reboots. The same again is fine.
 // ErrRepoIDInUse: the name is another repository's, or the repository has another name.
 func (s *Service) ConnectStorageRepository(ctx context.Context, repoID, repoFormat string, connectionParameters map[string]string) error {
-	if err := checkRepoID(repoID); err != nil {
-		return err
-	}
 	unlock, err := s.lockConnections(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	all, err := s.Connections()
-	if err != nil {
+	c, already, err := s.connection(ctx, repoID, repoFormat, connectionParameters)
+	if err != nil || already {
 		return err
 	}
-	c := Connection{Schema: connectionSchema, RepoID: repoID, Format: repoFormat, Parameters: connectionParameters}
+	if err := atomicfile.MkdirAll(s.connections(), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.WriteJSON(s.connectionPath(repoID), c, 0o600)
+}
+
+// PreviewConnect refuses what ConnectStorageRepository would refuse, and says whether there
+// is nothing to do.
+func (s *Service) PreviewConnect(ctx context.Context, repoID, repoFormat string, connectionParameters map[string]string) (already bool, err error) {
+	_, already, err = s.connection(ctx, repoID, repoFormat, connectionParameters)
+	return already, err
+}
+
+// CheckRepositoryID refuses a name that another repository has, whether what the parameters
+// say is there or not; ErrRepoIDInUse. It says whether it is connected as these say.
+func (s *Service) CheckRepositoryID(repoID, repoFormat string, connectionParameters map[string]string) (same bool, err error) {
+	c, err := s.Connection(repoID)
+	switch {
+	case errors.Is(err, ErrNotConnected):
+		return false, nil
+	case err == nil && !(c.Format == repoFormat && maps.Equal(c.Parameters, connectionParameters)):
+		return false, otherRepository(c)
+	}
+	return err == nil, err
+}
+
+func otherRepository(c Connection) error {
+	err := fmt.Errorf("repository %s: %w: %s is connected with other parameters", c.RepoID, ErrRepoIDInUse, c.Format)
+	return failure.Hint(err, "take another id, or `diskhook repo disconnect %s`", c.RepoID)
+}
+
+// connection is what would be remembered of a repository, or is already.
+func (s *Service) connection(ctx context.Context, repoID, repoFormat string, parameters map[string]string) (c Connection, already bool, err error) {
+	if err := checkRepoID(repoID); err != nil {
+		return c, false, err
+	}
+	all, err := s.Connections()
+	if err != nil {
+		return c, false, err
+	}
+	c = Connection{Schema: connectionSchema, RepoID: repoID, Format: repoFormat, Parameters: parameters}
 	r, err := s.open(ctx, c)
 	if err != nil {
-		return err
+		return c, false, err
 	}
 	defer r.close()
 	c.Nonce = r.about.Nonce
@@ -95,19 +132,15 @@ func (s *Service) ConnectStorageRepository(ctx context.Context, repoID, repoForm
 		same := other.Format == c.Format && other.Nonce == c.Nonce && maps.Equal(other.Parameters, c.Parameters)
 		switch {
 		case other.RepoID == repoID && same:
-			return nil
+			return c, true, nil
 		case other.RepoID == repoID:
-			err := fmt.Errorf("repository %s: %w: %s is connected with other parameters", repoID, ErrRepoIDInUse, other.Format)
-			return failure.Hint(err, "take another id, or `diskhook repo disconnect %s`", repoID)
+			return c, false, otherRepository(other)
 		case other.Nonce == c.Nonce:
 			err := fmt.Errorf("repository %s: %w: it is connected as %s already", repoID, ErrRepoIDInUse, other.RepoID)
-			return failure.Hint(err, "use that, or `diskhook repo disconnect %s`", other.RepoID)
+			return c, false, failure.Hint(err, "use that, or `diskhook repo disconnect %s`", other.RepoID)
 		}
 	}
-	if err := atomicfile.MkdirAll(s.connections(), 0o700); err != nil {
-		return err
-	}
-	return atomicfile.WriteJSON(s.connectionPath(repoID), c, 0o600)
+	return c, false, nil
 }
 
 // DisconnectStorageRepository forgets a repository and changes nothing in it; with
@@ -318,6 +351,8 @@ func (s *Service) open(ctx context.Context, c Connection) (*repo, error) {
 	r.deadline = max(r.deadline, r.place.Capabilities().Takeover)
 	about, err := get[descriptor](ctx, r, format.Repository, format.Descriptor)
 	switch {
+	case errors.Is(err, ErrDamaged):
+		err = failure.Hint(err, "bring it back; where it is a file, it can be moved away as well, and `diskhook repo create` run again: the images stay, but hosts that have the repository connected have to connect it anew")
 	case errors.Is(err, fs.ErrNotExist):
 		err = failure.New(failure.NotFound, "repository %s: it was never made to its end", c.RepoID)
 		err = failure.Hint(err, "run `diskhook repo create` again")

@@ -115,7 +115,8 @@ func imageStop(p *program, c *cli.Context) error {
 	})
 }
 
-// imageResume starts a process for each image whose work nobody is at.
+// imageResume starts a process for each image whose work nobody is at. With --wait it
+// also waits for what somebody is at.
 func imageResume(p *program, c *cli.Context) error {
 	f, err := outputOf(c)
 	if err != nil {
@@ -140,11 +141,21 @@ func imageResume(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	var images, steps []string
+	var images, steps, others []string
 	for _, t := range tasks {
-		if !t.Running && (only == "" || t.ImageID == only) {
+		switch {
+		case only != "" && t.ImageID != only:
+		case t.Running:
+			others = append(others, t.ImageID)
+		default:
 			images = append(images, t.ImageID)
 			steps = append(steps, fmt.Sprintf("diskhook image work %s/%s", repo, t.ImageID))
+		}
+	}
+	wait := c.Bool("wait") && !c.Bool("dry-run")
+	if len(images) == 0 && wait {
+		if err := p.awaitAll(c.Context, f, s, repo, others); err != nil {
+			return err
 		}
 	}
 	return p.change(f, c.Bool("dry-run"), of, steps, func() (string, error) {
@@ -152,8 +163,8 @@ func imageResume(p *program, c *cli.Context) error {
 		for _, image := range images {
 			failed = errors.Join(failed, s.Start(c.Context, repo, image))
 		}
-		if failed == nil && c.Bool("wait") {
-			failed = p.awaitAll(c.Context, f, s, repo, images)
+		if failed == nil && wait {
+			failed = p.awaitAll(c.Context, f, s, repo, append(images, others...))
 			return fmt.Sprintf("%d done", len(images)), failed
 		}
 		return fmt.Sprintf("%d go on", len(images)), failed

@@ -54,6 +54,9 @@ func repoCheck(p *program, c *cli.Context) error {
 	}
 	if n := len(report.Fixes) + len(report.Problems); n > 0 {
 		err := failure.New(failure.Problems, "repository %s: %d findings", words[0], n)
+		if len(report.Fixes) == 0 {
+			return err // each says itself what to do
+		}
 		return failure.Hint(err, "see what `diskhook repo fix -n --all %s` would do", words[0])
 	}
 	return nil
@@ -96,6 +99,11 @@ func repoFix(p *program, c *cli.Context) error {
 	s, err := p.repositories()
 	if err != nil {
 		return err
+	}
+	if c.Bool("wait") && !c.Bool("dry-run") {
+		if err := p.awaitFixes(c.Context, f, s, words[0]); err != nil {
+			return err
+		}
 	}
 	report, err := chosen(c, s, words[0])
 	if err != nil {
@@ -215,4 +223,18 @@ func (p *program) awaitAll(ctx context.Context, f format, s *repository.Service,
 		}
 	}
 	return nil
+}
+
+// awaitFixes waits for fixes that were begun before, and that somebody is at: no check finds
+// them. One that fails the check finds again.
+func (p *program) awaitFixes(ctx context.Context, f format, s *repository.Service, repo string) error {
+	tasks, err := s.ListTasks(ctx, repo)
+	for _, t := range tasks {
+		if t.Running && (t.Verb == string(repository.Merge) || t.Verb == string(repository.Optimize)) {
+			if err := p.awaitAll(ctx, f, s, repo, []string{t.ImageID}); ctx.Err() != nil {
+				return err
+			}
+		}
+	}
+	return err
 }

@@ -10,8 +10,10 @@ import (
 
 	"github.com/google/uuid"
 
+	"diskhook/storage/command"
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/transfer"
 )
 
 // CopyImage brings an image, wherever it is connected, into a repository. A snapshot
@@ -194,11 +196,11 @@ func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers [
 		return a.id, err
 	}
 	defer r.close()
-	info, err := imagecheck.Checker{Allowed: s.Allowed}.Chain(ctx, layers)
+	bytes, err := s.sound(ctx, layers)
 	if err != nil {
 		return "", err
 	}
-	if a.size, err = checkSize(info.VirtualSize); err != nil {
+	if a.size, err = checkSize(bytes); err != nil {
 		return "", err
 	}
 	if kind == Disk {
@@ -214,4 +216,16 @@ func (s *Service) ImportImage(ctx context.Context, targetRepoID string, layers [
 	}
 	s.proceed(ctx, r, a.id, o)
 	return a.id, nil
+}
+
+// sound refuses a chain that could not be copied, before anything is promised of it, and
+// says how large a disk it is.
+func (s *Service) sound(ctx context.Context, layers []imagecheck.Layer) (bytes int64, err error) {
+	opened, err := imagecheck.Checker{Allowed: s.Allowed}.Open(ctx, layers)
+	if err != nil {
+		return 0, err
+	}
+	defer opened.Close()
+	_, err = command.Abandon(ctx, func() (struct{}, error) { return struct{}{}, transfer.CheckTables(opened) })
+	return opened.VirtualSize, err
 }

@@ -4,6 +4,7 @@ package repository_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
@@ -290,11 +291,22 @@ func TestImportRefusesHostileImages(t *testing.T) {
 	must(t, err)
 	b[24] = 0x7f // the virtual size
 	must(t, os.WriteFile(sized, b, 0o600))
+	cut, wild := w.path("cut.qcow2"), w.path("wild.qcow2")
+	w.tool("qemu-img", "create", "-q", "-f", "qcow2", cut, "1M")
+	w.tool("qemu-io", "-f", "qcow2", "-c", "write -q 0 64k", cut)
+	whole, err := os.ReadFile(cut)
+	must(t, err)
+	must(t, os.WriteFile(cut, whole[:4*64<<10], 0o600)) // before its table
+	l1 := binary.BigEndian.Uint64(whole[40:])
+	binary.BigEndian.PutUint64(whole[l1:], 1<<63|1<<50) // its table is where nothing is
+	must(t, os.WriteFile(wild, whole, 0o600))
 	outside := filepath.Join(t.TempDir(), "outside.raw")
 	must(t, os.WriteFile(outside, make([]byte, mib), 0o600))
 	for name, layer := range map[string]imagecheck.Layer{
 		"backing file": {Path: backed, Format: imagecheck.QCOW2},
 		"size":         {Path: sized, Format: imagecheck.QCOW2},
+		"cut off":      {Path: cut, Format: imagecheck.QCOW2},
+		"wild table":   {Path: wild, Format: imagecheck.QCOW2},
 		"no qcow2":     {Path: secret, Format: imagecheck.QCOW2},
 		"outside":      {Path: outside, Format: imagecheck.Raw},
 		"format":       {Path: secret, Format: "vmdk"},

@@ -11,9 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"diskhook/storage/blockdev"
-	"diskhook/storage/command"
 	"diskhook/storage/directio"
-	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
 	"diskhook/storage/qcow2map"
 )
@@ -100,9 +98,8 @@ func (c *chainMap) scan(stopped func() error, warn func(text string, err error))
 		if !is {
 			continue
 		}
-		if end := image.TablesEnd(); c.ends[i] < end {
-			err := failure.New(failure.Precondition, "%s: was cut off: it has %d bytes, its tables lead to %d", c.paths[i], c.ends[i], end)
-			return failure.Hint(err, "restore it from a backup; `qemu-img check %s` says what else is missing", command.Quote([]string{c.paths[i]}))
+		if err := cutOff(c.paths[i], c.ends[i], image); err != nil {
+			return err
 		}
 		beyond := int64(0)
 		for off := int64(0); off < layer.Size(); {

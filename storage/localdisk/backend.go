@@ -46,6 +46,9 @@ type backend interface {
 	// activate makes the nodes of all copies appear, with one command.
 	activate(ctx context.Context, copies []Copy) error
 	deactivate(ctx context.Context, copies []Copy) error
+	// spoil marks a ready copy, or template, updating, durably, before its data goes,
+	// and returns it as it is then. Of an updating one it changes nothing.
+	spoil(ctx context.Context, c Copy) (Copy, error)
 	// remove deletes a copy. It refuses one that is or may be open.
 	remove(ctx context.Context, c Copy) error
 	// extend grows the copy to at least size bytes and returns it.
@@ -85,8 +88,6 @@ type templates interface {
 	// finishTemplate lets nobody write to it, then takes the updating mark away
 	// in one step.
 	finishTemplate(ctx context.Context, c Copy) error
-	// spoilTemplate marks a ready one updating, durably, before its data goes.
-	spoilTemplate(ctx context.Context, c Copy) (Copy, error)
 	// clone makes the copy of d as create does, with the content of a ready
 	// template; what lies beyond that is as in a new one. It may have the size
 	// of the template yet.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"diskhook/storage/failpoint"
 	"diskhook/storage/failure"
 )
 
@@ -57,7 +58,27 @@ func (s *Service) discardCopy(ctx context.Context, f foundCopy, w Wipe) error {
 	if err := s.discardable(e, *now); err != nil {
 		return err
 	}
+	if err := s.mayWipe(ctx, *now, w); err != nil {
+		return err
+	}
+	if err := s.spoil(ctx, now); err != nil {
+		return err
+	}
 	return s.removeUnused(ctx, *now, e, w)
+}
+
+// spoil marks a copy unfinished before anything of it goes, as no receipt is there to
+// hold that it is being discarded: one that lost a part is then never adopted, and the
+// next gc or start makes an end of it.
+func (s *Service) spoil(ctx context.Context, f *foundCopy) (err error) {
+	// First what would have a start go on with it.
+	if err := s.forget(f.Copy); err != nil {
+		return fmt.Errorf("cursor %w", err)
+	}
+	if f.Copy, err = s.backend(f.disk()).spoil(ctx, f.Copy); err != nil {
+		return err
+	}
+	return failpoint.Hit("gc.spoiled")
 }
 
 // discardable refuses a copy that has a verb of its own, or of which something is

@@ -40,14 +40,10 @@ func (s *Service) wipe(ctx context.Context, f foundCopy, w Wipe) error {
 	if w == WipeNone || !f.Copy.file() && f.Copy.Size == 0 { // there is only the word of it
 		return nil
 	}
-	b := s.backend(f.disk())
-	if thin, is := b.(interface {
-		mayZero(context.Context, Copy) error
-	}); is && w == WipeZero {
-		if err := thin.mayZero(ctx, f.Copy); err != nil {
-			return err
-		}
+	if err := s.mayWipe(ctx, f, w); err != nil {
+		return err
 	}
+	b := s.backend(f.disk())
 	if err := b.activate(ctx, []Copy{f.Copy}); err != nil {
 		return err
 	}
@@ -55,6 +51,17 @@ func (s *Service) wipe(ctx context.Context, f foundCopy, w Wipe) error {
 		return err
 	}
 	return wipePath(ctx, f.Copy.Path, w)
+}
+
+// mayWipe refuses a way that is not one for such a copy.
+func (s *Service) mayWipe(ctx context.Context, f foundCopy, w Wipe) error {
+	thin, is := s.backend(f.disk()).(interface {
+		mayZero(context.Context, Copy) error
+	})
+	if !is || w != WipeZero {
+		return nil
+	}
+	return thin.mayZero(ctx, f.Copy)
 }
 
 // wipePath refuses a node that anybody has open.

@@ -52,6 +52,8 @@ func TestMain(m *testing.M) {
 			os.Exit(exitCode(toRaw()))
 		case "gc":
 			os.Exit(exitCode(gc()))
+		case "discard":
+			os.Exit(exitCode(discard()))
 		case "adopt":
 			os.Exit(exitCode(adopt()))
 		case "export":

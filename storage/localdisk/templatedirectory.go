@@ -121,11 +121,15 @@ func (b *directory) finishTemplate(ctx context.Context, c Copy) error {
 	return atomicfile.Sync(b.dir)
 }
 
-func (b *directory) spoilTemplate(_ context.Context, c Copy) (Copy, error) {
+// spoil takes rubbish away that lies where the file goes.
+func (b *directory) spoil(_ context.Context, c Copy) (Copy, error) {
 	ready := c.Path
 	c.State, c.Path = Updating, b.path(c.Name, suffix(c.Format, Updating))
 	if ready == c.Path {
 		return c, nil
+	}
+	if err := atomicfile.Remove(c.Path); err != nil {
+		return c, fmt.Errorf("file %w", err)
 	}
 	if err := renameNew(ready, c.Path); err != nil {
 		return c, fmt.Errorf("file %w", err)

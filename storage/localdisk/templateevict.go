@@ -65,7 +65,7 @@ func (s *Service) wipeTemplate(ctx context.Context, kind string, c Copy, clones 
 	// A crash must not leave one that is wiped in part, and ready, or of which a
 	// cursor says how much is there.
 	var err error
-	if f.Copy, err = b.spoilTemplate(ctx, c); err != nil {
+	if f.Copy, err = b.spoil(ctx, c); err != nil {
 		return err
 	}
 	if err := failpoint.Hit("template.spoiled"); err != nil {

@@ -29,10 +29,6 @@ func (templateless) createTemplate(context.Context, string, int64, []string) (Co
 func (templateless) reopenTemplate(context.Context, Copy) error { return errTemplateless }
 func (templateless) finishTemplate(context.Context, Copy) error { return errTemplateless }
 
-func (templateless) spoilTemplate(_ context.Context, c Copy) (Copy, error) {
-	return c, errTemplateless
-}
-
 func (templateless) clone(context.Context, Copy, Disk, int64) error { return errTemplateless }
 
 func (templateless) cloned(context.Context, Copy, Disk, int64) (Copy, error) {

@@ -104,7 +104,10 @@ func (b *volumes) finishTemplate(ctx context.Context, c Copy) error {
 	return b.retag(ctx, c, nil, []string{tagUpdating})
 }
 
-func (b *volumes) spoilTemplate(ctx context.Context, c Copy) (Copy, error) {
+func (b *volumes) spoil(ctx context.Context, c Copy) (Copy, error) {
+	if c.State == Updating {
+		return c, nil
+	}
 	c.State = Updating
 	return c, b.retag(ctx, c, []string{tagUpdating}, nil)
 }

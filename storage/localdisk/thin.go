@@ -317,16 +317,25 @@ func (b *thin) activate(ctx context.Context, copies []Copy) error {
 // deactivate leaves them attached. What only a fulfil makes is the disk's path.
 func (b *thin) deactivate(context.Context, []Copy) error { return nil }
 
+// spoil adds the mark to the label. A volume that is no copy by anything but its name
+// has none.
+func (b *thin) spoil(ctx context.Context, c Copy) (Copy, error) {
+	if c.State != Ready || len(c.Tags) == 0 {
+		return c, nil
+	}
+	c.State, c.Tags = Updating, append([]string{tagUpdating}, c.Tags...)
+	return c, b.relabel(ctx, c, c.Tags)
+}
+
 // remove marks a complete copy first, so that one of which a part is gone is never
 // taken for one.
 func (b *thin) remove(ctx context.Context, c Copy) error {
 	if !c.closed() {
 		return inUse(c)
 	}
-	if c.State == Ready && len(c.Tags) > 0 {
-		if err := b.relabel(ctx, c, append([]string{tagUpdating}, c.Tags...)); err != nil {
-			return err
-		}
+	c, err := b.spoil(ctx, c)
+	if err != nil {
+		return err
 	}
 	id, err := uuid.Parse(c.UUID)
 	if err != nil {

@@ -168,8 +168,15 @@ func (s *service) close() {
 	for _, e := range s.ears {
 		e.close()
 	}
-	s.Release(context.Background())
+	// Serve's own context has ended, or says nothing of how long this may take.
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	s.Release(ctx)
 }
+
+// releaseTimeout is how long a service that ends may take to let go of the hosts'
+// volumes. Its unit gives it longer than that.
+const releaseTimeout = time.Minute
 
 // Release takes the devices of the hosts' volumes away from this host, which opened
 // them as the master; not those that somebody here has open. What cannot be is logged:

@@ -5,6 +5,8 @@ package master_test
 import (
 	"context"
 	"errors"
+	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -144,6 +146,56 @@ func TestAskedForTooLong(t *testing.T) {
 			t.Fatalf("%+v, %v", r, err)
 		}
 	})
+}
+
+// mute is a group that does not answer how it is, once the service has begun to end.
+type mute struct {
+	group.Group
+	ending *atomic.Bool
+}
+
+func (g mute) List(ctx context.Context) ([]group.LV, error) {
+	if g.ending.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return g.Group.List(ctx)
+}
+
+// A service that is stopped while LVM hangs ends before its unit is killed.
+func TestServeEndsWithoutLVM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, _, _ := served(t)
+		var ending atomic.Bool
+		m.Group = mute{m.Group, &ending}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- m.Serve(ctx, master.Pace{}) }()
+		time.Sleep(10 * time.Second) // of the bubble
+		ending.Store(true)
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(80 * time.Second):
+			t.Error("it does not end")
+		}
+	})
+}
+
+// Its unit leaves the commands of LVM that it ends with alone, and is patient enough.
+func TestUnitLetsServeEnd(t *testing.T) {
+	unit, err := os.ReadFile("../../../contrib/systemd/diskhook-thin-master@.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{"\nKillMode=mixed\n", "\nTimeoutStopSec=90s\n"} {
+		if !strings.Contains(string(unit), line) {
+			t.Errorf("it has no %q", line)
+		}
+	}
 }
 
 // Serve ends when another host is master, and what it had not answered the other

@@ -17,7 +17,6 @@ import (
 	"diskhook/storage/blockdev"
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/cluster"
-	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/member"
 	"diskhook/storage/thin/stream"
 )
@@ -67,8 +66,8 @@ func thinImport(p *program, c *cli.Context) (err error) {
 	if in.name == "" {
 		return see(c, failure.New(failure.Usage, "--name is missing: what the volume is to be called"))
 	}
-	if !layout.ValidName(in.name) {
-		return failure.New(failure.Usage, "%q is no name for a volume", in.name)
+	if err := validVolume(in.name); err != nil {
+		return err
 	}
 	i := stream.Importer{
 		Host: intakeHost{t}, Cluster: t.thinCluster.Name, Notes: filepath.Join(t.layout.State(), "thin", t.thinCluster.Name+".imports"), Locks: t.layout.Locks(),
@@ -148,12 +147,29 @@ func (p *program) readStream(file string) (stream.Stream, error) {
 	if file == "-" {
 		return stream.Read(p.stdin)
 	}
-	f, err := os.Open(file)
+	f, err := openIntake(file)
 	if err != nil {
-		return stream.Stream{}, failure.Wrap(failure.NotFound, err)
+		return stream.Stream{}, err
 	}
 	defer f.Close()
 	return stream.Read(f)
+}
+
+// openIntake opens what is to be imported; a directory is nothing of that.
+func openIntake(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, failure.Wrap(failure.NotFound, err)
+	}
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = failure.New(failure.Precondition, "%s: it is a directory", path)
+		err = failure.Hint(err, "name the file in it: with --from a stream of `diskhook thin export`, else an image of a disk")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // openImage opens an image of a disk.
@@ -165,9 +181,9 @@ func (p *program) openImage(c *cli.Context, file string, r *reporter) (*intake, 
 	if err != nil {
 		return nil, failure.Hint(err, "say what it is: --format vhd or raw for an image, --from CLUSTER for a stream")
 	}
-	f, err := os.Open(file)
+	f, err := openIntake(file)
 	if err != nil {
-		return nil, failure.Wrap(failure.NotFound, err)
+		return nil, err
 	}
 	length, err := blockdev.Size(f)
 	var contents stream.Contents

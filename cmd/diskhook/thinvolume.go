@@ -44,11 +44,19 @@ func thinVolumeArgs(p *program, c *cli.Context, more ...string) (format, *thinMe
 	return f, t, v, words, err
 }
 
+// validVolume refuses what no volume may be called.
+func validVolume(name string) error {
+	if layout.ValidName(name) {
+		return nil
+	}
+	err := failure.New(failure.Usage, "%q is no name for a volume", name)
+	return failure.Hint(err, "use letters, digits, dot, _ and -, at most 63 of them")
+}
+
 // newVolume refuses a name that another volume has.
 func (t *thinMember) newVolume(name string) error {
-	if !layout.ValidName(name) {
-		err := failure.New(failure.Usage, "%q is no name for a volume", name)
-		return failure.Hint(err, "use letters, digits, dot, _ and -, at most 63 of them")
+	if err := validVolume(name); err != nil {
+		return err
 	}
 	if v, err := cluster.Volume(t.known, name); err == nil {
 		err := failure.New(failure.Conflict, "volume %s: there is one already, %s of %d bytes", name, v.UUID, v.Size)

@@ -32,7 +32,7 @@ func Map(ctx context.Context, g group.Group, id uuid.UUID) (m layout.Map, stamp 
 		m, stamp, err = layout.ReadMap(dev, id)
 		return err
 	})
-	return m, stamp, err
+	return m, stamp, group.Lost(ctx, g, err)
 }
 
 // Volume finds a volume by its name or UUID. One that is not there is a

@@ -141,6 +141,25 @@ func (g guard) Remove(ctx context.Context, name string) error {
 	return g.Group.Remove(ctx, name)
 }
 
+// Lost is an error of who opened the map and read it, with the way out where the map is
+// not there, or empty, and was there: the group has volumes that only a cluster with a
+// map gets. No cluster can be begun then.
+func Lost(ctx context.Context, g Group, err error) error {
+	if !errors.Is(err, failure.NotFound) && !errors.Is(err, layout.ErrEmpty) {
+		return err
+	}
+	list, unseen := g.List(ctx)
+	if unseen != nil {
+		return err // which says enough
+	}
+	for _, lv := range list {
+		if _, suffix, _ := layout.ParseName(lv.Name); !lv.Foreign && (suffix == layout.Host || suffix == layout.Thin) {
+			return failure.Hint(err, "the map is lost, and %s is there: run `diskhook thin stop` on every host, then `diskhook thin check --rebuild-map --offline` on one of them", lv.Name)
+		}
+	}
+	return err
+}
+
 // check refuses names that no cluster has.
 func check(name string) error {
 	if _, _, ok := layout.ParseName(name); !ok && name != layout.MapName && name != layout.DataName {

@@ -5,6 +5,7 @@ package layout
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 
 	"diskhook/storage/directio"
@@ -38,9 +39,16 @@ type look struct {
 	details [2]string
 }
 
-// look reads both header blocks.
+// look reads both header blocks. Those of a volume that ends before them, a file that
+// was cut off, are damaged.
 func (s sealed) look() (look, error) {
 	var l look
+	if size := s.dev.Size(); size < s.contentsAt() {
+		for i := range 2 {
+			l.reasons[i], l.details[i] = ErrDamaged, fmt.Sprintf("it is cut off after %d bytes", size)
+		}
+		return l, nil
+	}
 	b, err := readFull(s.dev, s.from, 2*block)
 	if err != nil {
 		return l, err

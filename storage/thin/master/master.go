@@ -95,11 +95,13 @@ func (m *Master) watch(ctx context.Context, do func(*session) error) error {
 
 // read opens the map for the time of do.
 func (m *Master) read(ctx context.Context, write bool, do func(*session) error) error {
-	return group.With(ctx, m.Group, layout.MapName, write, func(dev group.Volume) error {
+	began := false
+	err := group.With(ctx, m.Group, layout.MapName, write, func(dev group.Volume) error {
 		current, stamp, err := layout.ReadMap(dev, m.Cluster)
 		if err != nil {
 			return err
 		}
+		began = true
 		s := &session{Master: m, dev: dev, m: current, stamp: stamp}
 		err = do(s)
 		if s.dev != dev { // it was extended; the caller closes the one it opened
@@ -107,6 +109,10 @@ func (m *Master) read(ctx context.Context, write bool, do func(*session) error) 
 		}
 		return err
 	})
+	if !began {
+		err = group.Lost(ctx, m.Group, err)
+	}
+	return err
 }
 
 // commit makes a map the one that counts.

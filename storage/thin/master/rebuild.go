@@ -68,16 +68,18 @@ func (m *Master) RebuildMap(ctx context.Context, stopped bool) (Rebuilt, error) 
 	return out, err
 }
 
-// missingMap makes the map's volume, should even that be gone.
+// missingMap makes the map's volume, should even that be gone, as long as it is in a new
+// cluster; one that was cut off becomes that long again.
 func (m *Master) missingMap(ctx context.Context) error {
-	dev, err := m.Group.Open(ctx, layout.MapName, false)
-	if errors.Is(err, failure.NotFound) {
+	short := false
+	err := group.With(ctx, m.Group, layout.MapName, false, func(dev group.Volume) error {
+		short = dev.Size() < mapBytes
+		return nil
+	})
+	if errors.Is(err, failure.NotFound) || err == nil && short {
 		return m.Group.Create(ctx, layout.MapName, mapBytes)
 	}
-	if err != nil {
-		return err
-	}
-	return dev.Close()
+	return err
 }
 
 // label is the geometry of the data, which one that has grown still has.

@@ -56,6 +56,14 @@ func thinStart(p *program, c *cli.Context) error {
 			steps = append(steps, "# make "+t.Path(v.Name))
 		}
 	}
+	if c.Bool("dry-run") {
+		switch there, err := t.Started(c.Context); {
+		case err != nil:
+			return err
+		case there:
+			steps = nil
+		}
+	}
 	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) { return "started", t.Start(ctx) })
 }
 
@@ -74,6 +82,14 @@ func thinStop(p *program, c *cli.Context) error {
 	here, err := t.local()
 	if err != nil {
 		return err
+	}
+	if c.Bool("dry-run") {
+		switch any, err := here.Stoppable(c.Context); {
+		case err != nil:
+			return err
+		case !any:
+			steps = nil
+		}
 	}
 	return p.change(f, c.Bool("dry-run"), thinHost(name), steps, func() (string, error) { return "stopped", here.Stop(c.Context) })
 }
@@ -127,6 +143,11 @@ func thinUse(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.Bool("dry-run") {
+		if _, err := t.Spare(c.Context); err != nil {
+			return err
+		}
+	}
 	steps := []string{"# discard in disk 0 what the map gives host " + t.record.Name}
 	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) {
 		s, err := t.Use(ctx)
@@ -144,6 +165,14 @@ func thinFree(p *program, c *cli.Context) error {
 		return err
 	}
 	steps := t.ask("take up to %d blocks of %d bytes back from host %s", blocks, t.known.BlockSize, t.record.Name)
+	if c.Bool("dry-run") {
+		switch spare, err := t.Spare(c.Context); {
+		case err != nil:
+			return err
+		case spare == 0:
+			steps = nil
+		}
+	}
 	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) {
 		given, err := t.Free(ctx, blocks)
 		return size(int64(given*t.known.BlockSize)) + " given back", err

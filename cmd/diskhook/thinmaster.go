@@ -118,6 +118,14 @@ func thinCollect(p *program, c *cli.Context) error {
 		return err
 	}
 	steps := []string{"# free the shared blocks of cluster " + t.Name + " that no volume maps any more"}
+	if c.Bool("dry-run") {
+		switch some, err := m.Collectable(c.Context); {
+		case err != nil:
+			return err
+		case !some:
+			steps = nil
+		}
+	}
 	of := thinClusterNamed(t.Name)
 	var gone master.Collected
 	of.result = func() any { return gone }

@@ -26,8 +26,7 @@ func (m *Master) Collect(ctx context.Context) (Collected, error) {
 		if err != nil {
 			return err
 		}
-		// Also where nothing is freed: a volume may have lost its last reference.
-		if !slices.EqualFunc(next.Owners, s.m.Owners, func(a, b layout.Run) bool { return a == b }) || !sameBases(next, s.m) {
+		if collects(next, s.m) {
 			if err := s.commit(ctx, next); err != nil {
 				return err
 			}
@@ -37,6 +36,27 @@ func (m *Master) Collect(ctx context.Context) (Collected, error) {
 		return err
 	})
 	return c, err
+}
+
+// Collectable says whether Collect would change anything.
+func (m *Master) Collectable(ctx context.Context) (bool, error) {
+	var some bool
+	err := m.watch(ctx, func(s *session) error {
+		next, _, err := s.collect(ctx)
+		if err != nil {
+			return err
+		}
+		gone, err := s.strays(ctx)
+		some = collects(next, s.m) || len(gone) > 0
+		return err
+	})
+	return some, err
+}
+
+// collects says that a map lacks something that another one has, also where no block
+// becomes free: a volume may have lost its last reference to a base.
+func collects(next, now layout.Map) bool {
+	return !slices.Equal(next.Owners, now.Owners) || !sameBases(next, now)
 }
 
 func sameBases(a, b layout.Map) bool {
@@ -67,24 +87,34 @@ func (s *session) collect(ctx context.Context) (layout.Map, uint64, error) {
 	return next, freed, nil
 }
 
-// removeStrays removes each UUID.thin of which the map has no volume.
-func (s *session) removeStrays(ctx context.Context) ([]string, error) {
+// strays are the UUID.thin of which the map has no volume.
+func (s *session) strays(ctx context.Context) ([]string, error) {
 	list, err := s.Group.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var gone []string
+	var names []string
 	for _, lv := range list {
 		id, suffix, _ := layout.ParseName(lv.Name)
-		if suffix != layout.Thin || lv.Foreign || slices.ContainsFunc(s.m.Volumes, func(v layout.VolumeRecord) bool { return v.UUID == id }) {
-			continue
+		if suffix == layout.Thin && !lv.Foreign && !slices.ContainsFunc(s.m.Volumes, func(v layout.VolumeRecord) bool { return v.UUID == id }) {
+			names = append(names, lv.Name)
 		}
-		if err := s.Group.Remove(ctx, lv.Name); err != nil {
-			return gone, err
-		}
-		gone = append(gone, lv.Name)
 	}
-	return gone, nil
+	return names, nil
+}
+
+// removeStrays removes them.
+func (s *session) removeStrays(ctx context.Context) ([]string, error) {
+	names, err := s.strays(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, name := range names {
+		if err := s.Group.Remove(ctx, name); err != nil {
+			return names[:i], err
+		}
+	}
+	return names, nil
 }
 
 // bases are those that have blocks or referrers.

@@ -88,17 +88,10 @@ func (c *Member) Stop(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	layers := c.layers(all)
-	for _, info := range layers[0] {
-		volume := strings.TrimPrefix(info.Name, c.prefix())
-		if err := c.unclaimed(volume, ""); err != nil {
-			return err
-		}
-		if err := c.released(ctx, info, volume); err != nil {
-			return err
-		}
+	if err := c.removable(ctx, all); err != nil {
+		return err
 	}
-	for _, layer := range layers {
+	for _, layer := range c.layers(all) {
 		for _, info := range layer {
 			if err := c.unlink(strings.TrimPrefix(info.Name, c.prefix())); err != nil {
 				return err
@@ -106,6 +99,20 @@ func (c *Member) Stop(ctx context.Context) (err error) {
 			if err := c.Mapper.Remove(ctx, info.Name); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// removable refuses a volume that is in use, or that a domain has.
+func (c *Member) removable(ctx context.Context, all []devmapper.Info) error {
+	for _, info := range c.layers(all)[0] {
+		volume := strings.TrimPrefix(info.Name, c.prefix())
+		if err := c.unclaimed(volume, ""); err != nil {
+			return err
+		}
+		if err := c.released(ctx, info, volume); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -94,16 +94,19 @@ func thinGrow(p *program, c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	all, err := m.Grown(c.Context, bytes)
+	growth, err := m.Growth(c.Context, bytes)
 	if err != nil {
 		return err
 	}
-	if all {
+	if growth.None {
 		return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), nil, nil)
 	}
 	var steps []string
 	if bytes > 0 {
 		steps = append(steps, fmt.Sprintf("# extend %s to %d bytes", t.group.Path(layout.DataName), bytes))
+	}
+	if len(growth.Waiting) > 0 {
+		steps = append(steps, "# which takes `diskhook thin rebuild` first, on "+strings.Join(growth.Waiting, ", "))
 	}
 	steps = append(steps, "# add to the map the blocks that "+t.group.Path(layout.DataName)+" has beyond it")
 	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), steps, func() (string, error) {

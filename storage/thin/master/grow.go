@@ -43,22 +43,30 @@ func (m *Master) Grow(ctx context.Context, bytes uint64) (layout.Geometry, error
 	return g, err
 }
 
-// Grown says that Grow would change nothing: the cluster uses the whole of
-// global-thin-pool, which has bytes already. With more bytes than the group has free
-// this is a failure.NoSpace.
-func (m *Master) Grown(ctx context.Context, bytes uint64) (bool, error) {
-	var all bool
+// Growth is what Grow would find.
+type Growth struct {
+	None    bool     // the cluster uses the whole of global-thin-pool, which is as long already
+	Waiting []string // the hosts that have to rebuild their metadata first
+}
+
+// Growth looks what Grow would do. With more bytes than the group has free this is a
+// failure.NoSpace.
+func (m *Master) Growth(ctx context.Context, bytes uint64) (Growth, error) {
+	var out Growth
 	err := m.read(ctx, false, func(s *session) error {
 		var size uint64
 		err := group.With(ctx, s.Group, layout.DataName, false, func(dev group.Volume) error {
 			size = uint64(dev.Size())
 			g, err := layout.ReadLabel(dev, s.Cluster)
-			all = err == nil && g.Blocks == s.m.Blocks && bytes <= size
+			out.None = err == nil && g.Blocks == s.m.Blocks && bytes <= size
 			if errors.Is(err, layout.ErrGrown) {
 				return nil
 			}
 			return err
 		})
+		if err == nil && !out.None {
+			out.Waiting, err = s.waiting(ctx, max(bytes, size))
+		}
 		if err != nil || bytes <= size {
 			return err
 		}
@@ -69,40 +77,65 @@ func (m *Master) Grown(ctx context.Context, bytes uint64) (bool, error) {
 		}
 		return err
 	})
-	return all, err
+	return out, err
+}
+
+// waiting are the names of the hosts that do not know all blocks of a data volume of so
+// many bytes.
+func (s *session) waiting(ctx context.Context, bytes uint64) ([]string, error) {
+	g, err := layout.GeometryFor(bytes, s.m.BlockSize)
+	if err != nil {
+		return nil, failure.Wrap(failure.Usage, err)
+	}
+	behind, err := s.behind(ctx, g.Blocks)
+	return s.names(behind), err
 }
 
 func (s *session) grow(ctx context.Context, blocks uint64) error {
 	if blocks == s.m.Blocks {
 		return nil
 	}
-	waiting := map[uint32]string{}
+	waiting, err := s.behind(ctx, blocks)
+	if err != nil {
+		return err
+	}
+	next, err := ledger.Grow(s.m, blocks, func(host uint32) bool { return !waiting[host] })
+	if len(waiting) > 0 && err != nil {
+		return failure.Hint(err, "run `diskhook thin rebuild` on %s, then `diskhook thin grow` again", strings.Join(s.names(waiting), ", "))
+	}
+	if err != nil {
+		return err
+	}
+	return s.commit(ctx, next)
+}
+
+// behind are the hosts, by number, whose metadata have fewer blocks.
+func (s *session) behind(ctx context.Context, blocks uint64) (map[uint32]bool, error) {
+	all := map[uint32]bool{}
 	for _, h := range s.m.Hosts {
 		if h.State == layout.Recovered {
 			continue
 		}
 		known, err := s.knows(ctx, h)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if known < blocks {
-			waiting[h.Number] = h.Name
+			all[h.Number] = true
 		}
 	}
-	next, err := ledger.Grow(s.m, blocks, func(host uint32) bool { return waiting[host] == "" })
-	if len(waiting) > 0 && err != nil {
-		var names []string
-		for _, h := range s.m.Hosts {
-			if waiting[h.Number] != "" {
-				names = append(names, h.Name)
-			}
+	return all, nil
+}
+
+// names are those of hosts, in the order of the map.
+func (s *session) names(of map[uint32]bool) []string {
+	var names []string
+	for _, h := range s.m.Hosts {
+		if of[h.Number] {
+			names = append(names, h.Name)
 		}
-		return failure.Hint(err, "run `diskhook thin rebuild` on %s, then `diskhook thin grow` again", strings.Join(names, ", "))
 	}
-	if err != nil {
-		return err
-	}
-	return s.commit(ctx, next)
+	return names
 }
 
 // knows is how many blocks a host's metadata have. One that never had any knows none.

@@ -84,10 +84,10 @@ func thinStop(p *program, c *cli.Context) error {
 		return err
 	}
 	if c.Bool("dry-run") {
-		switch any, err := here.Stoppable(c.Context); {
+		switch runs, err := here.Stoppable(c.Context); {
 		case err != nil:
 			return err
-		case !any:
+		case !runs:
 			steps = nil
 		}
 	}

@@ -54,6 +54,9 @@ func step[T any](ctx context.Context, r *repo, what string, do func(context.Cont
 // get reads a document; fs.ErrNotExist: there is none.
 func get[T any](ctx context.Context, r *repo, kind format.Kind, id string) (*T, error) {
 	data, err := step(ctx, r, "read", func(ctx context.Context) ([]byte, error) { return r.place.Read(ctx, kind, id) })
+	if errors.Is(err, format.ErrNoFile) {
+		return nil, fmt.Errorf("repository %s: %s %s: %w: %w", r.id, kind, id, ErrDamaged, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -134,6 +134,10 @@ func readSome[T any](ctx context.Context, r *repo, kind format.Kind, ids []strin
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
+			if errors.Is(err, format.ErrNoFile) {
+				some.damaged[id] = fmt.Errorf("%s %s: %w: %w", kind, id, ErrDamaged, err)
+				continue
+			}
 			if err != nil {
 				return some, fmt.Errorf("repository %s: %w", r.id, err)
 			}

@@ -24,6 +24,10 @@ import (
 // write it, whether the process that opened it lives or not.
 var ErrElsewhere = failure.Wrap(failure.Conflict, errors.New("another host has it open"))
 
+// ErrNoFile says that in a document's place is something that no format put there, a
+// directory, a link or a pipe: for who reads the document it is damaged.
+var ErrNoFile = failure.Wrap(failure.Problems, errors.New("it is no regular file"))
+
 // Format is a way to keep a repository on storage.
 type Format interface {
 	// Name is what connectStorageRepository calls it, with its version.
@@ -79,8 +83,8 @@ type Place interface {
 
 // Documents are read, and replaced as a whole. IDs are UUIDs.
 type Documents interface {
-	// Read fails with fs.ErrNotExist when there is none. It sees the newest
-	// version that any host wrote.
+	// Read fails with fs.ErrNotExist when there is none, and with ErrNoFile, at once, when
+	// something else is there. It sees the newest version that any host wrote.
 	Read(ctx context.Context, kind Kind, id string) ([]byte, error)
 	// Write replaces it or makes it. When it returns nil the document is durable;
 	// when it fails the old one or the new one is there, whole. Right before the new

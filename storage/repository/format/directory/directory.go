@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -38,8 +39,8 @@ import (
 // locks and capabilities.
 type Place struct {
 	Root string
-	// ReadFile reads a document; nil is os.ReadFile.
-	ReadFile func(path string) ([]byte, error)
+	// ReadFile reads all of a document that Read has opened; nil is io.ReadAll.
+	ReadFile func(file *os.File) ([]byte, error)
 	// Revalidate is called before a directory is listed, where what this host knows
 	// of it may be old; nil: it never is.
 	Revalidate func(dir string) error
@@ -157,10 +158,40 @@ func (p *Place) Read(_ context.Context, kind format.Kind, id string) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	if p.ReadFile != nil {
-		return p.ReadFile(path)
+	file, err := openDocument(path)
+	if err != nil {
+		return nil, err
 	}
-	return os.ReadFile(path)
+	defer file.Close()
+	if p.ReadFile != nil {
+		return p.ReadFile(file)
+	}
+	return io.ReadAll(io.LimitReader(file, format.MaxDocument+1)) // what is longer is none of ours
+}
+
+// openDocument waits for nobody, as opening a pipe would, and follows no link. What is no
+// regular file is format.ErrNoFile.
+func openDocument(path string) (*os.File, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) { // a link, a socket
+		return nil, noFile(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := file.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = noFile(path)
+	}
+	if err != nil {
+		file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+func noFile(path string) error {
+	return failure.Hint(fmt.Errorf("%s: %w", path, format.ErrNoFile), "move it away, and bring back what was there")
 }
 
 // Write implements format.Documents.

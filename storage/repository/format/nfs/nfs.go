@@ -179,24 +179,20 @@ func unescape(point string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(point)
 }
 
-// readDirect reads a document past the page cache. Another host may have
-// replaced the file between the look at its name and the read: then the server knows the
-// handle no more, and the name leads to the next.
-func readDirect(path string) ([]byte, error) {
+// Read implements format.Documents. Another host may have replaced the file between the
+// look at its name and the read: then the server knows the handle no more, and the name
+// leads to the next.
+func (p *place) Read(ctx context.Context, kind format.Kind, id string) ([]byte, error) {
 	for tries := 3; ; tries-- {
-		data, err := readOnce(path)
+		data, err := p.Place.Read(ctx, kind, id)
 		if tries == 0 || !errors.Is(err, unix.ESTALE) {
 			return data, err
 		}
 	}
 }
 
-func readOnce(path string) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
+// readDirect reads a document past the page cache.
+func readDirect(file *os.File) ([]byte, error) {
 	block := directio.Buffer(directio.Align) // a document is no larger
 	n, err := directio.New(file).ReadAt(block, 0)
 	if errors.Is(err, io.EOF) {

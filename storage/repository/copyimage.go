@@ -51,10 +51,10 @@ func (s *Service) CopyImage(ctx context.Context, targetRepoID, imageID, baseImag
 	}
 	if a.kind == Disk { // a snapshot is asked for by its own id, which says all
 		if done, err := r.repeated(ctx, a); err != nil || done {
-			if done {
-				err = s.goOn(ctx, r, a.id, o)
+			if !done {
+				return "", err // the image of that id was not asked for
 			}
-			return a.id, err
+			return a.id, s.goOn(ctx, r, a.id, o)
 		}
 	}
 	a.plan = &plan{Verb: verbCopy, Size: a.size, From: imageID, Here: from.repo == r}

@@ -101,6 +101,8 @@ func (s *Service) making(ctx context.Context, repoID string, kind Kind, userData
 	if done, err := r.repeated(ctx, a); done || err != nil {
 		if done {
 			err = s.goOn(ctx, r, a.id, o)
+		} else {
+			a.id = "" // of an image that was not asked for
 		}
 		r.close()
 		return nil, a, err

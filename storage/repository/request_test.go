@@ -105,3 +105,22 @@ func TestTheSameRequestAtTheSameTime(t *testing.T) {
 		t.Errorf("%d images", n)
 	}
 }
+
+// Who asks for something else by a request that was made is told of no image: the one of that
+// id is not his.
+func TestARequestForSomethingElseNamesNoImage(t *testing.T) {
+	w := newWorld(t, "localfs-1.0")
+	s, ctx := w.on("h1"), t.Context()
+	disk, _ := w.diskOnBase()
+	o := repository.Options{RequestID: "r"}
+	_, err := s.CreateVirtualDisk(ctx, "b", mib, "", nil, o)
+	must(t, err)
+	id, err := s.CreateVirtualDisk(ctx, "b", 2*mib, "", nil, o)
+	if refused(t, err, failure.Conflict, "something else"); id != "" {
+		t.Errorf("create: %s", id)
+	}
+	id, err = s.CopyImage(ctx, "b", disk, "", nil, o)
+	if refused(t, err, failure.Conflict, "something else"); id != "" {
+		t.Errorf("copy: %s", id)
+	}
+}

@@ -183,6 +183,8 @@ func (p *program) fixAll(c *cli.Context, f format, s *repository.Service, repo s
 			}
 			switch {
 			case errors.Is(err, repository.ErrStaleFix):
+			case errors.Is(err, repository.ErrInUse) && c.Bool("all"):
+				fmt.Fprintf(p.stderr, "diskhook: repository %s: fix %s is left for later: %s\n", repo, x.ID, harmless(failure.Line(err)))
 			case err != nil:
 				failed = errors.Join(failed, fmt.Errorf("fix %s: %w", x.ID, err))
 			default:

@@ -102,7 +102,7 @@ func (s *Service) planCopy(ctx context.Context, target *repo, from *found, baseI
 		return err
 	}
 	if base.Kind != Snapshot {
-		return fmt.Errorf("base %s/%s: %w", from.id, baseID, ErrNotSnapshot)
+		return notSnapshot(from.id, baseID)
 	}
 	if ok, err := from.descends(ctx, from.image, baseID); err != nil || !ok {
 		return errors.Join(err, fmt.Errorf("base %s: %w of %s", baseID, ErrNotAncestor, from.image.ID))

@@ -195,7 +195,7 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 	}
 	defer base.closeUnless(r)
 	if base.image.Kind != Snapshot {
-		return fmt.Errorf("base %s/%s: %w", base.id, baseID, ErrNotSnapshot)
+		return notSnapshot(base.id, baseID)
 	}
 	if a.size = base.image.Size; size != 0 {
 		if a.size, err = checkSize(size); err != nil {
@@ -243,6 +243,12 @@ func (s *Service) createOn(ctx context.Context, r *repo, a *asked, size int64, b
 		return err
 	}
 	return r.change(ctx, commit)
+}
+
+// notSnapshot refuses a disk as a base: it may change below what lies on it.
+func notSnapshot(repoID, imageID string) error {
+	err := fmt.Errorf("base %s/%s: %w", repoID, imageID, ErrNotSnapshot)
+	return failure.Hint(err, "make one of it with `diskhook image snapshot %s/%s`, and name that", repoID, imageID)
 }
 
 // copies makes it the plan of an image whose content is copied whole.

@@ -46,6 +46,9 @@ func (s *Service) commit(ctx context.Context, u *update, a asked) (*image, error
 	default:
 		return nil, failure.New(failure.Conflict, "image %s/%s: there is another one", u.id, a.id)
 	}
+	if err := u.fits(ctx, a.plan.Format, a.plan.Size); err != nil {
+		return nil, err
+	}
 	img := &image{
 		ID: a.id, Gen: gen, Kind: a.kind, Size: a.size, Strategy: a.strategy, Base: a.base, Volume: a.volume,
 		UserData: a.userData, Created: now(), Request: a.digest,

@@ -135,6 +135,9 @@ func (s *Service) resizable(ctx context.Context, u *update, diskID string, size 
 	if err != nil {
 		return nil, 0, err
 	}
+	if err := u.fits(ctx, top.Format, size); err != nil {
+		return nil, 0, err
+	}
 	more := u.empty(top.Format, size) - u.empty(top.Format, disk.Size)
 	return disk, size, u.room(ctx, more, "to grow the disk")
 }

@@ -4,6 +4,7 @@ package repository
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"syscall"
 
@@ -29,6 +30,21 @@ func (r *repo) room(ctx context.Context, bytes int64, what string) error {
 	}
 	err = failure.New(failure.NoSpace, "repository %s: %s takes %d bytes, %d are available", r.id, what, bytes, has.Available)
 	return failure.Hint(err, "free some: `diskhook repo check %s` shows what can be cleaned, or grow its storage", r.id)
+}
+
+// fits refuses a volume that is larger than the storage can have one, before anything is
+// promised.
+func (r *repo) fits(ctx context.Context, kind string, virtual int64) error {
+	if kind != imagecheck.Raw {
+		return nil // it grows with its data
+	}
+	_, err := step(ctx, r, "ask for its largest file", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, r.place.Fits(ctx, virtual)
+	})
+	if err != nil {
+		return fmt.Errorf("repository %s: %w", r.id, err)
+	}
+	return nil
 }
 
 // empty is what a volume takes at once in which nothing is, of that virtual size.

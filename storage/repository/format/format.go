@@ -155,6 +155,9 @@ type Volumes interface {
 	// is left alone if it is large enough. fresh says that the whole of it reads
 	// zero. ErrElsewhere.
 	Make(ctx context.Context, id, kind string, bytes int64) (fresh bool, err error)
+	// Fits fails with a failure.Precondition where no raw volume can have so many bytes,
+	// whatever room there is. It leaves nothing behind.
+	Fits(ctx context.Context, bytes int64) error
 	// Path is where the volume is while it is open.
 	Path(id, kind string) string
 	// Backing is what an overlay's header has to say of a volume of the same

@@ -43,6 +43,9 @@ func checkVolume(id, kind string) error {
 	return nil
 }
 
+// Fits implements format.Volumes: a logical volume may have any size that the group has.
+func (p *place) Fits(context.Context, int64) error { return nil }
+
 // Path implements format.Volumes.
 func (p *place) Path(id, kind string) string { return p.node(p.Backing(id, kind)) }
 

@@ -60,6 +60,39 @@ func (p *Place) Make(_ context.Context, id, kind string, bytes int64) (fresh boo
 	return empty(f)
 }
 
+// Fits implements format.Volumes. What a file may have depends on the file system's kind,
+// its block size and its server: a file without a name tries it, which takes no room.
+func (p *Place) Fits(_ context.Context, bytes int64) error {
+	f, err := unnamed(filepath.Join(p.Root, dataFolder))
+	if err != nil {
+		return failure.Denied(failure.Full(err))
+	}
+	defer f.Close()
+	err = f.Truncate(bytes)
+	if errors.Is(err, unix.EFBIG) {
+		err := failure.New(failure.Precondition, "%s: a file of %d bytes is more than its file system can have", p.Root, bytes)
+		return failure.Hint(err, "take a smaller size, or a repository on a file system with larger files, as XFS has them")
+	}
+	return failure.Full(err)
+}
+
+// unnamed makes a file that is gone once it is closed, also where the file system knows
+// none without a name, as NFS.
+func unnamed(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EISDIR) {
+		return f, err
+	}
+	if f, err = os.CreateTemp(dir, ".size-"); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 func growTo(f *os.File, bytes int64) error {
 	st, err := f.Stat()
 	if err != nil || st.Size() >= bytes {

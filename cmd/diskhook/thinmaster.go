@@ -143,7 +143,7 @@ func thinCollect(p *program, c *cli.Context) error {
 }
 
 func thinRecover(p *program, c *cli.Context) error {
-	f, _, m, known, words, err := masterArgs(p, c, "HOST")
+	f, t, m, known, words, err := masterArgs(p, c, "HOST")
 	if err != nil {
 		return err
 	}
@@ -164,6 +164,11 @@ func thinRecover(p *program, c *cli.Context) error {
 		err := failure.New(failure.Precondition, "host %s: it is not fenced", h.Name)
 		return failure.Hint(err, "have it fenced, then run `diskhook thin on-fenced %s` with the evidence", h.Name)
 	}
+	if h.State == layout.Fenced {
+		if err := t.hasStopped(c.Context, h.Name); err != nil {
+			return err
+		}
+	}
 	of := thinHost(h.Name)
 	all := []master.Recovered{}
 	of.result = func() any { return all }
@@ -178,6 +183,26 @@ func thinRecover(p *program, c *cli.Context) error {
 		}
 		return text, err
 	})
+}
+
+// hasStopped refuses this host as long as anything of its pool is here, whatever the
+// evidence is: its guests would write to what is given to others.
+func (t *thinCluster) hasStopped(ctx context.Context, host string) error {
+	name, err := t.ThisHost()
+	if err != nil || name != host {
+		return err
+	}
+	here, err := t.local()
+	if err != nil {
+		return err
+	}
+	switch is, err := here.Stoppable(ctx); {
+	case is: // whether or not it could be stopped now
+		err := failure.New(failure.Conflict, "host %s: it is this one, and its pool of cluster %s runs", name, t.Name)
+		return failure.Hint(err, "stop its guests and run `diskhook thin stop`, then `diskhook thin recover %s` again", name)
+	default:
+		return err
+	}
 }
 
 func thinRemoveHost(p *program, c *cli.Context) error {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -58,9 +59,12 @@ func thinInitCluster(p *program, c *cli.Context) error {
 	}
 	t := p.openCluster(config, d)
 	if _, is, err := t.master().Reigns(c.Context); err == nil && is {
+		if err := t.hasShape(c.Context, shape); err != nil {
+			return err
+		}
 		return p.change(f, c.Bool("dry-run"), thinClusterNamed(d.Name), nil, nil) // it is made
 	}
-	if shape, err = t.master().Fill(c.Context, shape); err != nil {
+	if shape, err = t.master().Plan(c.Context, shape); err != nil {
 		return err
 	}
 	steps := []string{
@@ -85,6 +89,23 @@ func thinInitCluster(p *program, c *cli.Context) error {
 		return fmt.Sprintf("made: %d blocks of %s, %s together, and %s are left for hosts and volumes; this host is its master",
 			g.Blocks, size(int64(g.BlockSize)), size(int64(g.Blocks*g.BlockSize)), size(int64(left))), err
 	})
+}
+
+// hasShape refuses what this cluster was not made as. One that has more than was asked
+// for may have grown since.
+func (t *thinCluster) hasShape(ctx context.Context, asked master.Shape) error {
+	m, err := t.readMap(ctx)
+	switch {
+	case err != nil:
+		return err
+	case asked.BlockSize != 0 && asked.BlockSize != m.BlockSize:
+		err := failure.New(failure.Conflict, "cluster %s: it is made, with blocks of %s", t.Name, size(int64(m.BlockSize)))
+		return failure.Hint(err, "they stay as they are; another cluster may have other ones, and take volumes with `diskhook thin import --from %s`", t.Name)
+	case asked.Bytes >= m.Bytes()+m.BlockSize:
+		err := failure.New(failure.Conflict, "cluster %s: it is made, with %s for volumes together", t.Name, size(int64(m.Bytes())))
+		return failure.Hint(err, "run `diskhook thin grow --size SIZE`")
+	}
+	return nil
 }
 
 // thinNewcomer is what the master would refuse.

@@ -5,6 +5,7 @@ package master
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -25,6 +26,11 @@ const (
 type Shape struct {
 	Bytes     uint64 // of global-thin-pool; 0: as Fill chooses
 	BlockSize uint64 // bytes; 0: as layout.GeometryFor chooses
+}
+
+// length is that of the data volume in bytes: at least what two blocks fit into.
+func (s Shape) length() uint64 {
+	return max(s.Bytes, 2*max(s.BlockSize, layout.MinBlockSize))
 }
 
 // Init makes a cluster out of an empty volume group, and this host its master. A
@@ -100,6 +106,32 @@ func (m *Master) vacant(ctx context.Context) error {
 	return nil
 }
 
+// Plan is the shape that Init would make, with its length chosen if it has none. It
+// changes nothing, and fails as Init would: where there is a cluster, where there is no
+// room for it and its map, and at a shape that no cluster has.
+func (m *Master) Plan(ctx context.Context, shape Shape) (Shape, error) {
+	if err := m.vacant(ctx); err != nil {
+		return shape, err
+	}
+	shape, err := m.Fill(ctx, shape)
+	if err != nil {
+		return shape, err
+	}
+	if _, err := layout.GeometryFor(shape.length(), shape.BlockSize); err != nil {
+		return shape, failure.Wrap(failure.Usage, err)
+	}
+	list, err := m.Group.List(ctx)
+	if err != nil || slices.ContainsFunc(list, func(lv group.LV) bool { return lv.Name == layout.DataName }) {
+		return shape, err // of an earlier try, which keeps its length
+	}
+	free, err := m.Group.Free(ctx)
+	if err == nil && (free < mapBytes || free-mapBytes < shape.length()) {
+		err = failure.New(failure.NoSpace, "%s: %d bytes are wanted, and %d for the map: %d are free", m.Group.Path(layout.DataName), shape.length(), mapBytes, free)
+		err = failure.Hint(err, "ask for less with --size, or extend the volume group")
+	}
+	return shape, err
+}
+
 // What Fill leaves room for in a small group; a tenth of a large one is more.
 const (
 	roomForHosts   = 4
@@ -132,10 +164,7 @@ func (m *Master) makeData(ctx context.Context, shape Shape) (layout.Geometry, er
 	if err != nil {
 		return layout.Geometry{}, err
 	}
-	// The smallest that two blocks fit into; a data volume that is there already
-	// keeps its length.
-	shape.Bytes = max(shape.Bytes, 2*max(shape.BlockSize, layout.MinBlockSize))
-	if err := m.Group.Create(ctx, layout.DataName, shape.Bytes); err != nil {
+	if err := m.Group.Create(ctx, layout.DataName, shape.length()); err != nil { // one that is there keeps its length
 		return layout.Geometry{}, err
 	}
 	if err := failpoint.Hit("thin.master.init.data"); err != nil {

@@ -13,7 +13,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -76,7 +78,8 @@ func (h host) run(t *testing.T) {
 }
 
 // run boots a guest with what options say and waits for its end, which has to be
-// the one that is expected. What it prints is told if it is not.
+// the one that is expected. If it is not, what it prints is told, and the error
+// repeats what failed, as that is easily lost in the rest.
 func (b boot) run(ctx context.Context, t *testing.T, options ...string) error {
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	defer runtime.UnlockOSThread()
@@ -103,9 +106,26 @@ func (b boot) run(ctx context.Context, t *testing.T, options ...string) error {
 		if !testing.Verbose() {
 			t.Logf("%s", &out)
 		}
-		return fmt.Errorf("boot %s: status %d, want %d", b.name, got, b.ends)
+		return fmt.Errorf("boot %s: status %d, want %d:\n%s", b.name, got, b.ends, complaints(out.String()))
 	}
 	return nil
+}
+
+// complaint is a line in which a test in a guest says that or why it failed.
+var complaint = regexp.MustCompile(`(?m)^ *(?:--- FAIL: .*|panic: .*|[a-z_]+_test\.go:\d+: .*)$`)
+
+// complaints are those lines of what a guest has printed, a few hundred characters
+// of each.
+func complaints(output string) string {
+	const longest = 600
+	var b strings.Builder
+	for _, line := range complaint.FindAllString(output, -1) {
+		if len(line) > longest {
+			line = line[:longest] + "…"
+		}
+		b.WriteString(line + "\n")
+	}
+	return b.String()
 }
 
 func (h host) inGuest(t *testing.T, step string) {

@@ -51,7 +51,7 @@ type result struct {
 // reason than the guest, which is emulated, maybe beside other work.
 const (
 	patience = 10 * time.Minute
-	hanging  = 3 * time.Minute
+	hanging  = 9 * time.Minute
 )
 
 // try runs a program that may fail. stdin may be "".
@@ -127,7 +127,7 @@ func (m machine) install() {
 func (m machine) configure(change map[string]string) {
 	m.Helper()
 	values := map[string]string{
-		"local.reserve": `"4MiB"`, "local.deadline": `"3m"`, "local.cache": `"off"`, "paths.roots": `["/mnt", "/rhev/data-center"]`,
+		"local.reserve": `"4MiB"`, "local.deadline": `"9m"`, "local.cache": `"off"`, "paths.roots": `["/mnt", "/rhev/data-center"]`,
 	}
 	maps.Copy(values, change)
 	text, section := "", ""

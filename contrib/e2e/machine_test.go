@@ -127,7 +127,7 @@ func (m machine) install() {
 func (m machine) configure(change map[string]string) {
 	m.Helper()
 	values := map[string]string{
-		"local.reserve": `"4MiB"`, "local.deadline": `"9m"`, "local.cache": `"off"`, "paths.roots": `["/mnt", "/rhev/data-center"]`,
+		"local.reserve": `"4MiB"`, "local.deadline": `"9m"`, "local.cache": `"off"`, "lvm.timeout": `"5m"`, "paths.roots": `["/mnt", "/rhev/data-center"]`,
 	}
 	maps.Copy(values, change)
 	text, section := "", ""

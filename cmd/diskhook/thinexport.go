@@ -52,6 +52,9 @@ func thinExport(p *program, c *cli.Context) error {
 		}
 		return write(p.stdout)
 	}
+	if err := atomicfile.Absent(to); err != nil {
+		return err
+	}
 	return p.change(f, c.Bool("dry-run"), thinVolume(s.Name), []string{"# write " + to}, func() (string, error) {
 		return "exported to " + to, atomicfile.New(to, write)
 	})

@@ -115,6 +115,9 @@ func thinRequest(p *program, c *cli.Context) error {
 		}
 	}
 	if c.Bool("dry-run") { // else the master says whether it can
+		if err := t.Ready(c.Context); err != nil {
+			return err
+		}
 		if _, _, err := ledger.Grant(t.known, t.record.Number, blocks); err != nil {
 			return err
 		}
@@ -203,6 +206,11 @@ func thinDrain(p *program, c *cli.Context) error {
 	for _, v := range here {
 		steps = append(steps, t.ask("detach volume %s from host %s", v.Name, t.record.Name)...)
 	}
+	if c.Bool("dry-run") {
+		if err := t.drainable(c.Context, here); err != nil {
+			return err
+		}
+	}
 	steps = append(steps, "# stop the pool of host "+t.record.Name)
 	steps = append(steps, t.ask("let host %s go", t.record.Name)...)
 	return t.change(p, c, f, of, steps, func(ctx context.Context) (string, error) {
@@ -216,6 +224,17 @@ func thinDrain(p *program, c *cli.Context) error {
 		}
 		return "has left the cluster", t.Leave(ctx)
 	})
+}
+
+// drainable refuses what draining a host that has these volumes would fail at.
+func (t *thinMember) drainable(ctx context.Context, here []layout.VolumeRecord) error {
+	for _, v := range here {
+		if err := t.Labels.Labelled(v.Name); err != nil {
+			return err
+		}
+	}
+	_, err := t.Stoppable(ctx)
+	return err
 }
 
 // thinDrained is thinDrain on a host that has left. One that was fenced, and is not

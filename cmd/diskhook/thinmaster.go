@@ -221,6 +221,9 @@ func thinRemoveHost(p *program, c *cli.Context) error {
 		err := failure.New(failure.Conflict, "host %s: it is a member of cluster %s", h.Name, t.Name)
 		return failure.Hint(err, "run `diskhook thin drain` on it; or, once it is fenced, `diskhook thin recover %s`", h.Name)
 	}
+	if _, err := ledger.Forget(known, h.Number); err != nil {
+		return err
+	}
 	steps := []string{fmt.Sprintf("# remove %s, and host %s from the map", layout.Host.Name(h.UUID), h.Name)}
 	return p.change(f, c.Bool("dry-run"), thinHost(h.Name), steps, func() (string, error) {
 		return "forgotten", m.RemoveHost(context.WithoutCancel(c.Context), h.Name)

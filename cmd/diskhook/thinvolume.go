@@ -112,6 +112,11 @@ func thinAttach(p *program, c *cli.Context) error {
 			return err
 		}
 	}
+	if !here && c.Bool("dry-run") {
+		if err := t.Ready(c.Context); err != nil {
+			return err
+		}
+	}
 	// One that is here already is made sure of, which costs nothing to repeat.
 	steps := t.ask("attach volume %s to host %s as %s", v.Name, t.record.Name, t.Path(v.Name))
 	if v.State == layout.Attached && here && c.Bool("dry-run") {
@@ -153,6 +158,11 @@ func thinDetach(p *program, c *cli.Context) error {
 			at := cluster.NameOf(t.known, v.Host)
 			err := failure.New(failure.Conflict, "volume %s: it is at host %s", v.Name, at)
 			return failure.Hint(err, "run this on that host; if it is lost, have it fenced, then run `diskhook thin recover %s` on the master", at)
+		}
+		if c.Bool("dry-run") {
+			if err := t.Unused(c.Context, v.Name); err != nil {
+				return err
+			}
 		}
 		steps = t.ask("detach volume %s from host %s", v.Name, cluster.NameOf(t.known, v.Host))
 	}

@@ -26,10 +26,7 @@ import (
 // knows no such files, as NFS and CIFS, it has one that begins with unfinished, and the
 // next New in that directory takes what nobody writes any more.
 func New(path string, write func(io.Writer) error) (err error) {
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		if err == nil {
-			err = failure.Hint(failure.New(failure.Conflict, "%s: it exists already", path), "name another file, or remove that one")
-		}
+	if err := Absent(path); err != nil {
 		return err
 	}
 	dir := filepath.Dir(path)
@@ -41,6 +38,21 @@ func New(path string, write func(io.Writer) error) (err error) {
 		return notWritten(path, err)
 	}
 	return d.finish(path, write)
+}
+
+// Absent refuses a path that New would refuse before it writes: of a file that is there,
+// or in a directory that is not.
+func Absent(path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		if err == nil {
+			err = failure.Hint(failure.New(failure.Conflict, "%s: it exists already", path), "name another file, or remove that one")
+		}
+		return err
+	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil {
+		return notWritten(path, err)
+	}
+	return nil
 }
 
 // unfinished is what the name of a file begins with that is not whole yet.

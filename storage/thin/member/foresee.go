@@ -34,6 +34,12 @@ func (c *Member) Started(ctx context.Context) (bool, error) {
 	}), nil
 }
 
+// Ready refuses a pool that does not run, as all do that need it.
+func (c *Member) Ready(ctx context.Context) error {
+	_, err := c.Spare(ctx)
+	return err
+}
+
 // Spare is how many blocks Free would give back at most, as the pool is now. With a pool
 // that does not run it fails as Free and Use do.
 func (c *Member) Spare(ctx context.Context) (uint64, error) {
@@ -46,6 +52,21 @@ func (c *Member) Spare(ctx context.Context) (uint64, error) {
 	}
 	free := now.Pool.Free()
 	return free - min(free, c.lowWater()), nil
+}
+
+// Unused refuses a volume whose device is here and in use, as Detach would. Who has a
+// claim on it is not asked.
+func (c *Member) Unused(ctx context.Context, volume string) error {
+	all, err := c.devices(ctx)
+	if err != nil {
+		return err
+	}
+	for _, info := range c.layers(all)[0] {
+		if info.Name == c.prefix()+volume {
+			return c.released(ctx, info, volume)
+		}
+	}
+	return nil
 }
 
 // foresee is Status for a verb that is not to be begun where it would be refused.

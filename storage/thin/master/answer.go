@@ -31,11 +31,12 @@ func (m *Master) Answer(ctx context.Context, host uuid.UUID, msg layout.Message)
 		}
 		done, err := s.answer(ctx, host, msg)
 		switch {
-		case err == nil || failure.KindOf(err) != nil:
-		case ctx.Err() == nil:
-			done, err = s.outcome(host, msg, err)
-		default: // whoever asks on this host waited no longer, which refuses nothing
+		case err == nil:
+		case ctx.Err() != nil && (failure.KindOf(err) == nil || errors.Is(err, context.DeadlineExceeded)):
+			// Whoever asks on this host waited no longer, which refuses nothing.
 			err = failure.Hint(failure.Wrap(failure.Temporary, err), "run the verb again; --deadline has it wait longer")
+		case failure.KindOf(err) == nil:
+			done, err = s.outcome(host, msg, err)
 		}
 		if err != nil && !final(err) {
 			return err

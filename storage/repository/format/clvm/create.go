@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"diskhook/storage/atomicfile"
 	"diskhook/storage/blockdev"
 	"diskhook/storage/failure"
 	"diskhook/storage/lvm"
@@ -97,18 +98,32 @@ func begin(path string, h header) error {
 	return errors.Join(a.writeHeader(h), dev.Close())
 }
 
-// handOver makes this host the writer instead of another one, if that is asked for.
+// handOver makes this host the writer instead of another one, if that is asked for. It has the
+// slots to itself: another process of this host may have done the same meanwhile, and have
+// added a volume that the header as it was opened does not name.
 func (f Format) handOver(ctx context.Context, s settings, report lvm.Report) error {
 	p, err := f.open(ctx, s, report)
 	if err != nil || s.instead == "" || p.area.Writer == s.writer {
 		return errors.Join(err, p.Close())
 	}
 	defer p.Close()
-	if p.area.Writer != s.instead {
-		err := failure.New(failure.Conflict, "vg %s: host %s alone writes to it, not %s", s.vg, p.area.Writer, s.instead)
-		return failure.Hint(err, "give --set instead-of=%s if that host is gone for good", p.area.Writer)
+	if err := atomicfile.MkdirAll(p.locks, 0o700); err != nil {
+		return err
 	}
-	h := p.area.header
+	l, err := p.acquire(ctx, slotsLock, true)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	now := &area{dev: p.area.dev, name: p.area.name}
+	if err := now.readHeader(); err != nil || now.Writer == s.writer {
+		return err
+	}
+	if now.Writer != s.instead {
+		err := failure.New(failure.Conflict, "vg %s: host %s alone writes to it, not %s", s.vg, now.Writer, s.instead)
+		return failure.Hint(err, "give --set instead-of=%s if that host is gone for good", now.Writer)
+	}
+	h := now.header
 	h.Writer = s.writer
-	return p.area.writeHeader(h)
+	return now.writeHeader(h)
 }

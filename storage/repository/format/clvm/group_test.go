@@ -3,17 +3,20 @@
 package clvm_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/imagecheck"
+	"diskhook/storage/lock"
 	"diskhook/storage/lvm"
 	"diskhook/storage/lvm/lvmtest"
 	"diskhook/storage/repository/format"
@@ -114,6 +117,34 @@ func TestASingleWriter(t *testing.T) {
 	if got, err := here.Read(ctx, format.Image, id); err != nil || string(got) != "theirs" {
 		t.Errorf("%q: %v", got, err)
 	}
+}
+
+// Another process of the host may write the header: whoever becomes the writer waits for it.
+func TestANewWriterHasTheSlotsToItself(t *testing.T) {
+	s, _, _ := written(t)
+	there := s.on("h2", 0)
+	folders, err := filepath.Glob(filepath.Join(s.on("h1", 0).Locks, "clvm-*"))
+	must(t, err)
+	folder := filepath.Join(there.Locks, filepath.Base(folders[0]))
+	must(t, os.MkdirAll(folder, 0o700))
+	l, err := lock.Acquire(t.Context(), folder, "slots")
+	must(t, err)
+	before, err := os.ReadFile(s.documents())
+	must(t, err)
+	taken := map[string]string{"vg": vg, "writer": "h2", "instead-of": "h1"}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := there.Create(ctx, taken); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while another one has them: %v", err)
+	}
+	after, err := os.ReadFile(s.documents())
+	must(t, err)
+	if !cmp.Equal(before, after) {
+		t.Error("something was written")
+	}
+	l.Release()
+	must(t, there.Create(t.Context(), taken))
+	s.open(there, map[string]string{"vg": vg, "writer": "h2"})
 }
 
 func TestForeignVolumesAreLeftAlone(t *testing.T) {

@@ -172,7 +172,8 @@ func (w *world) nfs(hostID string) format.Format {
 			return f
 		}
 	}
-	panic("no nfs")
+	w.Fatal("no format is called nfs-3.4")
+	return nil
 }
 
 func TestADeepCheckTellsOfDamage(t *testing.T) {

@@ -3,9 +3,8 @@
 package repository_test
 
 import (
-	"errors"
-	"os"
 	"os/exec"
+	"os/signal"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,21 +14,29 @@ import (
 	"diskhook/storage/repository"
 )
 
+// largest has no file of this process, nor of its children, be larger than so many bytes.
+func largest(t *testing.T, bytes uint64) {
+	t.Helper()
+	var before unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_FSIZE, &before))
+	signal.Ignore(unix.SIGXFSZ) // then it is an EFBIG, as of a file system
+	must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: bytes, Max: before.Max}))
+	t.Cleanup(func() {
+		must(t, unix.Setrlimit(unix.RLIMIT_FSIZE, &before))
+		signal.Reset(unix.SIGXFSZ)
+	})
+}
+
 // A disk that no file of the file system can hold is not promised.
 func TestASizeThatNoFileCanHave(t *testing.T) {
 	const huge = 64 << 40
 	for _, name := range []string{"localfs-1.0", "nfs-3.4"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, name)
-			probe, err := os.Create(w.path("probe"))
-			must(t, err)
-			defer probe.Close()
-			if err := probe.Truncate(huge); !errors.Is(err, unix.EFBIG) {
-				t.Skipf("this file system has files of %d bytes: %v", int64(huge), err)
-			}
+			largest(t, 1<<40)
 			s, ctx := w.on("h1"), t.Context()
 			none := repository.Options{}
-			_, err = s.PreviewVirtualDisk(ctx, "a", huge, "", nil, none)
+			_, err := s.PreviewVirtualDisk(ctx, "a", huge, "", nil, none)
 			refused(t, err, failure.Precondition, "repository a", "a smaller size")
 			_, err = s.CreateVirtualDisk(ctx, "a", huge, "", nil, none)
 			refused(t, err, failure.Precondition, "repository a", "a smaller size")

@@ -16,7 +16,7 @@ import (
 	"diskhook/storage/failure"
 )
 
-const allDevices = `--config 'devices { use_devicesfile=0 hints="none" filter=["a|.*|"] }' `
+const allDevices = `--config 'devices { use_devicesfile=0 hints="none" filter=["r|^/dev/mapper/dh-[^+]*[+]|"] }' `
 
 func TestArgv(t *testing.T) {
 	thick := CreateOptions{VG: "vg", Name: "a", Size: 512, Tags: []string{"UPDATING", "VM_1"}}

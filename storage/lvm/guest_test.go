@@ -42,6 +42,7 @@ func TestDeviceMapper(t *testing.T) {
 	t.Run("holder", func(t *testing.T) { guest{t, g.lvm}.holder() })
 	t.Run("thin", func(t *testing.T) { guest{t, g.lvm}.thin() })
 	t.Run("full pool", func(t *testing.T) { guest{t, g.lvm}.full() })
+	t.Run("thin cluster", func(t *testing.T) { guest{t, &LVM{Run: command.System{}}}.cluster() })
 }
 
 func runInGuest(t *testing.T) {
@@ -58,15 +59,15 @@ func runInGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	run := exec.CommandContext(t.Context(), "../../contrib/testguest/run",
-		"--payload", payload, "--disk-size", "512M", "--disk", filepath.Join(t.TempDir(), "disk"), "--timeout", "300",
+		"--payload", payload, "--disk-size", "512M", "--disk", filepath.Join(t.TempDir(), "disk"), "--timeout", "900",
 		"--", "env", inGuest+"=1", "./lvm.test", "-test.v", "-test.run", "^TestDeviceMapper$")
 	out, err := run.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	// A guest that ran nothing has not passed.
-	if n := bytes.Count(out, []byte("    --- PASS: TestDeviceMapper/")); n != 5 {
-		t.Fatalf("%d of 5 parts passed\n%s", n, out)
+	if n := bytes.Count(out, []byte("    --- PASS: TestDeviceMapper/")); n != 6 {
+		t.Fatalf("%d of 6 parts passed\n%s", n, out)
 	}
 	t.Logf("%s", out)
 }
@@ -323,4 +324,22 @@ func (g guest) full() {
 	if _, err := g.lvm.Report(ctx, group); err != nil {
 		g.Error(err)
 	}
+}
+
+// cluster: a thin cluster's device that is suspended holds nobody up who looks at all
+// devices, and what a guest has in it is not seen.
+func (g guest) cluster() {
+	g.command("lvcreate", "-y", "-q", "-n", "given", "-L", "16m", group)
+	const device = "dh-cluster+volume"
+	g.command("dmsetup", "create", device, "--table", "0 32768 linear /dev/"+group+"/given 0")
+	g.settled()
+	g.command("vgcreate", "-q", "guests", "/dev/mapper/"+device)
+	if _, err := g.lvm.Report(g.Context(), "guests"); !errors.Is(err, ErrNoVG) {
+		g.Errorf("a guest's volume group: %v", err)
+	}
+	g.command("dmsetup", "suspend", device)
+	_, err := g.lvm.Report(g.Context(), group)
+	g.command("dmsetup", "resume", device)
+	g.must(err)
+	g.command("dmsetup", "remove", device)
 }

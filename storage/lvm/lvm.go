@@ -40,9 +40,10 @@ type LVM struct {
 	Run command.Runner
 
 	// Devices, when set, are the only devices LVM may look at: absolute paths
-	// of nodes or of links to them. Empty means all, even those that the
-	// host's filter or devices file hides, since oVirt hides local volume
-	// groups. A global_filter of the host stays in force.
+	// of nodes or of links to them. Empty means all but what thin clusters
+	// consist of, even those that the host's filter or devices file hides,
+	// since oVirt hides local volume groups. A global_filter of the host stays
+	// in force.
 	Devices []string
 
 	// Timeout bounds each command, the wait for LVM's locks included.
@@ -53,14 +54,20 @@ type LVM struct {
 	Config []string
 }
 
+// thinClusters rejects the devices that package thin/member names: a guest's volume groups
+// lie in them, and an LVM that reads one while it is suspended hangs, which one that was
+// interrupted in a hand-over stays until diskhook, which needs LVM for it, has gone on.
+const thinClusters = `"r|^/dev/mapper/dh-[^+]*[+]|"`
+
 // config is the value of --config (lvm.conf(5), "section { key=value }").
 //
 //	use_devicesfile=0  EL9 sees only devices in its devices file otherwise
 //	hints="none"       hints are kept per filter; ours and the host's would
 //	                   overwrite each other's on every command
-//	filter             "a|REGEX|" accepts, "r|REGEX|" rejects, first match wins
+//	filter             "a|REGEX|" accepts, "r|REGEX|" rejects: the first that matches
+//	                   one of a device's names decides, and without any it is accepted
 func (l *LVM) config() (string, error) {
-	filter := `"a|.*|"`
+	filter := thinClusters
 	if len(l.Devices) > 0 {
 		var terms []string
 		for _, dev := range l.Devices {

@@ -89,7 +89,7 @@ func (s site) ours(active bool) []string {
 	var names []string
 	for line := range strings.Lines(s.run("lvs", "--noheadings", "-o", "lv_name,lv_attr", "san")) {
 		fields := strings.Fields(line)
-		if len(fields) == 2 && fields[0] != "dh_documents" && !slices.Contains(strangers, fields[0]) && (!active || fields[1][4] == 'a') {
+		if len(fields) == 2 && !strings.HasPrefix(fields[0], "dh_documents") && !slices.Contains(strangers, fields[0]) && (!active || fields[1][4] == 'a') {
 			names = append(names, fields[0])
 		}
 	}

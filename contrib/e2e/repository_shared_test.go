@@ -12,7 +12,8 @@ import (
 )
 
 // TestSharedRepositoryGroup has two hosts on one LUN use a storage repository on a
-// volume group that lvmlockd locks with sanlock's leases there. In the end one dies.
+// volume group that lvmlockd locks with sanlock's leases there, until its documents need more
+// room. In the end one dies.
 func TestSharedRepositoryGroup(t *testing.T) {
 	lab{
 		hosts:   map[string][]labBoot{"alpha": {{"alpha-group", groupAlpha, powerCut}}, "beta": {{"beta-group", groupBeta, powerCut}}},
@@ -63,7 +64,7 @@ func groupAlpha(m labMachine) {
 	m.run("vgcreate", "-q", "-s", "1m", "--shared", "san", "/dev/vdb")
 	s := m.numbered(1)
 	s.groupFiles()
-	s.does("repo", "create", "--format", "clvm-1.2", "--set", "vg=san", "--set", "documents=256", "images")
+	s.does("repo", "create", "--format", "clvm-1.2", "--set", "vg=san", "--set", "documents=16", "images")
 	base := s.made("import", "images", groupBase)
 	disk := s.made("create", "--base", imageID(base), "images")
 	m.tell("group made", base+" "+disk)
@@ -75,7 +76,12 @@ func groupAlpha(m labMachine) {
 	s.does("image", "release", "--holder", "vm", disk)
 	s.idle()
 	m.tell("given back", "")
-	spare := s.made("create", "--base", imageID(base), "images")
+	// Before the last of these the volume of documents is full, and another one is added.
+	var spare string
+	for range 8 {
+		spare = s.made("create", "--base", imageID(base), "images")
+	}
+	s.active("dh_documents_1")
 	m.await("beta has written")
 	s.holds(disk, "/srv/second")
 
@@ -86,6 +92,14 @@ func groupAlpha(m labMachine) {
 	s.within("the copy is in the middle", func() bool { return s.passed("transfer.chunk") })
 	m.tell("alpha dies", halved)
 	m.cutPower()
+}
+
+// active wants a volume of the group to be active on this host.
+func (s site) active(volume string) {
+	s.Helper()
+	if attr := strings.TrimSpace(s.run("lvs", "--noheadings", "-o", "lv_attr", "san/"+volume)); len(attr) < 5 || attr[4] != 'a' {
+		s.Errorf("lv san/%s: its attributes are %q", volume, attr)
+	}
 }
 
 // passed says that a worker has come to a failpoint.
@@ -126,6 +140,7 @@ func groupBeta(m labMachine) {
 	left := s.ours(false)
 	s.does("image", "resume", "--wait", halved)
 	s.holds(halved, groupBase)
+	s.active("dh_documents_1")
 	s.refused(s.tries("image", "prepare", "--write", "--holder", "vm", disk), 4, "it is in use: by vm on host "+machineID(0))
 	dead := []string{"image", "prepare", "-o", "name", "--write", "--dead", machineID(0), "--holder", "vm", disk}
 	s.within("alpha is dead to sanlock, too", func() bool {

@@ -35,6 +35,7 @@ var parts = []part{
 	{"quorum", "disks of three replicas beside a plain file, on this machine's disk", quorums},
 	{"thin-metadata", "dm-thin metadata beside thin-provisioning-tools, on this machine's disk", thinMetadata},
 	{"thin-volumes", "verbs on volumes of a thin cluster as they grow, on this machine's disk, without a kernel", thinVolumes},
+	{"thin-pause", "the same verbs, and the pause of another volume, with the kernel's dm-thin, in the test guest", inGuest("guest-thin")},
 	{"volumes", "attach and detach of a managed volume beside os-brick's way, with 500 known, on this machine", managedVolumes},
 	{"repository", "images of a storage repository beside plain qemu-img and a walk over its directories, on this machine's disk", repositories},
 	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
@@ -45,6 +46,7 @@ var guestParts = map[string]func(context.Context, io.Writer) error{
 	"guest-ready":    readyInGuest,
 	"guest-fill":     fillInGuest,
 	"guest-template": thinInGuest,
+	"guest-thin":     thinVolumesInGuest,
 }
 
 func main() {

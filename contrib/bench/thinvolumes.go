@@ -120,7 +120,7 @@ func newThinBench(ctx context.Context, dir string, id uuid.UUID, g group.Group, 
 	b.Member = &member.Member{
 		Name: "bench", Cluster: b.cluster, Host: host, Group: g, Mapper: mapper, Windows: member.Native{Mapper: mapper},
 		Channel:  func(layout.Device, uint64) request.Channel { return b.chief.Channel(host) },
-		Deadline: time.Minute, Locks: filepath.Join(dir, "locks"), Links: filepath.Join(dir, "links"), Log: log,
+		Deadline: 10 * time.Minute, Locks: filepath.Join(dir, "locks"), Links: filepath.Join(dir, "links"), Dev: "/dev", Log: log,
 	}
 	if _, err := b.chief.Init(ctx, master.Shape{Bytes: b.blocks * thinBlock, BlockSize: thinBlock}); err != nil {
 		return nil, err

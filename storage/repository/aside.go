@@ -28,13 +28,13 @@ import (
 
 // given finds images of which nothing but damaged documents is left.
 func (c *checking) given() {
-	for _, id := range slices.Compact(slices.Sorted(slices.Values(c.view.lost[format.Image]))) {
+	for _, id := range c.view.readable(format.Image) {
 		c.add(Fix{
 			Type: Mend, Images: []string{id}, ByName: true,
 			Summary: fmt.Sprintf("give image %s up, if its document cannot be brought back: put what is left of that aside, and keep all data that may be its own", id),
 		}, order{Kind: orderAside, Images: map[string]int64{id: 0}})
 	}
-	for _, id := range slices.Compact(slices.Sorted(slices.Values(c.view.lost[format.Pin]))) {
+	for _, id := range c.view.readable(format.Pin) {
 		c.add(Fix{
 			Type: Mend, Images: []string{id}, ByName: true,
 			Summary: fmt.Sprintf("say that nobody uses image %s on any host, and put the damaged document aside that said who does; as long as it is there the image counts as in use", id),

@@ -27,8 +27,7 @@ import (
 
 // undescribed finds volumes whose documents are damaged, or missing though they are needed.
 func (c *checking) undescribed(ctx context.Context) error {
-	lost := slices.Compact(slices.Sorted(slices.Values(c.view.lost[format.Volume])))
-	for _, id := range lost {
+	for _, id := range c.view.readable(format.Volume) {
 		summary := fmt.Sprintf("put the damaged document of volume %s aside, which no image has; its data is kept", id)
 		if c.view.vouched(id) && c.view.dataOf(id) != nil {
 			summary = fmt.Sprintf("describe volume %s anew, as its data says, and put its damaged document aside; that its data was to be overwritten when it is deleted is not known then", id)
@@ -36,7 +35,7 @@ func (c *checking) undescribed(ctx context.Context) error {
 		c.add(Fix{Type: Mend, Images: []string{id}, ByName: true, Summary: summary, Bytes: -1}, order{Kind: orderDescribe, Images: map[string]int64{id: 0}})
 	}
 	for _, d := range c.view.data {
-		if c.view.volumes[d.ID] != nil || slices.Contains(lost, d.ID) || !c.view.vouched(d.ID) {
+		if c.view.volumes[d.ID] != nil || slices.Contains(c.view.lost[format.Volume], d.ID) || !c.view.vouched(d.ID) {
 			continue
 		}
 		// It may have been made since the volumes were read; and where a slot is damaged

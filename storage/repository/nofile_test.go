@@ -43,6 +43,14 @@ func TestWhatIsNoFileIsADamagedDocument(t *testing.T) {
 					if !strings.Contains(strings.Join(report.Problems, "\n"), "no regular file") {
 						t.Errorf("%+v", report)
 					}
+					for _, f := range report.Fixes {
+						if f.ByName {
+							t.Errorf("it offers what it would refuse: %+v", f)
+						}
+					}
+					if !strings.Contains(strings.Join(report.Problems, "\n"), "move it away, and bring back what was there") {
+						t.Errorf("it does not say what to do: %q", report.Problems)
+					}
 					must(t, os.Remove(path+".json"))
 					must(t, os.Rename(path+".moved", path+".json"))
 					_, err = s.GetImage(ctx, "a", bad)

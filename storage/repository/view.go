@@ -27,6 +27,7 @@ type view struct {
 	pins       map[string]*pins
 	damaged    []error
 	lost       map[format.Kind][]string // whose documents are damaged
+	noFiles    map[format.Kind][]string // those of them in whose place something else is, which no fix takes
 	aside      []string                 // whose damaged documents were put aside, and wrecks
 	wrecks     []format.Wreck
 	newer      map[string]bool // volumes that were made after the scan; see refresh
@@ -34,7 +35,7 @@ type view struct {
 
 // scan reads everything.
 func (r *repo) scan(ctx context.Context) (*view, error) {
-	v := &view{lost: map[format.Kind][]string{}}
+	v := &view{lost: map[format.Kind][]string{}, noFiles: map[format.Kind][]string{}}
 	var err error
 	if v.data, err = step(ctx, r, "list", r.place.Data); err != nil {
 		return nil, err
@@ -108,6 +109,9 @@ func read[T any](ctx context.Context, r *repo, kind format.Kind, ids []string, v
 					if errors.Is(err, ErrDamaged) {
 						v.lost[kind] = append(v.lost[kind], id)
 					}
+					if errors.Is(err, format.ErrNoFile) {
+						v.noFiles[kind] = append(v.noFiles[kind], id)
+					}
 				}
 				failed = errors.Join(failed, err)
 				mu.Unlock()
@@ -151,6 +155,12 @@ func readSome[T any](ctx context.Context, r *repo, kind format.Kind, ids []strin
 		return some, nil
 	})
 	return got.read, got.damaged, err
+}
+
+// readable are those whose documents are damaged, and can be put aside, in order.
+func (v *view) readable(kind format.Kind) []string {
+	all := slices.Compact(slices.Sorted(slices.Values(v.lost[kind])))
+	return slices.DeleteFunc(all, func(id string) bool { return slices.Contains(v.noFiles[kind], id) })
 }
 
 // chain is an image's volumes in the view.

@@ -84,7 +84,11 @@ const (
 
 func checkImageID(id string) error {
 	if !host.IsUUID(id) {
-		return failure.New(failure.Usage, "image %q: an id is a UUID in lower case", clip(id))
+		err := failure.New(failure.Usage, "image %q: an id is a UUID in lower case", clip(id))
+		if _, alone, ok := strings.Cut(id, "/"); ok && host.IsUUID(alone) {
+			err = failure.Hint(err, "name it by its id alone, %s: it is looked for in the repository, and in all others that are connected", alone)
+		}
+		return err
 	}
 	return nil
 }

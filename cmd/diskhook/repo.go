@@ -149,6 +149,9 @@ func repoCreate(p *program, c *cli.Context) error {
 	case connected, !makeable(missing):
 		return missing
 	default:
+		if err := s.PreviewCreate(c.Context, format, where); err != nil {
+			return err
+		}
 		steps = append(steps, fmt.Sprintf("make a repository of format %s at %s", format, spell(where)))
 	}
 	if !connected {

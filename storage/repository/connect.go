@@ -68,6 +68,17 @@ func (s *Service) CreateStorageRepository(ctx context.Context, repoFormat string
 	})
 }
 
+// PreviewCreate refuses what CreateStorageRepository would refuse now, and makes nothing.
+func (s *Service) PreviewCreate(ctx context.Context, repoFormat string, parameters map[string]string) error {
+	f, err := s.format(repoFormat)
+	if err != nil {
+		return err
+	}
+	r := &repo{id: "(new)", deadline: s.Deadline, attached: &attached{}}
+	_, err = step(ctx, r, "look", func(ctx context.Context) (struct{}, error) { return struct{}{}, f.CanCreate(ctx, parameters) })
+	return err
+}
+
 // ConnectStorageRepository lets this host use a repository under the name
 // repoID, until DisconnectStorageRepository, over reboots. The same again is fine.
 // ErrRepoIDInUse: the name is another repository's, or the repository has another name.

@@ -35,6 +35,8 @@ type Format interface {
 	// Create makes an empty repository's place; one that is there already, or
 	// begun, is fine, and anything else at its place a failure.Conflict.
 	Create(ctx context.Context, parameters map[string]string) error
+	// CanCreate refuses what Create would refuse now, and makes nothing.
+	CanCreate(ctx context.Context, parameters map[string]string) error
 	// Open finds the place. Wrong parameters are a failure.Usage, a place that
 	// is not there a failure.NotFound, one that may not be used from here (no lock
 	// that works) a failure.Precondition.

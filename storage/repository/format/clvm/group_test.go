@@ -40,7 +40,11 @@ func TestGroupsThatAreRefused(t *testing.T) {
 	ctx := t.Context()
 	plain, locked := newSite(t, ""), newSite(t, "dlm")
 	create := func(f clvm.Format, parameters map[string]string) error {
+		can := f.CanCreate(ctx, parameters)
 		err := f.Create(ctx, parameters)
+		if can == nil && err != nil || can != nil && can.Error() != err.Error() {
+			t.Errorf("%v: a dry run says %v, and it is %v", parameters, can, err)
+		}
 		if _, other := f.Open(ctx, parameters); other == nil {
 			t.Errorf("%v can be opened", parameters)
 		}
@@ -107,8 +111,11 @@ func TestASingleWriter(t *testing.T) {
 	refused(t, err, failure.Precondition, "host h1 alone writes to it", "instead-of=h1")
 
 	// The operator says that h1 is gone: it is refused from then on, in the middle of what it did.
-	refused(t, s.on("h2", 0).Create(ctx, map[string]string{"vg": vg, "writer": "h2", "instead-of": "h3"}), failure.Conflict, "not h3", "instead-of=h1")
+	wrong := map[string]string{"vg": vg, "writer": "h2", "instead-of": "h3"}
+	refused(t, s.on("h2", 0).CanCreate(ctx, wrong), failure.Conflict, "not h3", "instead-of=h1")
+	refused(t, s.on("h2", 0).Create(ctx, wrong), failure.Conflict, "not h3", "instead-of=h1")
 	taken := map[string]string{"vg": vg, "writer": "h2", "instead-of": "h1"}
+	must(t, s.on("h2", 0).CanCreate(ctx, taken))
 	must(t, s.on("h2", 0).Create(ctx, taken))
 	must(t, s.open(s.on("h2", 0), taken).Write(ctx, format.Image, id, []byte("theirs"), pass))
 	refused(t, here.Write(ctx, format.Image, id, []byte("ours"), pass), failure.Precondition, "host h2 alone writes to it")
@@ -116,6 +123,17 @@ func TestASingleWriter(t *testing.T) {
 	refused(t, err, failure.Precondition, "host h2 alone writes")
 	if got, err := here.Read(ctx, format.Image, id); err != nil || string(got) != "theirs" {
 		t.Errorf("%q: %v", got, err)
+	}
+}
+
+func TestAGroupWithoutRoom(t *testing.T) {
+	s := newSite(t, "")
+	many := map[string]string{"vg": vg, "writer": "h1", "documents": "16384"}
+	refused(t, s.on("h1", 0).CanCreate(t.Context(), many), failure.NoSpace, "vgextend shared", "--set documents")
+	refused(t, s.on("h1", 0).Create(t.Context(), many), failure.NoSpace)
+	must(t, s.on("h1", 0).CanCreate(t.Context(), single))
+	if _, err := os.Stat(s.documents()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it was made: %v", err)
 	}
 }
 

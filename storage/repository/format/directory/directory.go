@@ -93,7 +93,7 @@ func (p *Place) Locks() string { return filepath.Join(p.Root, lockFolder) }
 // Create makes the directories. A root that exists has to be empty, or what an
 // earlier Create made.
 func (p *Place) Create() error {
-	if err := p.ours(); err != nil {
+	if err := p.Ours(); err != nil {
 		return err
 	}
 	made := []string{dataFolder, cursorFolder, lockFolder, reserveFolder}
@@ -113,13 +113,16 @@ func (p *Place) Create() error {
 	return nil
 }
 
-// ours refuses a directory in which somebody else keeps something.
-func (p *Place) ours() error {
+// Ours refuses a root at which somebody else keeps something, or that can be no directory.
+func (p *Place) Ours() error {
 	entries, err := os.ReadDir(p.Root)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, unix.ENOTDIR):
+		err := failure.New(failure.Conflict, "%s: it is no directory, or something above it is none", p.Root)
+		return failure.Hint(err, "name an empty directory, or one that does not exist")
+	case err != nil:
 		return failure.Denied(err)
 	}
 	known := []string{dataFolder, cursorFolder, lockFolder, reserveFolder, descriptorFile, "lost+found"}
@@ -284,7 +287,7 @@ func (p *Place) Check() error {
 		if err == nil && !st.IsDir() {
 			err = fs.ErrNotExist
 		}
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			return failure.New(failure.NotFound, "%s: no repository is here: there is no directory %s", p.Root, folder)
 		}
 		if err != nil {

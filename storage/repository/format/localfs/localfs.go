@@ -33,15 +33,27 @@ type Format struct{}
 func (Format) Name() string { return Name }
 
 // Create implements format.Format.
-func (Format) Create(_ context.Context, parameters map[string]string) error {
+func (f Format) Create(ctx context.Context, parameters map[string]string) error {
+	if err := f.CanCreate(ctx, parameters); err != nil {
+		return err
+	}
 	p, err := find(parameters)
 	if err != nil {
 		return err
 	}
-	if err := local(filepath.Dir(p.Root)); err != nil {
+	return p.Create()
+}
+
+// CanCreate implements format.Format.
+func (Format) CanCreate(_ context.Context, parameters map[string]string) error {
+	p, err := find(parameters)
+	if err == nil {
+		err = p.Ours()
+	}
+	if err != nil {
 		return err
 	}
-	return p.Create()
+	return local(filepath.Dir(p.Root))
 }
 
 // Open implements format.Format.

@@ -63,15 +63,27 @@ type Format struct {
 func (Format) Name() string { return Name }
 
 // Create implements format.Format.
-func (f Format) Create(_ context.Context, parameters map[string]string) error {
-	p, err := f.find(parameters)
-	if err == nil {
-		err = f.shared(existing(filepath.Dir(p.Root)))
+func (f Format) Create(ctx context.Context, parameters map[string]string) error {
+	if err := f.CanCreate(ctx, parameters); err != nil {
+		return err
 	}
+	p, err := f.find(parameters)
 	if err != nil {
 		return err
 	}
 	return p.Create()
+}
+
+// CanCreate implements format.Format.
+func (f Format) CanCreate(_ context.Context, parameters map[string]string) error {
+	p, err := f.find(parameters)
+	if err == nil {
+		err = p.Ours()
+	}
+	if err != nil {
+		return err
+	}
+	return f.shared(existing(filepath.Dir(p.Root)))
 }
 
 // existing is dir, or the next directory above it that there is.

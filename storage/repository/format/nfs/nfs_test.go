@@ -46,7 +46,7 @@ func TestMountsThatAreRefused(t *testing.T) {
 	} {
 		f := on("h", "b")
 		f.Mounted = mountedWith(strings.Split(c.options, ",")...)
-		for _, err := range []error{f.Create(t.Context(), map[string]string{"path": filepath.Join(dir, "r")}), func() error {
+		for _, err := range []error{f.CanCreate(t.Context(), map[string]string{"path": filepath.Join(dir, "r")}), f.Create(t.Context(), map[string]string{"path": filepath.Join(dir, "r")}), func() error {
 			must(t, on("h", "b").Create(t.Context(), map[string]string{"path": filepath.Join(dir, "there")}))
 			_, err := f.Open(t.Context(), map[string]string{"path": filepath.Join(dir, "there")})
 			return err

@@ -13,6 +13,7 @@ import (
 
 	"diskhook/storage/failure"
 	"diskhook/storage/host"
+	"diskhook/storage/lvm"
 	"diskhook/storage/thin/cluster"
 	"diskhook/storage/thin/layout"
 	"diskhook/storage/thin/ledger"
@@ -64,7 +65,11 @@ func thinInitCluster(p *program, c *cli.Context) error {
 		}
 		return p.change(f, c.Bool("dry-run"), thinClusterNamed(d.Name), nil, nil) // it is made
 	}
-	if shape, err = t.master().Plan(c.Context, shape); err != nil {
+	shape, err = t.master().Plan(c.Context, shape)
+	switch {
+	case errors.Is(err, lvm.ErrNoVG):
+		return failure.Hint(err, "make it of the LUN with `vgcreate %s DEVICE`; if it is there, look why LVM does not see it (`pvs -a`)", d.VG)
+	case err != nil:
 		return err
 	}
 	steps := []string{

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -49,6 +50,21 @@ func (t *thinCluster) run(ctx context.Context, cmd command.Cmd) error {
 	return err
 }
 
+// runs says whether a unit is active: systemctl(1), is-active. What cannot be asked
+// is not known to be.
+func (t *thinCluster) runs(ctx context.Context, unit string) bool {
+	return t.run(ctx, command.Cmd{Name: "systemctl", Args: []string{"is-active", "--quiet", "--", unit}, Timeout: unitTimeout}) == nil
+}
+
+// stops are the steps that end those of the units that are active.
+func (t *thinCluster) stops(ctx context.Context, units ...string) []string {
+	units = slices.DeleteFunc(units, func(unit string) bool { return !t.runs(ctx, unit) })
+	if len(units) == 0 {
+		return nil
+	}
+	return []string{systemctl("stop", units...).String()}
+}
+
 func thinOnJoin(p *program, c *cli.Context) error {
 	f, t, _, err := thinArgs(p, c)
 	if err != nil {
@@ -59,7 +75,17 @@ func thinOnJoin(p *program, c *cli.Context) error {
 		return err
 	}
 	start := systemctl("start", t.monitorUnit())
-	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{"start the pool of this host", start.String()}, func() (string, error) {
+	const pool = "start the pool of this host"
+	steps := []string{pool, start.String()}
+	if c.Bool("dry-run") {
+		started, err := m.Started(c.Context)
+		if err != nil {
+			return err
+		}
+		active := t.runs(c.Context, t.monitorUnit())
+		steps = slices.DeleteFunc(steps, func(step string) bool { return step == pool && started || step != pool && active })
+	}
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), steps, func() (string, error) {
 		if err := m.Start(c.Context); err != nil {
 			return "", err
 		}
@@ -77,7 +103,16 @@ func thinOnLeave(p *program, c *cli.Context) error {
 		return err
 	}
 	stop := systemctl("stop", t.masterUnit(), t.monitorUnit())
-	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), []string{stop.String(), "stop the pool of this host unless a volume is in use"}, func() (string, error) {
+	const pool = "stop the pool of this host unless a volume is in use"
+	steps := []string{stop.String(), pool}
+	if c.Bool("dry-run") {
+		steps = t.stops(c.Context, t.masterUnit(), t.monitorUnit())
+		// That it may not be stopped now is no failure of this verb.
+		if is, _ := here.Stoppable(c.Context); is {
+			steps = append(steps, pool)
+		}
+	}
+	return p.change(f, c.Bool("dry-run"), thinClusterNamed(t.Name), steps, func() (string, error) {
 		if err := t.resign(c.Context, stop); err != nil {
 			return "", err
 		}

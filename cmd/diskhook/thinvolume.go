@@ -252,6 +252,11 @@ func thinCopy(p *program, c *cli.Context, by copyVerb) error {
 		if err := by.refuses(t, v); err != nil {
 			return err
 		}
+		if c.Bool("dry-run") && v.State == layout.Attached { // here, and so by the pool
+			if err := t.Ready(c.Context); err != nil {
+				return err
+			}
+		}
 	}
 	return t.change(p, c, f, thinVolume(name), steps, func(ctx context.Context) (string, error) {
 		return ended, by.act(ctx, t, v.Name, name)

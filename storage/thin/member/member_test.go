@@ -3,9 +3,12 @@
 package member_test
 
 import (
+	"errors"
 	"os"
+	"strings"
 	"testing"
 
+	"diskhook/storage/failure"
 	"diskhook/storage/thin/member"
 )
 
@@ -40,6 +43,9 @@ func TestVolumeMoves(t *testing.T) {
 	two.attach(moves)
 	w.check()
 	two.reads(moves)
+	if _, _, err := one.Mapping(t.Context(), moves); !errors.Is(err, failure.Conflict) || !strings.Contains(err.Error(), "it is at host ") {
+		t.Errorf("what another host's volume maps: %v", err)
+	}
 	two.write(moves, 0)
 	two.write(moves, 6)
 	w.check()

@@ -105,8 +105,8 @@ func (c *Member) Mapping(ctx context.Context, name string) (layout.Mapping, layo
 			return err
 		}
 		if v.Host != s.header.Number {
-			err := failure.New(failure.Conflict, "volume %s: it is not at this host", name)
-			return failure.Hint(err, "see `diskhook thin status`")
+			err := failure.New(failure.Conflict, "it is at host %s, which alone knows its blocks", s.hostName(v.Host))
+			return failure.Hint(err, "run the verb on that host, or `diskhook thin detach %s` there first", name)
 		}
 		m, err = s.leaving(ctx, v)
 		return err

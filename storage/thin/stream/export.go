@@ -42,7 +42,7 @@ func (c Cluster) Export(ctx context.Context, volume string, live LiveMapping) (S
 			return err
 		})
 	case live == nil:
-		err = failure.New(failure.Conflict, "volume %s: it is attached to host %s, which alone knows its blocks", v.Name, cluster.NameOf(m, v.Host))
+		err = failure.New(failure.Conflict, "it is at host %s, which alone knows its blocks", cluster.NameOf(m, v.Host))
 		err = failure.Hint(err, "run the verb on that host, or `diskhook thin detach %s` there first", v.Name)
 	default:
 		v, mapping, err = live(ctx, v)

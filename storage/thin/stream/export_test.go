@@ -99,7 +99,7 @@ func TestExportOfAnAttachedVolume(t *testing.T) {
 	c, _ := world(t)
 	commit(t, c, attach)
 	_, err := c.Export(t.Context(), record.Name, nil)
-	if !errors.Is(err, failure.Conflict) || !strings.Contains(err.Error(), "attached to host h1") || !strings.Contains(failure.HintOf(err), "thin detach") {
+	if !errors.Is(err, failure.Conflict) || !strings.HasSuffix(err.Error(), "volume "+record.Name+": it is at host h1, which alone knows its blocks") || !strings.Contains(failure.HintOf(err), "thin detach") {
 		t.Errorf("%v (%s)", err, failure.HintOf(err))
 	}
 	s, err := c.Export(t.Context(), record.Name, func(_ context.Context, v layout.VolumeRecord) (layout.VolumeRecord, layout.Mapping, error) {

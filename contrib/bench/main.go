@@ -32,13 +32,13 @@ var parts = []part{
 	{"ready", "start of a four-disk domain whose copies are ready, in the test guest", inGuest("guest-ready")},
 	{"fill", "fill of a thin volume from a qcow2 chain, in the test guest", inGuest("guest-fill")},
 	{"template", "copies of twenty domains with one base, beside one, on this machine's disk", templatesOnFiles},
+	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
 	{"quorum", "disks of three replicas beside a plain file, on this machine's disk", quorums},
 	{"thin-metadata", "dm-thin metadata beside thin-provisioning-tools, on this machine's disk", thinMetadata},
 	{"thin-volumes", "verbs on volumes of a thin cluster as they grow, on this machine's disk, without a kernel", thinVolumes},
 	{"thin-pause", "the same verbs, and the pause of another volume, with the kernel's dm-thin, in the test guest", inGuest("guest-thin")},
 	{"volumes", "attach and detach of a managed volume beside os-brick's way, with 500 known, on this machine", managedVolumes},
 	{"repository", "images of a storage repository beside plain qemu-img and a walk over its directories, on this machine's disk", repositories},
-	{"thin-template", "the same on thin volumes, in the test guest", inGuest("guest-template")},
 }
 
 // guestParts are what the test guest runs of them.

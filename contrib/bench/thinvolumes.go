@@ -52,16 +52,16 @@ func thinVolumes(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "  a cluster of %d blocks; a kernel that takes no time, so that the times are diskhook's own\n", b.blocks)
+	pauses := func() time.Duration {
+		longest := slices.Max(append(kernel.pauses, 0))
+		kernel.pauses = nil
+		return longest
+	}
 	var first thinTimes
 	for i, n := range sizes {
 		codec, err := thinCodec(dir, n)
 		if err != nil {
 			return err
-		}
-		pauses := func() time.Duration {
-			longest := slices.Max(append(kernel.pauses, 0))
-			kernel.pauses = nil
-			return longest
 		}
 		t, err := b.measure(ctx, n, pauses)
 		if err != nil {
@@ -72,6 +72,37 @@ func thinVolumes(ctx context.Context, out io.Writer) error {
 		}
 		t.print(out, n, first)
 		fmt.Fprintf(out, "    writing and reading its metadata alone takes %.0f ms: attach %.2f ×\n", milliseconds(codec), ratio(t.attach, codec))
+	}
+	return b.beside(ctx, out, sizes[:3], pauses)
+}
+
+// beside prints how long others are held back while a small volume comes, as what they
+// map themselves grows.
+func (b *thinBench) beside(ctx context.Context, out io.Writer, sizes []uint64, pause func() time.Duration) error {
+	var first time.Duration
+	if err := b.plant(ctx, "small", guestSize); err != nil {
+		return err
+	}
+	for _, n := range sizes {
+		name := fmt.Sprintf("stays%d", n)
+		err := b.plant(ctx, name, n)
+		if err == nil {
+			_, err = b.Attach(ctx, name, member.AttachOptions{})
+		}
+		if err != nil {
+			return err
+		}
+		t, err := b.rounds(ctx, "small", pause)
+		if err != nil {
+			return err
+		}
+		if first == 0 {
+			first = t.pause
+		}
+		fmt.Fprintf(out, "  a small volume comes to others of %9d mappings:  pause %.1f ms, %.2f ×\n", n+guestSize, milliseconds(t.pause), ratio(t.pause, first))
+		if err := errors.Join(b.Detach(ctx, name), b.Delete(ctx, name), b.Rebuild(ctx)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -180,28 +211,13 @@ type thinTimes struct{ attach, detach, clone, pause time.Duration }
 // measure takes a volume to the host, away, and clones it. pause tells how long the
 // other volume was held back since it was asked last.
 func (b *thinBench) measure(ctx context.Context, n uint64, pause func() time.Duration) (thinTimes, error) {
-	var t thinTimes
-	best := func(of *time.Duration, took time.Duration) {
-		if *of == 0 || took < *of {
-			*of = took
-		}
-	}
 	name, clone := fmt.Sprintf("v%d", n), fmt.Sprintf("c%d", n)
 	if err := b.plant(ctx, name, n); err != nil {
-		return t, err
+		return thinTimes{}, err
 	}
-	pause()
-	for range thinRounds {
-		took, err := inTurns(1, []func() error{
-			func() error { _, err := b.Attach(ctx, name, member.AttachOptions{}); return err },
-			func() error { best(&t.pause, pause()); return nil },
-			func() error { return b.Detach(ctx, name) },
-		})
-		if err != nil {
-			return t, err
-		}
-		best(&t.attach, took[0])
-		best(&t.detach, took[2])
+	t, err := b.rounds(ctx, name, pause)
+	if err != nil {
+		return t, err
 	}
 	for range thinRounds {
 		took, err := inTurns(1, []func() error{func() error { return b.Clone(ctx, name, uuid.New(), clone) }})
@@ -211,10 +227,36 @@ func (b *thinBench) measure(ctx context.Context, n uint64, pause func() time.Dur
 		if err != nil {
 			return t, err
 		}
-		best(&t.clone, took[0])
+		t.clone = least(t.clone, took[0])
 	}
 	// What the next one is attached with would have this one in its way.
 	return t, errors.Join(b.Delete(ctx, name), b.Rebuild(ctx))
+}
+
+// rounds takes a volume to the host and away.
+func (b *thinBench) rounds(ctx context.Context, name string, pause func() time.Duration) (thinTimes, error) {
+	var t thinTimes
+	pause()
+	for range thinRounds {
+		took, err := inTurns(1, []func() error{
+			func() error { _, err := b.Attach(ctx, name, member.AttachOptions{}); return err },
+			func() error { t.pause = least(t.pause, pause()); return nil },
+			func() error { return b.Detach(ctx, name) },
+		})
+		if err != nil {
+			return t, err
+		}
+		t.attach, t.detach = least(t.attach, took[0]), least(t.detach, took[2])
+	}
+	return t, nil
+}
+
+// least is the shorter of two times, of which the first may not be there yet.
+func least(before, now time.Duration) time.Duration {
+	if before == 0 {
+		return now
+	}
+	return min(before, now)
 }
 
 func (t thinTimes) print(out io.Writer, n uint64, first thinTimes) {

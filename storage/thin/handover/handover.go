@@ -47,6 +47,8 @@ type Plan struct {
 	own        extent.Set // what the host may allocate, or a volume of it maps
 	attached   []Attached
 	coming     []Attached
+	foreseen   []Attached // attached too, and written ahead
+	stale      []uint32   // written ahead, and not to be as they were foreseen
 }
 
 // Compose plans the metadata of a host with the volumes that are attached. Of volumes
@@ -71,14 +73,35 @@ func (p Plan) Coming(volumes ...Attached) (Plan, error) {
 	return p, p.once()
 }
 
-// With is the plan with what the attached volumes map by now. Its disk 0 is the same,
-// and so are the volumes that are coming.
-func (p Plan) With(attached []Attached) (Plan, error) {
+// Foresee is the plan with the attached volumes as a metadata snapshot has them, to be
+// written ahead by WriteForeseen. With has to follow.
+func (p Plan) Foresee(attached []Attached) (Plan, error) {
+	p, err := p.With(attached)
+	p.foreseen, p.attached = p.attached, nil
+	return p, err
+}
+
+// With is the plan with what attached volumes map by now. Its disk 0 is the same, and so
+// are the volumes that are coming, and of those that were foreseen the ones with the
+// numbers of same. Drop has to take back the others.
+func (p Plan) With(attached []Attached, same ...uint32) (Plan, error) {
 	if err := p.fit(attached); err != nil {
 		return Plan{}, err
 	}
 	p.attached = slices.Clone(attached)
 	slices.SortFunc(p.attached, func(a, b Attached) int { return cmp.Compare(a.Volume.Number, b.Volume.Number) })
+	foreseen, stale := []Attached(nil), slices.Clone(p.stale)
+	for _, f := range p.foreseen {
+		if slices.Contains(same, f.Volume.Number) {
+			foreseen = append(foreseen, f)
+		} else {
+			stale = append(stale, f.Volume.Number)
+		}
+	}
+	if len(foreseen) != len(same) {
+		return Plan{}, failure.New(failure.Problems, "volumes %v: not all of them are written", same)
+	}
+	p.foreseen, p.stale = foreseen, stale
 	return p, p.once()
 }
 
@@ -99,7 +122,7 @@ func (p Plan) fit(volumes []Attached) error {
 // once refuses a volume that is there twice.
 func (p Plan) once() error {
 	seen := map[uint32]bool{}
-	for _, a := range slices.Concat(p.attached, p.coming) {
+	for _, a := range slices.Concat(p.attached, p.foreseen, p.coming) {
 		if seen[a.Volume.Number] {
 			return p.cannot(a, nil)
 		}
@@ -121,8 +144,9 @@ func (p Plan) Superblock() metadata.Superblock { return p.superblock }
 
 // Content is what their size depends on.
 func (p Plan) Content() metadata.Content {
-	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(p.attached)+len(p.coming)), Mappings: p.withheld().Blocks()}
-	for _, a := range slices.Concat(p.attached, p.coming) {
+	volumes := slices.Concat(p.attached, p.foreseen, p.coming)
+	c := metadata.Content{DataBlocks: p.superblock.DataBlocks, Devices: 1 + uint64(len(volumes)), Mappings: p.withheld().Blocks()}
+	for _, a := range volumes {
 		c.Mappings += a.Mapping.Blocks()
 		c.Often += a.Mapping.Blocks() - a.Mapping.Private().Blocks() // volumes may share a base
 	}
@@ -156,6 +180,26 @@ func (p Plan) WriteAhead(to Draft) error {
 	}
 	for _, a := range p.coming {
 		if err := write(to, to.Ahead, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WriteForeseen writes the volumes that are foreseen, after WriteAhead.
+func (p Plan) WriteForeseen(to Draft) error {
+	for _, a := range p.foreseen {
+		if err := write(to, to.Ahead, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Drop takes back what was foreseen otherwise, before WriteAttached.
+func (p Plan) Drop(drop func(id uint32) error) error {
+	for _, id := range p.stale {
+		if err := drop(id); err != nil {
 			return err
 		}
 	}

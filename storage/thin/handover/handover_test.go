@@ -144,7 +144,8 @@ func merged(m layout.Mapping) []layout.MappingRun {
 }
 
 // written composes, writes and opens the metadata of a host, in no more room than
-// they say they need. The first volumes, as many as now, are only coming.
+// they say they need. The first volumes, as many as now, are only coming. The others may
+// be foreseen, some of them as they stay and some otherwise.
 func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached, now int, coming []layout.Mapping) *metadata.Reader {
 	plan, err := handover.Compose(m, host, 7, attached[now:], coming...)
 	if err == nil {
@@ -153,7 +154,11 @@ func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached
 	if err != nil {
 		t.Fatal(err)
 	}
+	foreseen := rapid.Bool().Draw(t, "foreseen")
 	size := plan.Content().PackedBlocks()
+	if foreseen {
+		size *= 2
+	}
 	disk := layouttest.New("window", int64(size)*4096)
 	b, err := metadata.NewBuilder(disk, size, plan.Superblock())
 	if err != nil {
@@ -164,6 +169,9 @@ func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached
 	}
 	if err := plan.VerifyAhead(func(id uint32) iter.Seq2[metadata.Run, error] { return b.Written(disk, id) }); err != nil {
 		t.Fatal(err)
+	}
+	if foreseen {
+		plan = foresee(t, plan, attached[now:], b, disk)
 	}
 	if err := plan.WriteAttached(b); err != nil {
 		t.Fatal(err)
@@ -180,6 +188,42 @@ func written(t *rapid.T, m layout.Map, host uint32, attached []handover.Attached
 		t.Fatalf("%+v, %v", report, err)
 	}
 	return r
+}
+
+// foresee writes the volumes ahead, some of them without their last block, and takes
+// back those and others.
+func foresee(t *rapid.T, plan handover.Plan, attached []handover.Attached, b *metadata.Builder, disk *layouttest.Disk) handover.Plan {
+	var same []uint32
+	var anew, before []handover.Attached
+	for _, a := range attached {
+		if rapid.Bool().Draw(t, "stays as it is") {
+			same = append(same, a.Volume.Number)
+			before = append(before, a)
+			continue
+		}
+		anew = append(anew, a)
+		if n := len(a.Mapping.Runs); n > 0 && rapid.Bool().Draw(t, "grows") {
+			a.Mapping.Runs = a.Mapping.Runs[:n-1]
+		}
+		before = append(before, a)
+	}
+	plan, err := plan.Foresee(before)
+	if err == nil {
+		err = plan.WriteForeseen(b)
+	}
+	if err == nil {
+		err = plan.VerifyForeseen(func(id uint32) iter.Seq2[metadata.Run, error] { return b.Written(disk, id) })
+	}
+	if err == nil {
+		plan, err = plan.With(anew, same...)
+	}
+	if err == nil {
+		err = plan.Drop(func(id uint32) error { return b.Drop(disk, id) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return plan
 }
 
 // A volume that the map does not give the host is refused.
@@ -221,6 +265,9 @@ func TestComposeRefuses(t *testing.T) {
 		if _, err := plan.Coming(coming); !errors.Is(err, failure.Problems) || failure.HintOf(err) == "" {
 			t.Errorf("coming, %s: %v", name, err)
 		}
+	}
+	if _, err := plan.With(nil, 1); !errors.Is(err, failure.Problems) {
+		t.Errorf("one that is to stay as it was foreseen, and was not: %v", err)
 	}
 }
 

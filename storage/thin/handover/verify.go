@@ -4,6 +4,7 @@ package handover
 
 import (
 	"iter"
+	"slices"
 
 	"diskhook/storage/failure"
 	"diskhook/storage/thin/metadata"
@@ -12,7 +13,16 @@ import (
 // VerifyAhead reads back what was written of the volumes that are coming: written lists
 // the mappings of one of them. A difference is a failure.Problems, as in Verify.
 func (p Plan) VerifyAhead(written func(id uint32) iter.Seq2[metadata.Run, error]) error {
-	for _, a := range p.coming {
+	return same(p.coming, written)
+}
+
+// VerifyForeseen reads back what WriteForeseen wrote, as VerifyAhead does.
+func (p Plan) VerifyForeseen(written func(id uint32) iter.Seq2[metadata.Run, error]) error {
+	return same(p.foreseen, written)
+}
+
+func same(volumes []Attached, written func(id uint32) iter.Seq2[metadata.Run, error]) error {
+	for _, a := range volumes {
 		if err := a.same(written(a.Volume.Number)); err != nil {
 			return err
 		}
@@ -42,9 +52,9 @@ func (a Attached) differs() error {
 }
 
 // Verify reads back what was written for the attached volumes, what the pool as a whole
-// will know, and that it knows the volumes that are coming, of which VerifyAhead has
-// read the mappings. A difference is a failure.Problems: the device does not keep what
-// it is given.
+// will know, and that it knows the volumes that were written ahead, of which VerifyAhead
+// and VerifyForeseen have read the mappings. A difference is a failure.Problems: the
+// device does not keep what it is given.
 func (p Plan) Verify(written *metadata.Reader) error {
 	sb := written.Superblock()
 	if sb.TransactionID != p.superblock.TransactionID || sb.DataBlocks != p.superblock.DataBlocks || sb.DataBlockSize != p.superblock.DataBlockSize {
@@ -58,7 +68,7 @@ func (p Plan) Verify(written *metadata.Reader) error {
 			return err
 		}
 	}
-	for _, a := range p.coming {
+	for _, a := range slices.Concat(p.coming, p.foreseen) {
 		if err := a.known(written); err != nil {
 			return err
 		}

@@ -19,11 +19,12 @@ import (
 // the point at which they count; guests are held back from before their mappings
 // are read for the last time until after it:
 //
-//	write disk 0 and who is coming, read that back · suspend · read, write the rest, read
-//	it back · C2 · pool, tables · resume · old pool away
+//	write disk 0 and who is coming, and who is attached, read that back · suspend ·
+//	write anew who has changed since, read that back · C2 · pool, tables · resume ·
+//	old pool away
 //
-// So how long they are held back depends on what the attached volumes map, and not on
-// what comes.
+// So how long they are held back depends on what the attached volumes map that were
+// written to in the meantime, and neither on what comes nor on the others; see anticipated.
 //
 // What fails before the first device is resumed is taken back. A pool that does not
 // run has nothing to suspend, and keeps not running. blocks is how many the pool is to
@@ -43,6 +44,15 @@ func (s *session) handOver(ctx context.Context, blocks uint64, coming ...handove
 	runs, err := s.running(ctx)
 	if err != nil {
 		return err
+	}
+	if runs {
+		defer h.forget(ctx)
+		if err := h.anticipate(ctx); err != nil {
+			return err
+		}
+		if err := failpoint.Hit("thin.handover.anticipated"); err != nil {
+			return err
+		}
 	}
 	// From here on nobody's impatience leaves guests suspended.
 	ctx = context.WithoutCancel(ctx)
@@ -69,6 +79,7 @@ type change struct {
 	plan   handover.Plan
 	stay   []layout.VolumeRecord // that have a device
 	image  Image
+	before anticipated
 	window layout.Window // where the new metadata are
 }
 
@@ -137,7 +148,7 @@ func (h *change) now(ctx context.Context) (standing, error) {
 		return now, nil
 	}
 	err := h.read(ctx, func(r *metadata.Reader) (err error) {
-		now, err = h.stand(ctx, r)
+		now, err = h.stand(ctx, r, changed)
 		return err
 	})
 	return now, err
@@ -198,11 +209,14 @@ func (h *change) suspend(ctx context.Context) error {
 
 // complete writes what the volumes map now that nothing changes it any more.
 func (h *change) complete(ctx context.Context) error {
-	now, err := h.now(ctx)
+	now, err := h.last(ctx)
 	if err != nil {
 		return err
 	}
-	if h.plan, err = h.plan.With(now.attached); err != nil {
+	if h.plan, err = h.plan.With(now.attached, now.same...); err != nil {
+		return err
+	}
+	if err := h.plan.Drop(h.image.Drop); err != nil {
 		return err
 	}
 	if err := h.plan.WriteAttached(h.image); err != nil {

@@ -29,26 +29,46 @@ func (s *session) read(ctx context.Context, look func(*metadata.Reader) error) e
 		}
 		return s.readWindow(ctx, active, 0, look)
 	}
-	status, err := s.statusOf(ctx, active)
+	return s.hold(ctx, func(held uint64) error { return s.readWindow(ctx, active, held, look) })
+}
+
+// hold has the pool that runs hold a metadata snapshot for as long as look takes.
+func (s *session) hold(ctx context.Context, look func(held uint64) error) error {
+	held, err := s.reserveSnapshot(ctx)
 	if err != nil {
 		return err
 	}
-	if err := s.writable(status); err != nil {
-		return err // it holds no snapshot
+	return errors.Join(look(held), s.releaseSnapshot(ctx))
+}
+
+// reserveSnapshot has the pool that runs hold a metadata snapshot until releaseSnapshot,
+// and tells its root. One that it holds already is let go first.
+func (s *session) reserveSnapshot(ctx context.Context) (uint64, error) {
+	status, err := s.poolStatus(ctx)
+	if err != nil {
+		return 0, err
 	}
-	pool := s.poolName(active)
-	if status.HeldRoot != 0 { // of somebody who was killed
+	if err := s.writable(status); err != nil {
+		return 0, err // it holds no snapshot
+	}
+	pool := s.poolName(s.header.Active)
+	if status.HeldRoot != 0 { // of somebody who was killed, or of before
 		if err := s.Mapper.Message(ctx, pool, devmapper.ReleaseSnapshot()); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	if err := s.Mapper.Message(ctx, pool, devmapper.ReserveSnapshot()); err != nil {
-		return err
+		return 0, err
 	}
-	if status, err = s.statusOf(ctx, active); err == nil {
-		err = s.readWindow(ctx, active, status.HeldRoot, look)
+	if status, err = s.poolStatus(ctx); err != nil {
+		return 0, errors.Join(err, s.releaseSnapshot(ctx))
 	}
-	return errors.Join(err, s.Mapper.Message(context.WithoutCancel(ctx), pool, devmapper.ReleaseSnapshot()))
+	return status.HeldRoot, nil
+}
+
+// releaseSnapshot lets go what reserveSnapshot had held.
+func (s *session) releaseSnapshot(ctx context.Context) error {
+	return s.Mapper.Message(context.WithoutCancel(ctx), s.poolName(s.header.Active), devmapper.ReleaseSnapshot())
 }
 
 func (s *session) readWindow(ctx context.Context, i int, held uint64, look func(*metadata.Reader) error) error {
@@ -71,11 +91,12 @@ func has(r *metadata.Reader, v layout.VolumeRecord) (bool, error) {
 // standing is what this host's metadata have of the volumes that the map has here.
 type standing struct {
 	attached []handover.Attached   // in the metadata
+	same     []uint32              // in the metadata too, with the mappings that they had
 	coming   []layout.VolumeRecord // only in UUID.thin
 }
 
-// stand reads it, mappings too.
-func (s *session) stand(ctx context.Context, r *metadata.Reader) (standing, error) {
+// stand reads it, mappings too but for the volumes that are known to map the same.
+func (s *session) stand(ctx context.Context, r *metadata.Reader, same func(number uint32) bool) (standing, error) {
 	var out standing
 	for _, v := range s.here(layout.Attaching, layout.Attached, layout.Detaching) {
 		if err := context.Cause(ctx); err != nil {
@@ -87,6 +108,10 @@ func (s *session) stand(ctx context.Context, r *metadata.Reader) (standing, erro
 		}
 		if !in {
 			out.coming = append(out.coming, v)
+			continue
+		}
+		if same(v.Number) {
+			out.same = append(out.same, v.Number)
 			continue
 		}
 		m, err := handover.Mapping(r, s.m, v)

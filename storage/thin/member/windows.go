@@ -22,6 +22,9 @@ type Windows interface {
 	// Read opens the metadata: of a pool that runs the metadata snapshot, of which
 	// held is the root, and with 0 what is there while no pool has it.
 	Read(ctx context.Context, name string, held uint64) (*metadata.Reader, func() error, error)
+	// Roots are what metadata.Reader.MappingRoots says of the metadata snapshot of a
+	// pool that runs.
+	Roots(ctx context.Context, name string, held uint64) (map[uint32]uint64, error)
 	// Retire has a window that no pool has hold no metadata any more. A kernel that
 	// is given it refuses it.
 	Retire(ctx context.Context, name string) error
@@ -31,8 +34,11 @@ type Windows interface {
 type Image interface {
 	handover.Draft
 	// Written lists what is mapped by a device that Ahead began, as it is on the
-	// window, where it is durable. Only Device, Ahead and Finish may follow.
+	// window, where it is durable. Only Device, Ahead, Drop and Finish may
+	// follow.
 	Written(id uint32) iter.Seq2[metadata.Run, error]
+	// Drop takes back a device that Ahead began.
+	Drop(id uint32) error
 	Close() error
 }
 
@@ -47,6 +53,8 @@ type image struct {
 func (i image) Written(id uint32) iter.Seq2[metadata.Run, error] {
 	return i.Builder.Written(i.Block, id)
 }
+
+func (i image) Drop(id uint32) error { return i.Builder.Drop(i.Block, id) }
 
 // Write is Windows'.
 func (n Native) Write(ctx context.Context, name string, blocks uint64, sb metadata.Superblock) (Image, error) {
@@ -75,6 +83,16 @@ func (n Native) Read(ctx context.Context, name string, held uint64) (*metadata.R
 		return nil, nil, errors.Join(err, dev.Close())
 	}
 	return r, dev.Close, nil
+}
+
+// Roots is Windows'.
+func (n Native) Roots(ctx context.Context, name string, held uint64) (map[uint32]uint64, error) {
+	r, done, err := n.Read(ctx, name, held)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := r.MappingRoots()
+	return roots, errors.Join(err, done())
 }
 
 // retired is what block 0 begins with. It must not be zeros: of those the kernel

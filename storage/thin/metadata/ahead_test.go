@@ -146,3 +146,45 @@ func TestToolsAgreeOnDevicesAhead(t *testing.T) {
 		tool(t, "thin_check", path)
 	})
 }
+
+// An image that devices were dropped from says nothing of them, whether they were begun
+// again or not, and thin_check finds no block lost.
+func TestDevicesAheadDropped(t *testing.T) {
+	randomly(t, "20", func(t *testing.T, p pool) {
+		path := newImage(t)
+		f := open(t, path)
+		b, err := metadata.NewBuilder(f, metadataBlocks, p.Superblock)
+		must(t, err)
+		begin := func(d device, as func(metadata.Device) error) {
+			must(t, as(d.Device))
+			for _, run := range d.Runs {
+				must(t, b.Map(run))
+			}
+		}
+		for _, d := range p.devices {
+			begin(d, b.Ahead)
+		}
+		for i, d := range p.devices {
+			if i%3 != 0 {
+				must(t, b.Drop(f, d.ID))
+			}
+		}
+		left := p
+		left.devices = nil
+		for i, d := range p.devices {
+			if i%3 == 1 {
+				begin(d, b.Device)
+			}
+			if i%3 != 2 {
+				left.devices = append(left.devices, d)
+			}
+		}
+		must(t, b.Finish())
+		equal(t, "the image", read(t, f), left.used())
+		report, err := metadata.Check(t.Context(), f, metadataBlocks, metadata.CheckOptions{})
+		if err != nil || len(report.Problems) != 0 {
+			t.Fatalf("%v, %v", report.Problems, err)
+		}
+		tool(t, "thin_check", path)
+	})
+}

@@ -31,6 +31,7 @@ type Builder struct {
 
 	current *Device // whose mappings are coming
 	early   bool    // it was begun by Ahead
+	first   uint64  // metadata block that its tree begins at or after
 	next    uint64  // the first origin that may come next
 	full    bool    // none may, all were there
 
@@ -42,6 +43,7 @@ type Builder struct {
 type placed struct {
 	Device
 	root uint64
+	at   span // nothing else is there
 }
 
 // unfinished begins an image that has no superblock yet.
@@ -108,7 +110,7 @@ func (b *Builder) begin(d Device, early bool) error {
 		return failure.New(failure.Usage, "thin device %d: it was written ahead of the others", d.ID)
 	}
 	d.MappedBlocks = 0
-	b.current, b.early, b.next, b.full = &d, early, 0, false
+	b.current, b.early, b.first, b.next, b.full = &d, early, b.out.next, 0, false
 	return nil
 }
 
@@ -151,6 +153,7 @@ func (b *Builder) endDevice() error {
 	if d.root, err = b.mappings.finish(); err != nil {
 		return err
 	}
+	d.at = span{b.first, b.out.next}
 	if b.early {
 		i, _ := b.find(d.ID)
 		b.ahead = slices.Insert(b.ahead, i, d)
@@ -190,8 +193,8 @@ func (b *Builder) enter(d placed) error {
 }
 
 // Written ends the device that is coming, and reads back from the image what is mapped
-// by one that Ahead began, once that is durable. Nothing but Device, Ahead and Finish
-// may follow.
+// by one that Ahead began, once that is durable. Nothing but Device, Ahead, Drop and
+// Finish may follow.
 func (b *Builder) Written(from io.ReaderAt, id uint32) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
 		root, err := b.settled(id)
@@ -203,6 +206,32 @@ func (b *Builder) Written(from io.ReaderAt, id uint32) iter.Seq2[Run, error] {
 			yield(Run{}, err)
 		}
 	}
+}
+
+// Drop takes back a device that Ahead began, which has not had its turn: another one
+// may be begun with its id. What it maps is read from the image. After an error the
+// Builder is of no use any more.
+func (b *Builder) Drop(from io.ReaderAt, id uint32) error {
+	root, err := b.settled(id)
+	if err != nil {
+		return err
+	}
+	i, _ := b.find(id)
+	d, blocks := b.ahead[i], uint64(0)
+	r := &Reader{src: source{from, b.out.next}, sb: b.sb}
+	err = r.runs(root, func(run Run, _ error) bool {
+		blocks += run.Length
+		return b.data.remove(run.Data, run.Length)
+	})
+	if errors.Is(err, errStop) || err == nil && blocks != d.MappedBlocks {
+		err = damaged("block %d: thin device %d: read back otherwise than it was written", root, id)
+	}
+	if err != nil {
+		return err
+	}
+	b.out.given = append(b.out.given, d.at)
+	b.ahead = slices.Delete(b.ahead, i, i+1)
+	return nil
 }
 
 func (b *Builder) settled(id uint32) (root uint64, err error) {

@@ -84,6 +84,23 @@ func (p *countPage) add(at, n int) {
 	}
 }
 
+// remove counts one reference less to each of n blocks, which must exist. It is false
+// if one of them had none.
+func (c *counts) remove(first, n uint64) bool {
+	for ; n > 0; first, n = first+1, n-1 {
+		p, at := c.pages[first/entriesPerBitmap], int(first%entriesPerBitmap)
+		switch {
+		case p == nil || p.get(at) == 0:
+			return false
+		case p.wide != nil:
+			p.wide[at]--
+		default:
+			p.small[at/32] -= 1 << (at % 32 * 2)
+		}
+	}
+	return true
+}
+
 func (p *countPage) widen() {
 	p.wide = make([]uint32, entriesPerBitmap)
 	for i := range p.wide {

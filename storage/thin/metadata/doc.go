@@ -26,7 +26,8 @@
 // Devices come in ascending order, but for those that Builder.Ahead begins. So a
 // caller that changes the metadata of a pool can write what no guest changes, disk 0
 // and the volumes that are new to the pool, before it suspends anything, and the
-// rest while guests wait.
+// rest while guests wait. What guests may change can be written before as well, and
+// taken back by Builder.Drop where they did: Reader.MappingRoots tells.
 //
 // The metadata of a live pool may only be read through its metadata snapshot
 // (Reader.Snapshot) and past the page cache (layout.Open): the kernel writes

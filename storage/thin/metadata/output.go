@@ -19,15 +19,19 @@ type Target interface {
 // chunk is how many blocks are written in one request.
 const chunk = 256
 
-// output writes blocks one behind the other. It has no holes, so the blocks in
-// use are those below next.
+// output writes blocks one behind the other. The blocks in use are those below next,
+// but for what was given up.
 type output struct {
 	to    Target
 	limit uint64 // blocks that may be used
 	next  uint64 // the first block that is not in use
 	buf   []byte // what is not written yet ends before next
 	n     int
+	given []span // up, and free
 }
+
+// span is a row of blocks.
+type span struct{ first, end uint64 }
 
 // allocate gives the place of the next block, to be filled and sealed before
 // another is asked for.

@@ -120,6 +120,27 @@ func (r *Reader) Mappings(id uint32) iter.Seq2[Run, error] {
 	}
 }
 
+// MappingRoots are the roots of the trees of mappings, by device. In a metadata
+// snapshot, a device that has the root that it has in one reserved later maps the same,
+// if nothing changed between the release of the one and the reservation of the other:
+// as long as a snapshot holds a tree, whatever changes it writes another one, from the
+// root on, elsewhere. Of a snapshot that was released before, a root may have been used
+// again.
+func (r *Reader) MappingRoots() (map[uint32]uint64, error) {
+	roots := map[uint32]uint64{}
+	w := walker{src: &r.src, size: mappingSize, leaf: func(block uint64, n node) error {
+		for i := range n.entries() {
+			if n.key(i) >= MaxDevices {
+				return damaged("block %d: device %d", block, n.key(i))
+			}
+			roots[uint32(n.key(i))] = binary.LittleEndian.Uint64(n.value(i, mappingSize))
+		}
+		return nil
+	}}
+	_, err := w.walk(r.at.mappings)
+	return roots, err
+}
+
 func (r *Reader) mappingRoot(id uint32) (uint64, error) {
 	v, err := r.src.lookup(r.at.mappings, uint64(id), mappingSize)
 	switch {

@@ -77,14 +77,19 @@ func (o *output) metadataMap() (spaceMapRoot, error) {
 		return root, err
 	}
 	bitmaps := bitmapsFor(o.limit)
-	root.allocated = o.next + bitmaps + 1
-	if root.allocated > o.limit {
+	end := o.next + bitmaps + 1
+	if end > o.limit {
 		o.next = o.limit
 		_, _, err := o.allocate()
 		return root, err
 	}
 	used := newCounts(o.limit)
-	used.add(0, root.allocated)
+	used.add(0, end)
+	root.allocated = end
+	for _, s := range o.given {
+		used.remove(s.first, s.end-s.first)
+		root.allocated -= s.end - s.first
+	}
 	list := make([]byte, BlockSize)
 	for i, page := range used.pages {
 		entry, err := o.bitmap(page)

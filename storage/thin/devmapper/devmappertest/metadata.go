@@ -83,6 +83,7 @@ func (k *Kernel) WriteMetadata(name string, image Image) error {
 		return refuse("write metadata", name, errno)
 	}
 	*store = stored{image: image.Clone()}
+	store.image.plant()
 	return nil
 }
 

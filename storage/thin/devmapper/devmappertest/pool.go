@@ -144,6 +144,26 @@ func (p *pool) put(b uint64) {
 	}
 }
 
+// root is the first block that no tree begins in, neither in core nor committed nor
+// held: one that was given up is used again.
+func (p *pool) root() uint64 {
+	for b := uint64(1); ; b++ {
+		if p.image.roots(b)+p.store.image.roots(b)+p.store.held.roots(b) == 0 {
+			return b
+		}
+	}
+}
+
+// shadow is for a tree of mappings that is about to change: unless this transaction
+// wrote it and it is nobody else's, the change goes to a copy.
+func (p *pool) shadow(id uint32) {
+	d := p.image.Devices[id]
+	if p.image.roots(d.Root) > 1 || p.store.image.roots(d.Root)+p.store.held.roots(d.Root) > 0 {
+		d.Root = p.root()
+		p.image.Devices[id] = d
+	}
+}
+
 // message does what a message says.
 func (p *pool) message(m devmapper.Message) syscall.Errno {
 	if p.mode == devmapper.ReadOnly {
@@ -176,7 +196,7 @@ func (p *pool) createThin(id uint64) syscall.Errno {
 	if _, there := p.image.Devices[uint32(id)]; there {
 		return syscall.EEXIST
 	}
-	p.image.Devices[uint32(id)] = ThinImage{p.image.Transaction, p.image.Time, p.image.Time, map[uint64]Mapped{}}
+	p.image.Devices[uint32(id)] = ThinImage{p.image.Transaction, p.image.Time, p.image.Time, map[uint64]Mapped{}, p.root()}
 	return 0
 }
 
@@ -194,7 +214,7 @@ func (p *pool) createSnap(id, origin uint64) syscall.Errno {
 	p.image.Time++
 	from.SnapTime = p.image.Time
 	p.image.Devices[uint32(origin)] = from
-	p.image.Devices[uint32(id)] = ThinImage{p.image.Transaction, p.image.Time, p.image.Time, maps.Clone(from.Mappings)}
+	p.image.Devices[uint32(id)] = ThinImage{p.image.Transaction, p.image.Time, p.image.Time, maps.Clone(from.Mappings), from.Root}
 	for _, m := range from.Mappings {
 		p.use[m.Block]++
 	}

@@ -25,6 +25,10 @@ type ThinImage struct {
 	Transaction            uint64
 	CreationTime, SnapTime uint32
 	Mappings               map[uint64]Mapped // by virtual block
+
+	// Root is the block that the tree of mappings begins in. Of an image that a tool
+	// writes it is chosen for it.
+	Root uint64
 }
 
 // Image is what metadata say.
@@ -46,6 +50,26 @@ func (i Image) Clone() Image {
 	}
 	i.Devices = devices
 	return i
+}
+
+// plant gives trees that have no root one.
+func (i Image) plant() {
+	next := uint64(1)
+	for _, id := range slices.Sorted(maps.Keys(i.Devices)) {
+		d := i.Devices[id]
+		d.Root, next = next, next+1
+		i.Devices[id] = d
+	}
+}
+
+// roots counts the devices whose trees begin in a block.
+func (i Image) roots(block uint64) (n int) {
+	for _, d := range i.Devices {
+		if d.Root == block {
+			n++
+		}
+	}
+	return n
 }
 
 // allocated is every block that a device maps.

@@ -108,6 +108,7 @@ func (p *pool) provision(t devmapper.Thin, virtual uint64, old Mapped, mapped bo
 		p.put(old.Block)
 	}
 	p.use[block]++
+	p.shadow(t.ID)
 	p.image.Devices[t.ID].Mappings[virtual] = Mapped{block, p.image.Time}
 	return block, done, 0
 }
@@ -124,6 +125,7 @@ func (p *pool) discard(id uint32, off, length int64) syscall.Errno {
 	mappings := p.image.Devices[id].Mappings
 	for v := (off + size - 1) / size; v < (off+length)/size; v++ {
 		if m, mapped := mappings[uint64(v)]; mapped {
+			p.shadow(id)
 			delete(mappings, uint64(v))
 			p.put(m.Block)
 		}

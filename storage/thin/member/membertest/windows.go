@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 
+	"diskhook/storage/failure"
 	"diskhook/storage/thin/devmapper/devmappertest"
 	"diskhook/storage/thin/layout/layouttest"
 	"diskhook/storage/thin/member"
@@ -64,6 +65,9 @@ func newDraft(w Windows, name string, sb metadata.Superblock) *draft {
 }
 
 func (d *draft) Device(v metadata.Device) error {
+	if _, twice := d.image.Devices[v.ID]; twice {
+		return failure.New(failure.Usage, "thin device %d: it is there already", v.ID)
+	}
 	d.current = v.ID
 	d.image.Devices[v.ID] = devmappertest.ThinImage{
 		Transaction: v.Transaction, CreationTime: v.CreationTime, SnapTime: v.SnapTime, Mappings: map[uint64]devmappertest.Mapped{},
@@ -79,6 +83,14 @@ func (d *draft) Written(id uint32) iter.Seq2[metadata.Run, error] {
 		return func(yield func(metadata.Run, error) bool) { yield(metadata.Run{}, err) }
 	}
 	return r.Mappings(id)
+}
+
+func (d *draft) Drop(id uint32) error {
+	if _, there := d.image.Devices[id]; !there {
+		return failure.New(failure.NotFound, "thin device %d: it is not there", id)
+	}
+	delete(d.image.Devices, id)
+	return nil
 }
 
 func (d *draft) Map(r metadata.Run) error {
@@ -108,6 +120,19 @@ func (w Windows) Read(_ context.Context, name string, held uint64) (*metadata.Re
 	}
 	r, err := reader(image)
 	return r, func() error { return nil }, err
+}
+
+// Roots is member.Windows'.
+func (w Windows) Roots(_ context.Context, name string, held uint64) (map[uint32]uint64, error) {
+	if err := w.Look(); err != nil {
+		return nil, err
+	}
+	image, err := w.Kernel.ReadMetadata(name, held)
+	roots := map[uint32]uint64{}
+	for number, d := range image.Devices {
+		roots[number] = d.Root
+	}
+	return roots, err
 }
 
 // Retire is member.Windows'.

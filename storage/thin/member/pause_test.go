@@ -23,6 +23,13 @@ type clocked struct {
 	verify func(id uint32)   // is told before that
 }
 
+// clock has a host's metadata written and read by way of one.
+func clock(h *node) *clocked {
+	c := &clocked{Windows: h.Windows, h: h, paused: map[uint32]uint64{}, read: map[uint32]uint64{}}
+	h.Windows = c
+	return c
+}
+
 type clockedImage struct {
 	member.Image
 	c  *clocked
@@ -78,21 +85,16 @@ func (c *clocked) held() bool {
 func TestGuestsDoNotWaitForWhatComes(t *testing.T) {
 	w := stage(t)
 	one := w.hosts[0]
-	c := &clocked{Windows: one.Windows, h: one, paused: map[uint32]uint64{}, read: map[uint32]uint64{}}
-	one.Windows = c
+	c := clock(one)
 	one.attach("v2")
-	numbers := map[string]uint32{}
-	m, _ := w.readMap()
-	for _, v := range m.Volumes {
-		numbers[v.Name] = v.Number
-	}
-	if n := c.paused[numbers["v1"]]; n != 0 {
+	v1, v2 := w.record("v1").Number, w.record("v2").Number
+	if n := c.paused[v1]; n != 0 {
 		t.Errorf("%d blocks of v1, which nobody had written to, were written while it was held back", n)
 	}
-	if n := c.paused[numbers["v2"]]; n != 0 {
+	if n := c.paused[v2]; n != 0 {
 		t.Errorf("%d blocks of v2 were written while v1 was held back", n)
 	}
-	if c.read[numbers["v2"]] == 0 {
+	if c.read[v2] == 0 {
 		t.Error("v2 was not read back before v1 was held back")
 	}
 	one.reads("v1")
@@ -107,8 +109,7 @@ func TestGuestsWriteBetween(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		w := stage(t)
 		one := w.hosts[0]
-		c := &clocked{Windows: one.Windows, h: one, paused: map[uint32]uint64{}, read: map[uint32]uint64{}}
-		one.Windows = c
+		c := clock(one)
 		one.attach("v2")
 		v1, v2 := w.record("v1").Number, w.record("v2").Number
 		clear(c.paused)
@@ -126,9 +127,7 @@ func TestGuestsWriteBetween(t *testing.T) {
 				one.discard("v1", v)
 			}
 		}
-		if err := one.Rebuild(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		w.must(one.Rebuild(t.Context()))
 		if n := c.paused[v2]; n != 0 {
 			t.Errorf("%d blocks of v2, which did not change", n)
 		}
@@ -143,8 +142,7 @@ func TestGuestsWriteBetween(t *testing.T) {
 func TestSnapshotLetGoMeanwhile(t *testing.T) {
 	w := stage(t)
 	one := w.hosts[0]
-	c := &clocked{Windows: one.Windows, h: one, paused: map[uint32]uint64{}, read: map[uint32]uint64{}}
-	one.Windows = c
+	c := clock(one)
 	one.attach("v2")
 	v1, v2 := w.record("v1").Number, w.record("v2").Number
 	clear(c.paused)
@@ -171,8 +169,7 @@ func TestSnapshotLetGoMeanwhile(t *testing.T) {
 func TestNothingAheadWithoutRoom(t *testing.T) {
 	w := stage(t)
 	one := w.hosts[0]
-	c := &clocked{Windows: one.Windows, h: one, paused: map[uint32]uint64{}, read: map[uint32]uint64{}}
-	one.Windows = c
+	c := clock(one)
 	one.tells = func(_ string, p *devmapper.PoolStatus) { p.MetadataUsed = p.MetadataTotal * 6 / 10 }
 	one.attach("v2")
 	if v1 := w.record("v1").Number; c.paused[v1] == 0 || c.read[v1] != 0 {
